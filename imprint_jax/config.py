@@ -1,0 +1,187 @@
+"""Every field of a configuration, once: default, unit, meaning. The defaults are the paper's stage 1.
+
+A recipe in `configs/` starts from `default()` and changes what differs. `load` reads one by name or
+file and applies overrides written as `--config.a.b=value`; both are checked against the fields and
+types here.
+"""
+
+import ast
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from imprint_jax.errors import InputError
+
+
+def default() -> ConfigDict:
+    """The paper's stage 1 at full size; "(open)" marks what the paper does not say."""
+    c = ConfigDict()
+    c.stage = 1  # 1: another view of the object on black; 2: compositing into a background
+    c.seed = 0
+    c.total_steps = 27_530  # 5 epochs of 1,409,545 pairs (Sec. 4.1)
+    c.batch_size = 256  # over all devices (Sec. 4.1)
+    c.image_size = 512  # pixels, side of target and output (Sec. 3)
+    c.object_size = 224  # pixels, side of the object image (open)
+    c.dtype = "bfloat16"  # of the computation; parameters in training stay float32
+    # Weights to start from: {component: path of a released folder or of a training run}. From a
+    # run the averaged (EMA) weights are taken. What is not named starts at random.
+    c.init_from = ConfigDict({"dinov2": "", "adapter": "", "unet": "", "vae": ""})
+
+    c.model = ConfigDict()
+    c.model.autoencoder = "kl"  # "kl": Stable Diffusion's VAE; "dct": closed-form codec
+    c.model.dinov2 = ConfigDict(
+        dict(  # ViT-g/14 with registers (facebookresearch/dinov2, vit_giant2)
+            image_size=518,
+            patch_size=14,
+            width=1536,
+            depth=40,
+            num_heads=24,
+            mlp="swiglu",
+            mlp_width=4096,
+            num_registers=4,
+        )
+    )
+    c.model.adapter = ConfigDict(
+        dict(width_in=1536, width=768, depth=5, num_heads=12, mlp_width=3072)  # (open)
+    )
+    c.model.unet = ConfigDict(
+        dict(  # Stable Diffusion v1.4
+            in_channels=4,
+            out_channels=4,
+            block_widths=(320, 640, 1280, 1280),
+            layers_per_block=2,
+            attention_levels=(True, True, True, False),
+            context_width=768,
+            num_heads=8,
+            norm_groups=32,
+        )
+    )
+    c.model.vae = ConfigDict(
+        dict(  # Stable Diffusion v1.4
+            latent_channels=4,
+            block_widths=(128, 256, 512, 512),
+            layers_per_block=2,
+            norm_groups=32,
+            scaling_factor=0.18215,
+        )
+    )
+
+    c.diffusion = ConfigDict()
+    c.diffusion.num_train_timesteps = 1000
+    c.diffusion.beta_start = 0.00085  # Stable Diffusion's "scaled linear" schedule
+    c.diffusion.beta_end = 0.012
+    c.diffusion.zero_terminal_snr = False  # rescale so that the last timestep is pure noise
+    c.diffusion.prediction_type = "epsilon"  # "epsilon", "sample" or "v_prediction"
+    c.diffusion.hole_fill = "grey"  # what the background shows inside the hole: "grey" or "none"
+    c.diffusion.sample_posterior = False  # the target's latents: a sample, or the mean
+
+    c.drop_probability = 0.05  # of the object's tokens, a sample (Sec. 4.1)
+
+    c.data = ConfigDict()
+    # Where samples come from, and how often: {kind, records, backgrounds, weight}.
+    # kind "views": two views of one object on black; "pasted": one view pasted into a photo.
+    c.data.sources = ()
+    c.data.split = "train"
+    c.data.num_workers = 8  # processes that decode and augment; 0: threads of this process
+
+    # What is trained, at which learning rate. The first pattern that matches a parameter's path
+    # from its start decides; every parameter must match one. None: frozen. A tuple: one rate for
+    # each equal share of the steps.
+    c.groups = (
+        ("dinov2", "dinov2/", 4e-6),  # Sec. 4.1
+        ("adapter", "adapter/", 4e-5),  # (open; stage 2's)
+        ("unet_decoder", "unet/(up_blocks|conv_norm_out|conv_out)/", 4e-6),  # (open; stage 2's)
+        ("frozen", "(unet|vae)/", None),
+    )
+    c.optim = ConfigDict()
+    c.optim.warmup_steps = 1000  # linear, from 0; this and the rest of the section (open)
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.999
+    c.optim.weight_decay = 1e-2  # on kernels only
+    c.optim.clip_norm = 1.0  # over all trained gradients together
+    c.optim.ema_decay = 0.9999  # at most; (1 + step) / (10 + step) before
+
+    c.fsdp = 1  # devices that share one copy of parameters and moments; the rest copy it
+    c.log_every = 50  # steps
+    c.save_every = 1000  # steps
+    c.keep = 3  # checkpoints
+
+    # What a sampler does unless told otherwise (Sec. 4.1).
+    c.sampling = ConfigDict(dict(num_steps=50, guidance_scale=3.0, spacing="leading"))
+    return c
+
+
+def config_file(name: str) -> Path:
+    """The recipe called `name`, or the file of that path.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"There is no config file {name}.")
+        return path
+    # In a checkout the recipes stand beside the package; in an installed wheel inside it.
+    folders = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]
+    for folder in folders:
+        if (folder / f"{name}.py").is_file():
+            return folder / f"{name}.py"
+    known = sorted({p.stem for f in folders for p in f.glob("*.py")})
+    raise InputError(f"Unknown config {name!r}; known are {', '.join(known)}, or give a .py file.")
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The configuration of a recipe, with overrides applied, locked.
+
+    Args:
+        name: A recipe's name ("mini_stage1") or a path ending in .py that defines `get_config()`.
+        overrides: Arguments of the form "--config.a.b=value".
+
+    Raises:
+        InputError: Unknown recipe, field, or a value of another type than the field's.
+    """
+    path = config_file(name)
+    recipe = runpy.run_path(str(path))
+    if "get_config" not in recipe:
+        raise InputError(f"{path} defines no get_config().")
+    config = recipe["get_config"]()
+    for override in overrides:
+        _apply(config, override)
+    return config.lock()
+
+
+def _apply(config: ConfigDict, override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not name.startswith("--config.") or not equals:
+        raise InputError(f"Cannot read {override!r}; overrides look like --config.seed=1.")
+    *parents, field = name.removeprefix("--config.").split(".")
+    section = config
+    for parent in [*parents, field]:
+        if not isinstance(section, ConfigDict) or parent not in section:
+            fields = ", ".join(section) if isinstance(section, ConfigDict) else "none"
+            raise InputError(f"Unknown config field in {override!r}; at {parent!r}: {fields}.")
+        section, owner = section[parent], section
+    if isinstance(section, ConfigDict):
+        raise InputError(f"{override!r} sets a whole section; its fields: {', '.join(section)}.")
+    owner[field] = _parse(text, section, override)
+
+
+def _parse(text: str, current, override: str):
+    """The text as a value of the current one's type; whole numbers may stand for floats."""
+    if isinstance(current, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(current, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(current):
+        raise InputError(
+            f"{override!r}: the field is of type {type(current).__name__}"
+            f" (now {current!r}), {text!r} is not."
+        )
+    return value

@@ -1,0 +1,95 @@
+"""The noise process, and the background blend that makes it an inpainter.
+
+With a_t = alphas_cumprod[t], x0 clean latents and eps ~ N(0, 1):
+
+    x_t = sqrt(a_t) x0 + sqrt(1 - a_t) eps
+    v_t = sqrt(a_t) eps - sqrt(1 - a_t) x0
+
+A network may predict eps ("epsilon", Stable Diffusion v1), x0 ("sample") or v ("v_prediction";
+Salimans and Ho 2022, Appendix D). Timesteps run from 0, nearly clean, to 999, nearly noise.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+def noise_schedule(config) -> np.ndarray:
+    """Stable Diffusion's "scaled linear" schedule: the betas' square roots are equally spaced.
+
+    Args:
+        config: The `diffusion` section of a configuration. With `zero_terminal_snr` the schedule
+            is rescaled so that the last timestep carries no signal (Lin et al. 2023, Algorithm 1).
+
+    Returns:
+        alphas_cumprod: (num_train_timesteps,) float32, decreasing.
+    """
+    roots = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_train_timesteps)
+    alphas_cumprod = np.cumprod(1.0 - roots**2)
+    if config.zero_terminal_snr:
+        signal = np.sqrt(alphas_cumprod)
+        signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+        alphas_cumprod = signal**2
+    return alphas_cumprod.astype(np.float32)
+
+
+def _signal_noise(alpha_cumprod: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
+    """sqrt(a) and sqrt(1 - a), with trailing axes so that a (b,) meets (b h w c)."""
+    a = jnp.asarray(alpha_cumprod)
+    a = a.reshape(a.shape + (1,) * (ndim - a.ndim))
+    return jnp.sqrt(a), jnp.sqrt(1.0 - a)
+
+
+def add_noise(x0: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array) -> jax.Array:
+    """x_t of clean latents (b h w c), noise of the same shape, and a_t: (b,) or a scalar."""
+    signal, sigma = _signal_noise(alpha_cumprod, x0.ndim)
+    return signal * x0 + sigma * noise
+
+
+def prediction_target(
+    prediction_type: str, x0: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array
+) -> jax.Array:
+    """What the network should predict, (b h w c)."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return x0
+    signal, sigma = _signal_noise(alpha_cumprod, x0.ndim)
+    return signal * noise - sigma * x0
+
+
+def x0_and_noise(
+    prediction_type: str, prediction: jax.Array, xt: jax.Array, alpha_cumprod: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The clean latents and the noise that a prediction at x_t stands for.
+
+    "epsilon" needs a_t > 0 and "sample" a_t < 1; "v_prediction" needs neither.
+
+    Returns:
+        x0 and noise, each (b h w c).
+    """
+    signal, sigma = _signal_noise(alpha_cumprod, xt.ndim)
+    if prediction_type == "epsilon":
+        return (xt - sigma * prediction) / signal, prediction
+    if prediction_type == "sample":
+        return prediction, (xt - signal * prediction) / sigma
+    return signal * xt - sigma * prediction, sigma * xt + signal * prediction
+
+
+def blend(latents: jax.Array, background: jax.Array, mask: jax.Array) -> jax.Array:
+    """What the network sees: the noisy latents in the hole, the clean background around it.
+
+    M z + (1 - M) z_bg (paper Sec. 3.2 and Fig. 3). The edge of the noise is what tells the network
+    the mask, so the loss and every sampler's evaluations go through here.
+
+    Args:
+        latents: (b h w c) noisy latents.
+        background: (b h w c) latents of the background, without noise.
+        mask: (b h w 1) of 0 and 1, 1 in the hole.
+
+    Returns:
+        (b h w c).
+    """
+    return mask * latents + (1.0 - mask) * background

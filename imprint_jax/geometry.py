@@ -1,0 +1,305 @@
+"""Where the object goes: boxes, crops with context, paste-back, mask levels, mask to latent grid.
+
+NumPy in, NumPy out. Images are (h w 3) uint8, masks (h w) bool with true = the hole or the object.
+Boxes are (x0, y0, x1, y1) in pixels, half-open. Resizing is Lanczos with antialiasing.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+from scipy import ndimage
+
+from imprint_jax.errors import InputError
+from imprint_jax.images import MASK_THRESHOLD
+
+Box = tuple[int, int, int, int]
+
+# A crop is at least this many times as wide as its hole, so that the paste-back has a rim to fade in.
+MIN_CONTEXT = 1.2
+
+# The blurred mask is cut here: a straight edge moves outwards by 0.84 sigma (the normal
+# distribution's 20 % point), so that the levels between outline and box grow visibly.
+LEVEL_THRESHOLD = 0.2
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of an image; it may reach outside of it.
+
+    Attributes:
+        x0: Left edge, in pixels, may be negative.
+        y0: Upper edge, likewise.
+        side: Width and height, in pixels.
+    """
+
+    x0: int
+    y0: int
+    side: int
+
+
+def bounding_box(mask: np.ndarray) -> Box:
+    """The smallest box around the true pixels of (h w).
+
+    Raises:
+        InputError: The mask is empty.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        raise InputError("The mask is empty; mark at least one pixel.")
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def box_mask(box: Box, height: int, width: int) -> np.ndarray:
+    """The mask (height width) bool that is true inside the box.
+
+    Raises:
+        InputError: The box has no area or leaves the image.
+    """
+    x0, y0, x1, y1 = box
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise InputError(
+            f"The box {x0},{y0},{x1},{y1} must satisfy 0 <= X0 < X1 <= {width} and "
+            f"0 <= Y0 < Y1 <= {height} for this picture of {width}x{height} pixels."
+        )
+    mask = np.zeros((height, width), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The object on black, `image * mask`.
+
+    Args:
+        image: (h w 3) uint8.
+        mask: (h w) bool, or uint8 coverage (255 = all object) for soft edges.
+
+    Returns:
+        (h w 3) uint8.
+    """
+    if mask.dtype == bool:
+        return image * mask[..., None]
+    product = image.astype(np.uint16) * mask[..., None]
+    return ((product + 127) // 255).astype(np.uint8)
+
+
+def object_crop(image: np.ndarray, mask: np.ndarray, size: int, margin: float) -> np.ndarray:
+    """The object cut out on black, centred in a square that its bounding box fills.
+
+    Args:
+        image: (h w 3) uint8.
+        mask: (h w) bool, or uint8 coverage.
+        size: Side of the result, in pixels.
+        margin: Black rim on each side, as a share of the bounding box's longer side.
+
+    Returns:
+        (size size 3) uint8.
+
+    Raises:
+        InputError: The mask is empty.
+    """
+    x0, y0, x1, y1 = bounding_box(mask if mask.dtype == bool else mask >= MASK_THRESHOLD)
+    cut = cut_out(image[y0:y1, x0:x1], mask[y0:y1, x0:x1])
+    scale = size / (max(x1 - x0, y1 - y0) * (1 + 2 * margin))
+    return centre(_resize(cut, round((x1 - x0) * scale), round((y1 - y0) * scale)), size)
+
+
+def centre(image: np.ndarray, size: int) -> np.ndarray:
+    """Puts (h w 3), at most `size` high and wide, in the middle of a black (size size 3)."""
+    height, width = image.shape[:2]
+    y0, x0 = (size - height) // 2, (size - width) // 2
+    canvas = np.zeros((size, size, 3), np.uint8)
+    canvas[y0 : y0 + height, x0 : x0 + width] = image
+    return canvas
+
+
+def context_crop(mask: np.ndarray, context: float) -> Crop:
+    """The square around a hole that the network sees.
+
+    It is centred on the hole's bounding box, shrunk to the image's shorter side where that leaves
+    `MIN_CONTEXT`, then shifted into the image. Only where it is larger than the image does it
+    reach outside, by as much on both sides.
+
+    Args:
+        mask: (h w) bool, the hole.
+        context: Side of the crop over the longer side of the hole's bounding box, 1 or more.
+
+    Raises:
+        InputError: The mask is empty, or `context` is below 1.
+    """
+    if context < 1:
+        raise InputError(f"The context is {context} but the crop must hold the hole; use 1 or more.")
+    x0, y0, x1, y1 = bounding_box(mask)
+    height, width = mask.shape
+    hole = max(x1 - x0, y1 - y0)
+    least = min(math.ceil(hole * MIN_CONTEXT), max(height, width))
+    side = max(min(round(hole * context), min(height, width)), least)
+
+    def start(low: int, high: int, length: int) -> int:
+        if side > length:
+            return (length - side) // 2
+        return min(max((low + high - side) // 2, 0), length - side)
+
+    return Crop(start(x0, x1, width), start(y0, y1, height), side)
+
+
+def extract(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
+    """Cuts a crop out and resizes it; outside of the image the edge pixels are repeated.
+
+    Fill the hole (`fill_hole`) before, where its content must not show: Lanczos spreads it by
+    three pixels, and the repeated edge may be part of it.
+
+    Args:
+        image: (h w 3) uint8, or (h w) bool, whose edge is repeated in the same way.
+        crop: What to cut out.
+        size: Side of the result, in pixels.
+
+    Returns:
+        (size size 3) uint8; or (size size) bool, true where any pixel below is.
+    """
+    height, width = image.shape[:2]
+    rows = np.clip(np.arange(crop.y0, crop.y0 + crop.side), 0, height - 1)
+    columns = np.clip(np.arange(crop.x0, crop.x0 + crop.side), 0, width - 1)
+    square = image[rows[:, None], columns]
+    if image.dtype != bool:
+        return _resize(square, size, size)
+    # In floating point the mean of a box is positive if one pixel in it is; 8 bits would round.
+    covered = Image.fromarray(square.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
+    return np.asarray(covered) > 0
+
+
+def paste_back(
+    background: np.ndarray, generated: np.ndarray, mask: np.ndarray, crop: Crop, feather: int
+) -> np.ndarray:
+    """Puts the generated square back into the photo.
+
+    Inside the hole the result is the generated image; over `feather` pixels outside of it, it
+    fades smoothly to the photo (over fewer where the crop's edge is nearer, so that no seam shows
+    there); everywhere else it is the photo, bit for bit.
+
+    Args:
+        background: (h w 3) uint8.
+        generated: (s s 3) uint8, what the network made of `extract(background, crop, s)`.
+        mask: (h w) bool, the hole.
+        crop: The square it was extracted from.
+        feather: Width of the transition in pixels of the photo; 0 = none.
+
+    Returns:
+        (h w 3) uint8.
+
+    Raises:
+        InputError: The mask is empty or not inside the crop.
+    """
+    height, width = mask.shape
+    x0, y0, x1, y1 = bounding_box(mask)
+    right, bottom = crop.x0 + crop.side, crop.y0 + crop.side
+    if x0 < crop.x0 or y0 < crop.y0 or x1 > right or y1 > bottom:
+        raise InputError("The mask reaches outside of the crop that was generated.")
+    # Room between the hole and those edges of the crop beyond which the photo goes on.
+    room = [x0 - crop.x0] * (crop.x0 > 0) + [y0 - crop.y0] * (crop.y0 > 0)
+    room += [right - x1] * (right < width) + [bottom - y1] * (bottom < height)
+    feather = min([feather, *room])
+
+    # Only this window can change: the hole and its rim, inside the image.
+    x0, y0 = max(x0 - feather, 0), max(y0 - feather, 0)
+    x1, y1 = min(x1 + feather, width), min(y1 + feather, height)
+    distance = ndimage.distance_transform_edt(~mask[y0:y1, x0:x1])
+    alpha = np.clip(1 - distance / (feather + 1), 0, 1)[..., None].astype(np.float32)
+    alpha = alpha * alpha * (3 - 2 * alpha)
+
+    new = _resize(generated, crop.side, crop.side)
+    new = new[y0 - crop.y0 : y1 - crop.y0, x0 - crop.x0 : x1 - crop.x0]
+    result = background.copy()
+    old = result[y0:y1, x0:x1]
+    result[y0:y1, x0:x1] = np.rint(old + alpha * (new.astype(np.float32) - old))
+    return result
+
+
+def mask_level(mask: np.ndarray, level: int, sigmas: tuple[float, float]) -> np.ndarray:
+    """One of the four precisions of a mask (paper, Sec. 3.2, after SmartBrush).
+
+    0 is the mask itself, 3 its bounding box; 1 and 2 lie between: the mask blurred by a Gaussian,
+    cut at `LEVEL_THRESHOLD`, joined with the level before, inside the box. Each holds the one
+    before.
+
+    Args:
+        mask: (h w) bool.
+        level: 0 to 3.
+        sigmas: Standard deviations of levels 1 and 2 over the square root of the box's area
+            (SmartBrush's are not published).
+
+    Returns:
+        (h w) bool.
+
+    Raises:
+        InputError: The mask is empty, or there is no such level.
+    """
+    if level not in (0, 1, 2, 3):
+        raise InputError(f"Mask level {level} does not exist; use 0, 1, 2 or 3.")
+    x0, y0, x1, y1 = box = bounding_box(mask)
+    if level == 0:
+        return mask.copy()
+    if level == 3:
+        return box_mask(box, *mask.shape)
+    inside = mask[y0:y1, x0:x1]
+    grown = inside
+    for sigma in sigmas[:level]:
+        grown = grown | (_blur(inside, sigma * math.sqrt(inside.size)) >= 255 * LEVEL_THRESHOLD)
+    result = np.zeros_like(mask)
+    result[y0:y1, x0:x1] = grown
+    return result
+
+
+def latent_mask(mask, factor: int):
+    """Masks on the latent grid: a cell is hole if any of its pixels is. NumPy or JAX arrays.
+
+    Args:
+        mask: (b h w 1), 1 or true = the hole; h and w multiples of `factor`.
+        factor: Pixels a cell, in each direction.
+
+    Returns:
+        (b h/factor w/factor 1), of the mask's dtype.
+    """
+    b, height, width, _ = mask.shape
+    cells = mask.reshape(b, height // factor, factor, width // factor, factor, 1)
+    return cells.max(axis=(2, 4))
+
+
+def fill_hole(images, mask, mode: str, grey):
+    """Takes the hole's content away, by arithmetic that serves NumPy and JAX arrays alike.
+
+    Args:
+        images: (... c), uint8 or floating point.
+        mask: What broadcasts to `images`, 1 or true = the hole; every value 0 or 1.
+        mode: "grey" or "none" (leaves the images as they are).
+        grey: The value to fill with: 128 for uint8, 0 for images in [-1, 1].
+
+    Returns:
+        Like `images`.
+
+    Raises:
+        InputError: There is no such mode.
+    """
+    if mode == "none":
+        return images
+    if mode != "grey":
+        raise InputError(f'hole_fill is {mode!r}; use "grey" or "none".')
+    mask = mask.astype(images.dtype)
+    return images * (1 - mask) + grey * mask
+
+
+def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    size = (max(width, 1), max(height, 1))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def _blur(mask: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of (h w) bool, false beyond its edges, as uint8 coverage.
+
+    Pillow's takes the same time at any sigma; a mask of a large photo has sigmas of hundreds.
+    """
+    pad = math.ceil(3 * sigma)
+    padded = np.pad(mask.astype(np.uint8) * 255, pad)
+    blurred = Image.fromarray(padded).filter(ImageFilter.GaussianBlur(sigma))
+    return np.asarray(blurred)[pad : pad + mask.shape[0], pad : pad + mask.shape[1]]

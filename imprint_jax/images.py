@@ -1,0 +1,208 @@
+"""Picture files: read any common one to plain uint8 arrays, write PNG atomically.
+
+Arrays are (h w 3) or (h w 4) uint8, upright (EXIF orientation applied), 0 to 255.
+"""
+
+import io
+import os
+import struct
+import uuid
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
+
+from imprint_jax.errors import InputError
+
+# What Pillow raises for damaged files; EOFError and struct.error come from short headers, SyntaxError
+# from broken PNG chunks, ValueError from colour spaces it cannot convert.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+# A mask pixel from this value on (half of full scale) is hole, or object.
+MASK_THRESHOLD = 128
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Reads a picture file; see `decode_image`."""
+    return decode_image(_read_bytes(path), str(path))
+
+
+def decode_image(data: bytes, name: str, least: int | None = None) -> np.ndarray:
+    """Decodes a picture: grey, palette, 16-bit, CMYK and the like become 8-bit RGB.
+
+    Args:
+        data: The encoded file (any format of Pillow's; the first frame of an animation).
+        name: What to call it in an error.
+        least: Allows a JPEG to be decoded at half, a quarter or an eighth of its size, which is
+            faster, as long as its shorter side keeps this many pixels.
+
+    Returns:
+        (h w 4) uint8 where the file has transparency (straight, not premultiplied), else (h w 3).
+
+    Raises:
+        InputError: It is no picture, damaged, cut short, too large, or of an unknown range.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if least is not None:
+            shrink = max(min(image.size) // least, 1)
+            image.draft(None, (image.width // shrink, image.height // shrink))
+        image = _to_8_bit(ImageOps.exif_transpose(image))
+        return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{name} is not a picture of a known format.") from None
+    except _DAMAGED as error:
+        raise InputError(f"{name} cannot be read as a picture: {error}.") from error
+
+
+def read_mask(path: str | os.PathLike, size_hw: tuple[int, int]) -> np.ndarray:
+    """Reads a mask file; see `decode_mask`.
+
+    Args:
+        path: The file.
+        size_hw: Height and width the mask must have.
+
+    Raises:
+        InputError: As `decode_mask`, or the size differs.
+    """
+    mask = decode_mask(_read_bytes(path), str(path))
+    if mask.shape != tuple(size_hw):
+        (height, width), (wanted_height, wanted_width) = mask.shape, size_hw
+        raise InputError(
+            f"The mask {path} is {width}x{height} pixels (width x height) but its picture is "
+            f"{wanted_width}x{wanted_height}; resize the mask to the picture."
+        )
+    return mask
+
+
+def decode_mask(data: bytes, name: str) -> np.ndarray:
+    """Decodes a mask: the alpha channel where one is in use, else the luminance, cut at half.
+
+    Returns:
+        (h w) bool, true = hole or object.
+
+    Raises:
+        InputError: As `decode_image`; or something is drawn but nothing reaches half of white, as
+            in a mask of 0 and 1.
+    """
+    image = decode_image(data, name)
+    if image.shape[2] == 4 and image[..., 3].min() < 255:
+        values = image[..., 3]
+    else:
+        values = np.asarray(Image.fromarray(image[..., :3]).convert("L"))
+    mask = values >= MASK_THRESHOLD
+    if values.any() and not mask.any():
+        raise InputError(
+            f"The mask {name} is never brighter than {values.max()} of 255; draw the masked area white."
+        )
+    return mask
+
+
+def encode_png(array: np.ndarray, text: dict[str, str] | None = None) -> bytes:
+    """Encodes (h w), (h w 3) or (h w 4) uint8, or (h w) bool as 0 and 255, as PNG.
+
+    Args:
+        array: The pixels.
+        text: Metadata, stored as PNG text chunks.
+    """
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def write_png(
+    path: str | os.PathLike, array: np.ndarray, text: dict[str, str] | None = None
+) -> None:
+    """Writes a PNG so that the file is there whole or not at all; see `encode_png`.
+
+    Raises:
+        InputError: The folder is missing or cannot be written to.
+    """
+    path = Path(path)
+    data = encode_png(array, text)
+    # In the same folder, since a rename is atomic only within one file system.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def _read_bytes(path: str | os.PathLike) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Scales 16-bit grey to 8 bits, which Pillow's own conversion would clip at 255."""
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("its integers are not 16-bit")
+        return Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("it holds floating-point pixels; save it with 8 or 16 bits a channel")
+    return image
+
+
+def as_rgb_or_rgba(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
+    """A caller's picture as (h w 3) or (h w 4) uint8.
+
+    Args:
+        picture: PIL image of any mode, or a uint8 array (h w), (h w 3) or (h w 4).
+        name: What to call it in an error.
+
+    Raises:
+        InputError: Another dtype or shape.
+    """
+    if isinstance(picture, Image.Image):
+        image = _to_8_bit(ImageOps.exif_transpose(picture))
+        return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    array = np.asarray(picture)
+    if array.dtype != np.uint8:
+        raise InputError(f"the {name} is {array.dtype}; it must be uint8, 0 to 255")
+    if array.ndim == 2:
+        return np.repeat(array[..., None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] not in (3, 4) or 0 in array.shape:
+        raise InputError(f"the {name} has shape {array.shape}; it must be (h w 3) or (h w 4)")
+    return array
+
+
+def as_rgb(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
+    """As `as_rgb_or_rgba`, with transparency dropped: (h w 3) uint8."""
+    return as_rgb_or_rgba(picture, name)[..., :3]
+
+
+def as_mask(mask: np.ndarray | Image.Image, size_hw: tuple[int, int], name: str) -> np.ndarray:
+    """A caller's mask as (h w) bool.
+
+    Args:
+        mask: PIL image, or a bool or uint8 array (h w) or (h w 1); uint8 is cut at half.
+        size_hw: The height and width it must have.
+        name: What to call it in an error.
+
+    Raises:
+        InputError: Another dtype or size.
+    """
+    if isinstance(mask, Image.Image):
+        mask = _to_8_bit(mask).convert("L")
+    array = np.asarray(mask)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.shape != tuple(size_hw):
+        raise InputError(
+            f"the {name} has shape {array.shape} but its picture is {tuple(size_hw)} (height,"
+            " width): give a mask of the picture's size"
+        )
+    if array.dtype not in (np.bool_, np.uint8):
+        raise InputError(f"the {name} is {array.dtype}; it must be bool, or uint8 0 to 255")
+    return array if array.dtype == bool else array >= MASK_THRESHOLD

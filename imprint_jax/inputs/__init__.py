@@ -1,0 +1,1 @@
+"""From files to host batches: NumPy, Pillow and Grain, no jax."""

@@ -1,0 +1,66 @@
+"""Which two views of an object make a pair."""
+
+import numpy as np
+
+from imprint_jax.errors import InputError
+
+
+class WindowPartners:
+    """Pairs of views of one object with `0 < |frame difference| <= window` (paper, Sec. 3.1).
+
+    Args:
+        index: Arrays `group`, `instance`, `frame`, `has_mask`, one row a record; records without a
+            mask are in no pair.
+        window: The paper's n, 7.
+
+    Attributes:
+        records: (p) int64, the records that have a partner, ascending. Pair k starts from
+            `records[k]`; `len` is p.
+
+    Raises:
+        InputError: There is no pair.
+    """
+
+    def __init__(self, index: dict[str, np.ndarray], window: int):
+        with_mask = np.flatnonzero(index["has_mask"])
+        group, instance, frame = (index[k][with_mask] for k in ("group", "instance", "frame"))
+        order = np.lexsort((frame, instance, group))
+        group, instance, frame = group[order], instance[order], frame[order]
+        new_object = (np.diff(group, prepend=-1) != 0) | (np.diff(instance, prepend=-1) != 0)
+        # All frames on one axis, objects further apart than the window: one search finds the
+        # window's ends for millions of records.
+        frame = frame - frame.min(initial=0)
+        place = np.cumsum(new_object) * (frame.max(initial=0) + window + 1) + frame
+        first = np.searchsorted(place, place - window, side="left")
+        last = np.searchsorted(place, place + window, side="right")
+        # The view itself, and any other with its frame number.
+        self_first = np.searchsorted(place, place, side="left")
+        self_last = np.searchsorted(place, place, side="right")
+        count = (last - first) - (self_last - self_first)
+
+        # Positions below are in sorted order; `_sorted` leads back to record numbers.
+        self._sorted = with_mask[order]
+        starts = np.flatnonzero(count)
+        if not starts.size:
+            raise InputError(f"No object has two views at most {window} frames apart.")
+        starts = starts[np.argsort(self._sorted[starts])]
+        self.records = self._sorted[starts]
+        self._first, self._count = first[starts], count[starts]
+        self._self_first, self._self_last = self_first[starts], self_last[starts]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def partners(self, k: int) -> np.ndarray:
+        """All records that may be the other view of pair `k`."""
+        return np.array([self._partner(k, n) for n in range(self._count[k])])
+
+    def draw(self, k: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Record numbers of pair `k`: its first view, and one of its partners at random."""
+        return int(self.records[k]), self._partner(k, int(rng.integers(self._count[k])))
+
+    def _partner(self, k: int, n: int) -> int:
+        position = self._first[k] + n
+        if position >= self._self_first[k]:
+            position += self._self_last[k] - self._self_first[k]
+        return int(self._sorted[position])

@@ -1,0 +1,107 @@
+"""`make_dataset(config)`: the endless stream of samples, and each host's batches of it.
+
+    records of a source -> shuffle -> repeat -> sample  (per source, each epoch in a new order)
+                        -> mix by weight -> number      (one global stream)
+                        -> every n-th sample -> batch   (per host)
+
+Sample i of the stream depends on the configuration and on i only, so the position in the data is
+one integer, the number of samples consumed by all hosts together: `start` resumes there, on any
+number of hosts and workers.
+"""
+
+import grain
+import numpy as np
+from absl import flags
+
+from imprint_jax.errors import InputError
+from imprint_jax.inputs.records import RecordSource
+from imprint_jax.inputs.transforms import Pasted, ViewPair
+
+
+def make_stream(config) -> grain.MapDataset:
+    """The endless stream of single samples, random access: see batch.py for their keys.
+
+    Args:
+        config: As `imprint_jax.config.default()`; read are `stage`, `seed`, `image_size`,
+            `object_size` and `data`.
+
+    Raises:
+        InputError: No source, a kind that does not suit the stage, or a data set is not usable.
+    """
+    if not config.data.sources:
+        raise InputError("config.data.sources is empty; name at least one prepared data set.")
+    streams, weights = [], []
+    for number, source in enumerate(config.data.sources):
+        transform = _transform(config, source)
+        seed = np.random.SeedSequence([config.seed, number]).generate_state(1)[0]
+        streams.append(
+            grain.MapDataset.range(len(transform))
+            .seed(int(seed))
+            .shuffle()
+            .repeat()
+            .random_map(transform)
+        )
+        weights.append(source["weight"])
+    return grain.MapDataset.mix(streams, weights).map_with_index(_number)
+
+
+def make_dataset(
+    config,
+    *,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 2,
+) -> grain.IterDataset:
+    """This host's share of the batches, as an endless `grain.IterDataset`.
+
+    Batch k of all hosts together is the samples from `start + k * config.batch_size` on. Iterators
+    over it have a `close()`, which ends the workers.
+
+    Args:
+        config: As in `make_stream`, and `batch_size`, over all hosts.
+        start: Samples already consumed, by all hosts.
+        process_index: Which host this is.
+        process_count: How many hosts there are.
+        num_workers: Processes that make batches; 0 makes them in this process.
+        num_threads: Threads that make batches, in each process. Up to this many batches wait.
+
+    Returns:
+        Dicts of arrays with first axis `batch_size / process_count`; see batch.py.
+
+    Raises:
+        InputError: As `make_stream`; or the batch does not divide by the hosts.
+    """
+    if config.batch_size % process_count:
+        raise InputError(
+            f"config.batch_size = {config.batch_size} does not divide by {process_count} processes."
+        )
+    batches = make_stream(config)[start + process_index :: process_count].batch(
+        config.batch_size // process_count
+    )
+    dataset = batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
+    )
+    if num_workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads its flags when it starts workers
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return dataset
+
+
+def _transform(config, source) -> ViewPair | Pasted:
+    records = RecordSource(source["records"], config.data.split)
+    match config.stage, source["kind"]:
+        case 1, "views":
+            return ViewPair(config, records)
+        case 2, "pasted":
+            return Pasted(config, records, RecordSource(source["backgrounds"], config.data.split))
+    raise InputError(
+        f"config.data.sources has kind {source['kind']!r} in stage {config.stage}; "
+        'stage 1 takes "views", stage 2 takes "pasted".'
+    )
+
+
+def _number(index: int, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return sample | {"index": np.int32(index % 2**31)}

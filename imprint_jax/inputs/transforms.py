@@ -1,0 +1,240 @@
+"""Records to samples: the perturbation P(T(.)) of the paper's Sec. 3.3, view pairs, pasted objects.
+
+A sample is `object` (s s 3), `target` (h w 3), `mask` (h w 1), all uint8; see batch.py. What is random
+comes from the `rng` that Grain hands in, which depends on the sample's place in the stream only.
+"""
+
+import math
+
+import grain
+import numpy as np
+from PIL import Image, ImageFilter
+
+from imprint_jax.geometry import (
+    MIN_CONTEXT,
+    bounding_box,
+    centre,
+    cut_out,
+    mask_level,
+    object_crop,
+)
+from imprint_jax.images import decode_image
+from imprint_jax.inputs.pairs import WindowPartners
+from imprint_jax.inputs.records import Record, RecordSource
+
+# Grid points of a colour table in each direction; its curves are smooth, 9 show no steps.
+LUT_SIZE = 9
+# The smallest background crop, as a share of the photo's shorter side.
+MIN_ZOOM = 0.3
+# A pasted object's faintest edge (5 % coverage) is in the hole too: outside of it, it would tell the
+# network the outline.
+HOLE_COVERAGE = 13
+# Limits of the factor by which a pasted object is made darker or brighter.
+MAX_GAIN = 1.6
+
+
+def random_colors(rng: np.random.Generator, strength: float) -> ImageFilter.Color3DLUT:
+    """A random smooth change of colour and light, P: a 3-D table, applied by `recolor`.
+
+    Each channel passes through a curve (two sines, so that black and white stay and it rises
+    everywhere up to strength 1), then channels mix a little, then all is made brighter or darker.
+
+    Args:
+        rng: Source of randomness.
+        strength: 0 = no change, 1 = strong.
+    """
+    low = rng.uniform(-0.15, 0.15) + rng.uniform(-0.07, 0.07, 3)
+    high = rng.uniform(-0.04, 0.04, 3)
+    mixing = np.eye(3) + strength * rng.uniform(-0.08, 0.08, (3, 3))
+    mixing /= mixing.sum(axis=1, keepdims=True)  # greys stay grey
+    gain = math.exp(strength * rng.uniform(-0.25, 0.25))
+
+    x = np.linspace(0, 1, LUT_SIZE)
+    bend = np.outer(np.sin(np.pi * x), low) + np.outer(np.sin(2 * np.pi * x), high)
+    curves = x[:, None] + strength * bend
+    blue, green, red = np.meshgrid(*curves.T[::-1], indexing="ij")  # red runs fastest in Pillow's
+    table = gain * np.stack([red, green, blue], axis=-1) @ mixing.T
+    return ImageFilter.Color3DLUT(LUT_SIZE, table.astype(np.float32).ravel())
+
+
+def recolor(image: np.ndarray, colors: ImageFilter.Color3DLUT) -> np.ndarray:
+    """Applies a colour table to (h w 3) uint8, interpolating linearly."""
+    return np.asarray(Image.fromarray(image).filter(colors))
+
+
+def random_affine(rng: np.random.Generator, rotate: float, scale: float, shear: float, flip: float):
+    """A random change of geometry, T: a (2 2) matrix, applied by `warp`.
+
+    Args:
+        rng: Source of randomness.
+        rotate: Largest rotation either way, degrees.
+        scale: Largest change of the width and of the height, as natural logarithm; what both have
+            in common is undone when the object is framed.
+        shear: Largest shear either way, degrees.
+        flip: Probability of mirroring.
+    """
+    angle, slant = np.radians([rng.uniform(-rotate, rotate), rng.uniform(-shear, shear)])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shearing = np.array([[1, np.tan(slant)], [0, 1]])
+    stretch = np.exp(rng.uniform(-scale, scale, 2))
+    if rng.random() < flip:
+        stretch[0] *= -1
+    return rotation @ shearing @ np.diag(stretch)
+
+
+def warp(
+    image: np.ndarray, mask: np.ndarray, matrix: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Applies a (2 2) matrix to an object, on a canvas that holds all of it.
+
+    Args:
+        image: (h w 3) uint8.
+        mask: (h w) uint8 coverage.
+        matrix: Maps offsets (x, y) from the object's centre to offsets from the canvas's.
+
+    Returns:
+        Image (h' w' 3) and coverage (h' w'), uint8.
+    """
+    x0, y0, x1, y1 = bounding_box(mask > 0)
+    rgba = Image.fromarray(np.dstack([image, mask])[y0:y1, x0:x1])
+    width, height = np.ceil(np.abs(matrix) @ rgba.size).astype(int)
+    inverse = np.linalg.inv(matrix)
+    shift = np.array(rgba.size) / 2 - inverse @ [width / 2, height / 2]
+    coefficients = np.column_stack([inverse, shift]).ravel().tolist()
+    # Pillow multiplies by alpha before and divides after, so no colour seeps in from outside.
+    warped = rgba.transform(
+        (width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC
+    )
+    warped = np.asarray(warped)
+    return warped[..., :3], warped[..., 3]
+
+
+def paste(
+    photo: np.ndarray, view: tuple[np.ndarray, np.ndarray], share: float, match: float, rng
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pastes an object with its soft edge into a photo, at a random place inside of it.
+
+    Args:
+        photo: (s s 3) uint8.
+        view: The object's image (h w 3) and coverage (h w), uint8.
+        share: Share of the photo's area the object covers; less where it would not leave the
+            context of `MIN_CONTEXT`.
+        match: How far its mean brightness moves towards that of the photo there: 0 not, 1 wholly.
+        rng: Source of randomness.
+
+    Returns:
+        The composite (s s 3) uint8 and the hole that holds the object (s s) bool.
+    """
+    size = photo.shape[0]
+    image, mask = view
+    x0, y0, x1, y1 = bounding_box(mask > 0)
+    rgba = Image.fromarray(np.dstack([image, mask])[y0:y1, x0:x1])
+    scale = math.sqrt(share * size * size / (mask.sum() / 255))
+    scale = min(scale, size / MIN_CONTEXT / max(rgba.size))
+    width, height = (max(round(side * scale), 1) for side in rgba.size)
+    rgba = np.asarray(rgba.resize((width, height), Image.Resampling.LANCZOS))
+    x0, y0 = rng.integers(size - width + 1), rng.integers(size - height + 1)
+    there = np.s_[y0 : y0 + height, x0 : x0 + width]
+
+    color, alpha = rgba[..., :3], rgba[..., 3].astype(np.float32)[..., None] / 255
+    old = photo[there].astype(np.float32)
+    brightness = (color * alpha).sum() / (3 * alpha.sum())
+    gain = ((old.mean() + 1) / (brightness + 1)) ** match
+    color = np.minimum(color * np.clip(gain, 1 / MAX_GAIN, MAX_GAIN), 255)
+    composite = photo.copy()
+    composite[there] = np.rint(old + alpha * (color - old))
+    hole = np.zeros((size, size), bool)
+    hole[there] = rgba[..., 3] >= HOLE_COVERAGE
+    return composite, hole
+
+
+def random_square(photo: Record, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square of a photo, of random side, resized to (size size 3) uint8."""
+    zoom = math.exp(rng.uniform(math.log(MIN_ZOOM), 0))
+    image = decode_image(photo["image"], photo["group"], least=math.ceil(size / zoom))[..., :3]
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    side = max(zoom * shorter, min(size, shorter))
+    x0, y0 = rng.uniform(0, width - side), rng.uniform(0, height - side)
+    square = Image.fromarray(image).resize(
+        (size, size), Image.Resampling.LANCZOS, box=(x0, y0, x0 + side, y0 + side)
+    )
+    return np.asarray(square)
+
+
+def decode_view(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """A record's image (h w 3) and mask (h w), uint8; the mask's values are coverage."""
+    image = decode_image(record["image"], record["group"])[..., :3]
+    return image, decode_image(record["mask"], record["group"])[..., 0]
+
+
+class ViewPair(grain.transforms.RandomMap):
+    """Stage 1: pair number -> the object from one view, the whole other view on black as target.
+
+    Both views get the same colours, so that the object's are to be kept.
+    """
+
+    def __init__(self, config, records: RecordSource):
+        self.config, self.records = config, records
+        self.pairs = WindowPartners(records.index, config.data.window)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        first, second = self.pairs.draw(k, rng)
+        colors = random_colors(rng, self.config.data.color)
+        image, mask = decode_view(self.records[first])
+        crop = object_crop(
+            recolor(image, colors), mask, self.config.object_size, self.config.data.object_margin
+        )
+        image, mask = decode_view(self.records[second])
+        size = self.config.image_size
+        return {
+            "object": crop,
+            "target": fit(cut_out(recolor(image, colors), mask), size),
+            "mask": np.ones((size, size, 1), np.uint8),
+        }
+
+
+class Pasted(grain.transforms.RandomMap):
+    """Stage 2 without photos of the object: pair number -> one view, and the other in a photo.
+
+    The photo is an untouched random square; the pasted view keeps its colours but for a partial
+    match of brightness; the object image is perturbed, P(T(.)).
+    """
+
+    def __init__(self, config, records: RecordSource, backgrounds: RecordSource):
+        self.config, self.records, self.backgrounds = config, records, backgrounds
+        self.pairs = WindowPartners(records.index, config.data.window)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        config, data = self.config, self.config.data
+        first, second = self.pairs.draw(k, rng)
+        image, mask = decode_view(self.records[first])
+        image = recolor(image, random_colors(rng, data.color))
+        image, mask = warp(image, mask, random_affine(rng, **data.affine))
+        crop = object_crop(image, mask, config.object_size, data.object_margin)
+
+        photo = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
+        photo = random_square(photo, config.image_size, rng)
+        share = math.exp(rng.uniform(*np.log(data.share)))
+        view = decode_view(self.records[second])
+        target, hole = paste(photo, view, share, data.brightness_match, rng)
+        mask = mask_level(hole, int(rng.integers(4)), data.mask_sigmas)
+        return {
+            "object": crop,
+            "target": target,
+            "mask": mask[..., None].astype(np.uint8),
+        }
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """Scales (h w 3) uint8 so that its longer side is `size`, centred on black (size size 3)."""
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    shape = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return centre(np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.LANCZOS)), size)

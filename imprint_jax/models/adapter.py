@@ -1,0 +1,74 @@
+"""The content adapter: DINOv2's tokens to the context of the UNet's cross-attention.
+
+"Following ObjectStitch" is all the paper says (Sec. 3.1). The open ObjectStitch
+(bcmi/ObjectStitch-Image-Composition) has five pre-norm transformer blocks over all tokens and a
+learned null vector; so has this.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imprint_jax.models.layers import MLP, SelfAttention, layer_norm
+
+
+class AdapterBlock(nnx.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int, *, dtype, rngs: nnx.Rngs):
+        make = dict(dtype=dtype, rngs=rngs)
+        self.norm1 = layer_norm(width, epsilon=1e-5, **make)
+        self.attn = SelfAttention(width, num_heads, **make)
+        self.norm2 = layer_norm(width, epsilon=1e-5, **make)
+        self.mlp = MLP(width, mlp_width, **make)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b t c) -> (b t c)."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Adapter(nnx.Module):
+    """LayerNorm, linear, transformer blocks, LayerNorm; and the token that means "no object".
+
+    Args:
+        width_in: Channels of the image encoder's tokens.
+        width: Channels of the context: the UNet's cross-attention width.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_width: Hidden channels of the feed-forwards.
+        dtype: Dtype of the computation; parameters stay float32.
+        rngs: Source of the initial parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        width_in: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_width: int,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        make = dict(dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+        self.norm_in = layer_norm(width_in, epsilon=1e-5, **make)
+        self.proj = nnx.Linear(width_in, width, **make)
+        self.blocks = nnx.List(
+            [AdapterBlock(width, num_heads, mlp_width, **make) for _ in range(depth)]
+        )
+        self.norm_out = layer_norm(width, epsilon=1e-5, **make)
+        self.null_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(b t width_in) -> (b t width) float32."""
+        x = self.proj(self.norm_in(tokens.astype(self.dtype)))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm_out(x).astype(jnp.float32)
+
+    def null_context(self, tokens: jax.Array) -> jax.Array:
+        """The context of no object: the null token, as often as there are `tokens` (b t c)."""
+        return jnp.broadcast_to(self.null_token[...].astype(jnp.float32), tokens.shape)

@@ -1,0 +1,112 @@
+"""The whole model: what it is made of and how its parts meet.
+
+    object image -> DINOv2 -> adapter -> context -> the UNet's keys and values
+    background   -> VAE -> latents ------------> UNet -> prediction
+
+Outside `models/`, a model is two things: a graph definition (static) and its parameters, a plain
+nested dict of arrays with string keys: {dinov2, adapter, unet, vae}. `bind` puts them together
+inside a jitted function.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imprint_jax import geometry
+from imprint_jax.models.adapter import Adapter
+from imprint_jax.models.unet import UNet
+from imprint_jax.models.vae import AutoencoderKL, DCTCodec
+from imprint_jax.models.vit import DINOv2, normalize
+
+COMPONENTS = ("dinov2", "adapter", "unet", "vae")
+
+
+class Imprint(nnx.Module):
+    """DINOv2, content adapter, UNet and VAE, built from `config.model`.
+
+    Args:
+        config: The `model` section of a configuration (see `imprint_jax.config`).
+        dtype: Dtype of the computation; parameters stay float32. The VAE always runs in float32:
+            its activations overflow half precision.
+        rngs: Source of the initial parameters.
+    """
+
+    def __init__(self, config, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        autoencoder = {"kl": AutoencoderKL, "dct": DCTCodec}[config.autoencoder]
+        self.dinov2 = DINOv2(**config.dinov2, dtype=dtype, rngs=rngs)
+        self.adapter = Adapter(**config.adapter, dtype=dtype, rngs=rngs)
+        self.unet = UNet(**config.unet, dtype=dtype, rngs=rngs)
+        self.vae = autoencoder(**config.vae, rngs=rngs)
+
+    def encode_object(self, objects: jax.Array) -> jax.Array:
+        """The object's tokens: class and patches, without the registers.
+
+        Args:
+            objects: (b s s 3) in [-1, 1], the object on black.
+
+        Returns:
+            (b 1+patches context_width) float32.
+        """
+        tokens = self.dinov2(normalize(objects))
+        registers = self.dinov2.num_registers
+        return self.adapter(jnp.concatenate([tokens[:, :1], tokens[:, 1 + registers :]], axis=1))
+
+    def encode_background(
+        self, images: jax.Array, mask: jax.Array, hole_fill: str
+    ) -> tuple[jax.Array, jax.Array]:
+        """The background's latents, which know nothing of what is in the hole, and the hole.
+
+        The encoder sees beyond a cell's own pixels, so the hole is filled before encoding: in
+        training it shows the object itself, in use whatever was there.
+
+        Args:
+            images: (b H W 3) in [-1, 1].
+            mask: (b H W 1) of 0 and 1, 1 in the hole.
+            hole_fill: "grey" fills the hole with mid-grey, "none" leaves it.
+
+        Returns:
+            latents (b h w c) float32, and the mask on their grid (b h w 1) float32: a cell is hole
+            if any of its pixels is.
+        """
+        filled = geometry.fill_hole(images, mask, hole_fill, grey=0.0)
+        cells = geometry.latent_mask(mask, self.vae.factor)
+        return self.vae.encode(filled), cells.astype(jnp.float32)
+
+
+def split(config, dtype=jnp.float32):
+    """The model's graph definition and the shapes of its parameters; allocates nothing.
+
+    Args:
+        config: The `model` section of a configuration.
+        dtype: Dtype of the computation.
+
+    Returns:
+        graphdef: For `bind`; hashable.
+        abstract_params: Nested dict of `jax.ShapeDtypeStruct`.
+    """
+    model = nnx.eval_shape(lambda: Imprint(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(model, nnx.Param)
+    return graphdef, _string_keys(nnx.to_pure_dict(params))
+
+
+def init(config, key: jax.Array) -> dict:
+    """Random parameters, a nested dict of float32 arrays."""
+    model = Imprint(config, rngs=nnx.Rngs(key))
+    return _string_keys(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+
+def bind(graphdef, params: dict) -> Imprint:
+    """The model with these parameters; free inside a jitted function."""
+    return nnx.merge(graphdef, params)
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """uint8 0 to 255 -> float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def _string_keys(tree):
+    """Lists come out of NNX with integer keys; paths and files want strings."""
+    if isinstance(tree, dict):
+        return {str(key): _string_keys(value) for key, value in tree.items()}
+    return tree

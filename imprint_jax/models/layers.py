@@ -1,0 +1,192 @@
+"""What the networks share: attention, feed-forwards, and norms that equal the reference's.
+
+Letters in shapes: b batch, h w height and width, c channels, t query tokens, s key tokens,
+n heads, d head width.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# Queries a step of the chunked attention handles; 256 to 1024 measured alike on two CPU cores.
+QUERY_CHUNK = 512
+# Below this many scores a head, one fused softmax is as fast as chunking and compiles smaller.
+CHUNK_FROM = 1024 * 1024
+
+
+def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with PyTorch's two-pass variance: the one-pass default loses digits at large means."""
+    return nnx.LayerNorm(
+        width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
+
+
+def group_norm(width: int, groups: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """GroupNorm over channels-last features, with the two-pass variance of `layer_norm`."""
+    return nnx.GroupNorm(
+        width, num_groups=groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
+
+
+def conv3x3(width_in: int, width_out: int, *, stride: int = 1, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+    """3x3 convolution padded by one pixel on every side, as PyTorch's `padding=1`."""
+    return nnx.Conv(
+        width_in, width_out, (3, 3), strides=stride, padding=1, dtype=dtype, rngs=rngs
+    )
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """Doubles height and width by repetition: (b h w c) -> (b 2h 2w c)."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def attention_backend(q: jax.Array, k: jax.Array) -> str:
+    """Names the kernel `attention` takes for these shapes on the default device.
+
+    cuDNN's flash kernel wants half precision and a head width that is a multiple of 8, at most 128
+    (at most 256 from compute capability 9.0): jax/_src/cudnn/fused_attention_stablehlo.py.
+
+    Returns:
+        "cudnn", "chunked" or "plain".
+    """
+    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        hopper = float(getattr(jax.devices()[0], "compute_capability", "0")) >= 9.0
+        if q.shape[-1] % 8 == 0 and q.shape[-1] <= (256 if hopper else 128):
+            return "cudnn"
+    large = q.shape[1] * k.shape[1] >= CHUNK_FROM and q.shape[1] % QUERY_CHUNK == 0
+    return "chunked" if large else "plain"
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Scaled dot-product attention, softmax in float32.
+
+    Args:
+        q: Queries (b t n d).
+        k: Keys (b s n d).
+        v: Values (b s n d).
+
+    Returns:
+        (b t n d), of q's dtype.
+    """
+    backend = attention_backend(q, k)
+    if backend == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    q = q * q.shape[-1] ** -0.5
+    if backend == "chunked":
+        return _attention_chunked(q, k, v)
+    scores = jnp.einsum("btnd,bsnd->bnts", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bnts,bsnd->btnd", weights, v)
+
+
+def _attention_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention one (batch, head) and one chunk of queries at a time: the scores stay in cache.
+
+    Normalises after the second product, which touches d columns instead of s.
+    """
+    b, t, n, d = q.shape
+    heads = lambda x: x.transpose(0, 2, 1, 3).reshape(b * n, x.shape[1], d)
+
+    def one_head(qkv):
+        q, k, v = qkv
+
+        @jax.checkpoint
+        def one_chunk(q):
+            scores = jnp.einsum("td,sd->ts", q, k, preferred_element_type=jnp.float32)
+            weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+            total = jnp.sum(weights, axis=-1, keepdims=True)
+            return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
+
+        return jax.lax.map(one_chunk, q.reshape(-1, QUERY_CHUNK, d)).reshape(t, d)
+
+    out = jax.lax.map(one_head, (heads(q), heads(k), heads(v)))
+    return out.reshape(b, n, t, d).transpose(0, 2, 1, 3)
+
+
+class ResnetBlock(nnx.Module):
+    """Two convolutions; in the UNet the timestep's embedding is added between them.
+
+    Args:
+        width_in: Channels of the input.
+        width_out: Channels of the output.
+        embedding: Width of the timestep's embedding, None where there is none (the VAE).
+        groups: Groups of both GroupNorms.
+        epsilon: Of both GroupNorms: 1e-5 in diffusers' UNet, 1e-6 in its VAE.
+        dtype: Dtype of the computation.
+        rngs: Source of the initial parameters.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        embedding: int | None,
+        groups: int,
+        *,
+        epsilon: float,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        make = dict(dtype=dtype, rngs=rngs)
+        self.norm1 = group_norm(width_in, groups, epsilon=epsilon, **make)
+        self.conv1 = conv3x3(width_in, width_out, **make)
+        self.time_emb_proj = nnx.Linear(embedding, width_out, **make) if embedding else None
+        self.norm2 = group_norm(width_out, groups, epsilon=epsilon, **make)
+        self.conv2 = conv3x3(width_out, width_out, **make)
+        self.conv_shortcut = (
+            nnx.Conv(width_in, width_out, (1, 1), **make) if width_in != width_out else None
+        )
+
+    def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
+        """(b h w c_in), (b e) or None -> (b h w c_out)."""
+        y = self.conv1(nnx.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            y = y + self.time_emb_proj(nnx.silu(temb))[:, None, None, :]
+        y = self.conv2(nnx.silu(self.norm2(y)))
+        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+    """(b t n*d) -> (b t n d)."""
+    return x.reshape(*x.shape[:2], num_heads, -1)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with one fused projection, as in the original ViT and DINOv2."""
+
+    def __init__(self, width: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b t c) -> (b t c)."""
+        q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.qkv(x), 3, axis=-1))
+        return self.proj(attention(q, k, v).reshape(x.shape))
+
+
+class MLP(nnx.Module):
+    """Linear, exact (erf) GELU, linear."""
+
+    def __init__(self, width: int, mlp_width: int, *, dtype, rngs: nnx.Rngs):
+        self.fc1 = nnx.Linear(width, mlp_width, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(mlp_width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b t c) -> (b t c)."""
+        return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
+
+
+class SwiGLU(nnx.Module):
+    """Gated feed-forward of DINOv2's ViT-g: w3(silu(x1) * x2), [x1, x2] = w12(x)."""
+
+    def __init__(self, width: int, mlp_width: int, *, dtype, rngs: nnx.Rngs):
+        self.w12 = nnx.Linear(width, 2 * mlp_width, dtype=dtype, rngs=rngs)
+        self.w3 = nnx.Linear(mlp_width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b t c) -> (b t c)."""
+        gate, value = jnp.split(self.w12(x), 2, axis=-1)
+        return self.w3(nnx.silu(gate) * value)

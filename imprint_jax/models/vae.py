@@ -1,0 +1,308 @@
+"""Images to latents and back: Stable Diffusion v1.x's VAE, and a closed-form codec beside it.
+
+Both have the same interface (`encode`, `decode`, `factor`), so that nothing else knows which one a
+model uses. `AutoencoderKL` carries the attribute names of the published checkpoints; its GroupNorm
+epsilon is 1e-6 throughout (diffusers' AutoencoderKL).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from imprint_jax.models.layers import (
+    ResnetBlock,
+    attention,
+    conv3x3,
+    group_norm,
+    split_heads,
+    upsample_nearest,
+)
+
+
+class VAEAttention(nnx.Module):
+    """Single-head self-attention over the pixels of the smallest feature map."""
+
+    def __init__(self, width: int, groups: int, *, dtype, rngs: nnx.Rngs):
+        linear = lambda: nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.group_norm = group_norm(width, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.to_q, self.to_k, self.to_v = linear(), linear(), linear()
+        self.to_out = nnx.List([linear()])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b h w c) -> (b h w c)."""
+        b, h, w, c = x.shape
+        y = self.group_norm(x).reshape(b, h * w, c)
+        q, k, v = (split_heads(f(y), 1) for f in (self.to_q, self.to_k, self.to_v))
+        return x + self.to_out[0](attention(q, k, v).reshape(b, h * w, c)).reshape(x.shape)
+
+
+class VAEMidBlock(nnx.Module):
+    """Residual block, attention, residual block."""
+
+    def __init__(self, width: int, groups: int, *, dtype, rngs: nnx.Rngs):
+        make = dict(dtype=dtype, rngs=rngs)
+        self.resnets = nnx.List(
+            [ResnetBlock(width, width, None, groups, epsilon=1e-6, **make) for _ in range(2)]
+        )
+        self.attentions = nnx.List([VAEAttention(width, groups, **make)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b h w c) -> (b h w c)."""
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class VAEDownsample(nnx.Module):
+    """Strided convolution padded at the bottom and right only, as the reference does."""
+
+    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+        padding = ((0, 1), (0, 1))
+        self.conv = nnx.Conv(
+            width, width, (3, 3), strides=2, padding=padding, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b h w c) -> (b h/2 w/2 c)."""
+        return self.conv(x)
+
+
+class VAEUpsample(nnx.Module):
+    """Nearest upsampling and a convolution."""
+
+    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = conv3x3(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b h w c) -> (b 2h 2w c)."""
+        return self.conv(upsample_nearest(x))
+
+
+class VAELevel(nnx.Module):
+    """Residual blocks at one resolution."""
+
+    def __init__(
+        self, width_in: int, width: int, layers: int, groups: int, *, dtype, rngs: nnx.Rngs
+    ):
+        widths_in = [width_in] + [width] * (layers - 1)
+        self.resnets = nnx.List(
+            [
+                ResnetBlock(w, width, None, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
+                for w in widths_in
+            ]
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b h w c_in) -> (b h w c)."""
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x
+
+
+class Encoder(nnx.Module):
+    """Image to the posterior's mean and log variance."""
+
+    def __init__(
+        self,
+        latent_channels: int,
+        block_widths: tuple[int, ...],
+        layers_per_block: int,
+        groups: int,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        make = dict(dtype=dtype, rngs=rngs)
+        self.conv_in = conv3x3(3, block_widths[0], **make)
+        self.down_blocks = nnx.List([])
+        width = block_widths[0]
+        for level, out in enumerate(block_widths):
+            block = VAELevel(width, out, layers_per_block, groups, **make)
+            last = level == len(block_widths) - 1
+            block.downsamplers = nnx.List([] if last else [VAEDownsample(out, **make)])
+            self.down_blocks.append(block)
+            width = out
+        self.mid_block = VAEMidBlock(width, groups, **make)
+        self.conv_norm_out = group_norm(width, groups, epsilon=1e-6, **make)
+        self.conv_out = conv3x3(width, 2 * latent_channels, **make)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b H W 3) -> (b h w 2*latent_channels)."""
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+            for downsample in block.downsamplers:
+                x = downsample(x)
+        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nnx.Module):
+    """Latents to image."""
+
+    def __init__(
+        self,
+        latent_channels: int,
+        block_widths: tuple[int, ...],
+        layers_per_block: int,
+        groups: int,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        make = dict(dtype=dtype, rngs=rngs)
+        width = block_widths[-1]
+        self.conv_in = conv3x3(latent_channels, width, **make)
+        self.mid_block = VAEMidBlock(width, groups, **make)
+        self.up_blocks = nnx.List([])
+        for level, out in enumerate(reversed(block_widths)):
+            block = VAELevel(width, out, layers_per_block + 1, groups, **make)
+            last = level == len(block_widths) - 1
+            block.upsamplers = nnx.List([] if last else [VAEUpsample(out, **make)])
+            self.up_blocks.append(block)
+            width = out
+        self.conv_norm_out = group_norm(width, groups, epsilon=1e-6, **make)
+        self.conv_out = conv3x3(width, 3, **make)
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """(b h w latent_channels) -> (b H W 3)."""
+        x = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            x = block(x)
+            for upsample in block.upsamplers:
+                x = upsample(x)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+
+
+class AutoencoderKL(nnx.Module):
+    """Stable Diffusion v1.x's VAE.
+
+    Args:
+        latent_channels: Channels of the latents.
+        block_widths: Channels of each level, from full resolution down.
+        layers_per_block: Residual blocks a level of the encoder; the decoder has one more.
+        norm_groups: Groups of every GroupNorm.
+        scaling_factor: Latents are multiplied by it, to have about unit variance.
+        dtype: Dtype of the computation; parameters stay float32.
+        rngs: Source of the initial parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_channels: int,
+        block_widths: tuple[int, ...],
+        layers_per_block: int,
+        norm_groups: int,
+        scaling_factor: float,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        self.scaling_factor = scaling_factor
+        self.factor = 2 ** (len(block_widths) - 1)
+        make = dict(dtype=dtype, rngs=rngs)
+        shape = (latent_channels, tuple(block_widths), layers_per_block, norm_groups)
+        pointwise = lambda width: nnx.Conv(width, width, (1, 1), **make)
+        self.encoder = Encoder(*shape, **make)
+        self.decoder = Decoder(*shape, **make)
+        self.quant_conv = pointwise(2 * latent_channels)
+        self.post_quant_conv = pointwise(latent_channels)
+
+    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """The posterior's mean, or with a key a sample of it, scaled.
+
+        Args:
+            images: (b H W 3) in [-1, 1]; H and W divisible by `factor`.
+            key: For a sample instead of the mean.
+
+        Returns:
+            (b H/factor W/factor latent_channels) float32.
+        """
+        moments = self.quant_conv(self.encoder(images.astype(self.dtype))).astype(jnp.float32)
+        latents, log_variance = jnp.split(moments, 2, axis=-1)
+        if key is not None:
+            # diffusers' DiagonalGaussianDistribution clips to the same range.
+            std = jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0))
+            latents = latents + std * jax.random.normal(key, latents.shape)
+        return latents * self.scaling_factor
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """(b h w latent_channels) scaled latents -> (b H W 3) float32, about [-1, 1]."""
+        latents = (latents / self.scaling_factor).astype(self.dtype)
+        return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
+
+
+class DCTCodec(nnx.Module):
+    """A VAE's stand-in in closed form: the low frequencies of each patch's cosine transform.
+
+    Luma keeps the `luma` lowest frequencies of a `patch` x `patch` block, each of the two chroma
+    axes the `chroma` lowest; the transform is orthonormal, so decoding is the transpose. Each
+    channel is divided by the square root of its spread in photographs: as they are, the mean
+    colour would drown the detail; at unit variance, detail would weigh as much as the colour.
+
+    It has no trained parameters; the tables are parameters only to travel with the model's file.
+
+    Args:
+        patch: Side of a block in pixels; the latent grid is that much smaller.
+        luma: Channels of brightness.
+        chroma: Channels of each of the two colour axes.
+        scaling_factor: Latents are multiplied by it, to have about unit variance.
+        rngs: Unused: nothing here is random.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch: int,
+        luma: int,
+        chroma: int,
+        scaling_factor: float,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs | None = None,
+    ):
+        del dtype, rngs
+        self.factor = patch
+        basis, spread = dct_basis(patch, luma, chroma)
+        self.basis = nnx.Param(jnp.asarray(basis))
+        self.gain = nnx.Param(jnp.asarray(scaling_factor / np.sqrt(spread)))
+
+    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """(b H W 3) in [-1, 1] -> (b H/patch W/patch luma+2*chroma); nothing to sample."""
+        del key
+        p = self.factor
+        b, height, width, c = images.shape
+        blocks = images.reshape(b, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        blocks = blocks.reshape(b, height // p, width // p, p * p * c)
+        return blocks.astype(jnp.float32) @ self.basis[...] * self.gain[...]
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """(b h w luma+2*chroma) -> (b H W 3) float32, about [-1, 1]."""
+        p = self.factor
+        b, h, w, _ = latents.shape
+        blocks = latents / self.gain[...] @ self.basis[...].T
+        blocks = blocks.reshape(b, h, w, p, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        return blocks.reshape(b, h * p, w * p, 3)
+
+
+def dct_basis(patch: int, luma: int, chroma: int) -> tuple[np.ndarray, np.ndarray]:
+    """The orthonormal cosine basis of colour patches, lowest frequencies first.
+
+    Returns:
+        basis: (patch*patch*3, luma+2*chroma) float32, orthonormal columns.
+        spread: (luma+2*chroma,) float32, rough standard deviation of each coefficient of
+            photographs in [-1, 1]: at order u+v = f > 0 about 1/(7f) of the mean's. Measured on
+            228 crops of 19 photographs at 128 px with 4x4 blocks.
+    """
+    order, position = np.arange(patch)[:, None], np.arange(patch)[None, :]
+    cosines = np.cos(np.pi * (position + 0.5) * order / patch) * np.sqrt(2 / patch)
+    cosines[0] /= np.sqrt(2)
+    frequencies = sorted(
+        ((u, v) for u in range(patch) for v in range(patch)), key=lambda f: (sum(f), max(f), f)
+    )
+    # Orthonormal brightness, red-blue and green-magenta axes.
+    axes = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
+    columns, spread = [], []
+    for axis, count, mean_spread in zip(axes, (luma, chroma, chroma), (3.0, 1.1, 1.1), strict=True):
+        for u, v in frequencies[:count]:
+            columns.append(np.einsum("y,x,c->yxc", cosines[u], cosines[v], axis).ravel())
+            spread.append(mean_spread / max(7 * (u + v), 1))
+    return np.stack(columns, axis=1).astype(np.float32), np.array(spread, np.float32)

@@ -1,0 +1,124 @@
+"""What trains, at which rate: one table of parameter groups decides, and must cover everything."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from imprint_jax.errors import InputError
+
+FROZEN = "frozen"
+
+
+def label_params(params: dict, groups) -> dict[str, str]:
+    """The group of each parameter: the first pattern that matches its path from the start.
+
+    Args:
+        params: Nested dict of arrays or shapes.
+        groups: ((name, pattern, rate), ...) of the config.
+
+    Returns:
+        {path: name of the group}, FROZEN where the rate is None; paths joined by "/".
+
+    Raises:
+        InputError: Parameters that no pattern matches; lists them all.
+    """
+    labels, orphans = {}, []
+    for path in traverse_util.flatten_dict(params, sep="/"):
+        for name, pattern, rate in groups:
+            if re.match(pattern, path):
+                labels[path] = FROZEN if rate is None else name
+                break
+        else:
+            orphans.append(path)
+    if orphans:
+        raise InputError(
+            f"{len(orphans)} parameters match no pattern of config.groups: {', '.join(orphans)}"
+        )
+    return labels
+
+
+def partition(params: dict, labels: dict[str, str]) -> tuple[dict, dict]:
+    """The trained and the frozen sub-tree of `params`, both nested dicts."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    trained = {path: x for path, x in flat.items() if labels[path] != FROZEN}
+    frozen = {path: x for path, x in flat.items() if labels[path] == FROZEN}
+    return (
+        traverse_util.unflatten_dict(trained, sep="/"),
+        traverse_util.unflatten_dict(frozen, sep="/"),
+    )
+
+
+def merge(*trees: dict) -> dict:
+    """One nested dict of several with different leaves: the inverse of `partition`."""
+    flat = {}
+    for tree in trees:
+        flat |= traverse_util.flatten_dict(tree, sep="/")
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def learning_rate(rate, config) -> optax.Schedule:
+    """Linear warm-up to a constant rate, or to one rate for each equal share of the steps."""
+    rates = jnp.atleast_1d(jnp.asarray(rate, jnp.float32))
+    warmup = max(config.optim.warmup_steps, 1)
+
+    def schedule(step):
+        phase = jnp.minimum(step * len(rates) // config.total_steps, len(rates) - 1)
+        return rates[phase] * jnp.minimum((step + 1) / warmup, 1.0)
+
+    return schedule
+
+
+def schedules(config) -> dict[str, optax.Schedule]:
+    """The learning rate of each trained group."""
+    return {
+        name: learning_rate(rate, config) for name, _, rate in config.groups if rate is not None
+    }
+
+
+def make_optimizer(config, labels: dict[str, str]) -> optax.GradientTransformation:
+    """AdamW with each group's learning rate, for the trained sub-tree of `partition`.
+
+    Gradients are clipped by one norm over all trained parameters.
+    """
+    adamw = {
+        name: optax.adamw(
+            schedule,
+            b1=config.optim.b1,
+            b2=config.optim.b2,
+            weight_decay=config.optim.weight_decay,
+            mask=_is_kernel,
+        )
+        for name, schedule in schedules(config).items()
+    }
+    trained = {path: label for path, label in labels.items() if label != FROZEN}
+    return optax.chain(
+        optax.clip_by_global_norm(config.optim.clip_norm),
+        optax.multi_transform(adamw, traverse_util.unflatten_dict(trained, sep="/")),
+    )
+
+
+def _is_kernel(params):
+    """Weight decay is for kernels: not for norms, biases, tokens, embeddings or layer scales."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def parameter_table(params: dict, labels: dict[str, str], config) -> list[tuple]:
+    """What a run prints first: one row for each two-part path prefix and group.
+
+    Returns:
+        Rows of (prefix, number of tensors, number of parameters, dtype, group, learning rate).
+    """
+    rates = {name: rate for name, _, rate in config.groups}
+    rows = {}
+    for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+        prefix = "/".join(path.split("/")[:2])
+        key = (prefix, str(leaf.dtype), labels[path])
+        tensors, size = rows.get(key, (0, 0))
+        rows[key] = (tensors + 1, size + leaf.size)
+    return [
+        (prefix, tensors, size, dtype, group, None if group == FROZEN else rates[group])
+        for (prefix, dtype, group), (tensors, size) in rows.items()
+    ]

@@ -1,0 +1,17 @@
+"""Eight fake devices for every test, and one small model to test with."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def eight_devices():
+    assert len(jax.devices()) == 8, "the tests must run on 8 fake devices"
