@@ -26,18 +26,17 @@ def batch_spec(config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def check_batch(batch: dict[str, np.ndarray], config, batch_size: int) -> None:
-    """Checks a host batch against the table above.
+def check_batch(batch: dict[str, np.ndarray], config) -> None:
+    """Checks this host's part of a batch against the table above.
 
     Args:
-        batch: The arrays of one host.
-        config: Has `stage`, `image_size` and `object_size`.
-        batch_size: Samples on this host.
+        batch: The arrays.
+        config: Has `stage`, `batch_size` (over all hosts), `image_size` and `object_size`.
 
     Raises:
         InputError: A key is missing or unknown, or has the wrong shape, dtype or values.
     """
-    spec = batch_spec(config, batch_size)
+    spec = batch_spec(config, config.batch_size // jax.process_count())
     if batch.keys() != spec.keys():
         raise InputError(f"The batch has keys {sorted(batch)}; it needs {sorted(spec)}.")
     for key, want in spec.items():
@@ -54,7 +53,27 @@ def check_batch(batch: dict[str, np.ndarray], config, batch_size: int) -> None:
         raise InputError("batch['index'] is negative.")
 
 
-def to_device(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
+def picture(batch: dict[str, np.ndarray], rows: int = 8) -> np.ndarray:
+    """A host batch to look at: one sample a row, with object, target, and target with a red hole.
+
+    Returns:
+        (rows * side, 3 * side, 3) uint8, where side is the larger of object and target; fewer rows
+        if the batch has fewer.
+    """
+    target = batch["target"][:rows]
+    hole = batch["mask"][:rows] * np.array([255, 0, 0], np.uint8)
+    marked = np.where(batch["mask"][:rows] > 0, target // 2 + hole // 2, target)
+    columns = [batch["object"][:rows], target, marked]
+    side = max(images.shape[1] for images in columns)
+    grid = np.zeros((len(target), side, len(columns), side, 3), np.uint8)
+    for column, images in enumerate(columns):
+        grid[:, : images.shape[1], column, : images.shape[2]] = images
+    return grid.reshape(len(target) * side, len(columns) * side, 3)
+
+
+def to_device(
+    batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding
+) -> dict[str, jax.Array]:
     """Makes the global batch of every host's part.
 
     Args:

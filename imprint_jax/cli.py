@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from rich.progress import Progress, track
 
 from imprint_jax.errors import InputError
 
@@ -156,6 +158,52 @@ def export(
 
     pretrained.save(dst, *checkpoint.load_params(workdir, ema=ema))
     console.print(f"wrote {dst}")
+
+
+@data.command()
+def render(
+    models: Annotated[Path, typer.Argument(help="Folder of OBJ, glTF or PLY models.")],
+    dst: Annotated[Path, typer.Argument(help="Folder to write: one folder of views an object.")],
+    views: Annotated[int, typer.Option(help="Views of an object, 6 degrees apart at most.")] = 36,
+    size: Annotated[int, typer.Option(help="Side of a view in pixels.")] = 256,
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many models.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides camera paths and light.")] = 0,
+    up: Annotated[str, typer.Option(help="The models' upward axis, y or z.")] = "y",
+) -> None:
+    """Render textured models to RGBA views along smooth camera paths. Resumable."""
+    from imprint_jax import render
+
+    results = render.render_folder(
+        models, dst, num_views=views, size=size, workers=workers, limit=limit, seed=seed, up=up
+    )
+    total = min(render.count_models(models), limit or sys.maxsize)
+    counts = Counter()
+    for result in track(results, "rendering", total=total, console=console):
+        counts[result.reason or result.status] += 1
+    console.print(", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+@data.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="The layout of SRC: objaverse or photos.")],
+    src: Annotated[Path, typer.Argument(help="The data set as downloaded or rendered.")],
+    dst: Annotated[Path, typer.Argument(help="Folder to make: records and an index.")],
+    splits: Annotated[
+        Path | None, typer.Option(help="JSON of groups by split (default: all train).")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Threads that read and check.")] = 2,
+) -> None:
+    """Turn a data set into records that training reads."""
+    from imprint_jax.inputs import sources
+
+    with Progress(console=console) as progress:
+        task = progress.add_task("preparing", total=None)
+        update = lambda done, total: progress.update(task, completed=done, total=total)
+        counts = sources.prepare(name, src, dst, splits, workers, update)
+    for what, numbers in counts.items():
+        text = ", ".join(f"{key} {number}" for key, number in sorted(numbers.items()))
+        console.print(f"{what}: {text or 'none'}")
 
 
 def main() -> None:

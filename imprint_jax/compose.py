@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 CONTEXT = 1.75
 # The paste's edge fades over this share of the crop's side. Ours.
 FEATHER = 1 / 48
-# Black rim around the object's crop, as in training (`config.data.object_margin`).
-OBJECT_MARGIN = 0.05
 
 Picture = np.ndarray | Image.Image
 
@@ -96,7 +94,7 @@ class Compositor:
             num_steps = self.config.sampling.num_steps
         if guidance_scale is None:
             guidance_scale = self.config.sampling.guidance_scale
-        cut = geometry.object_crop(cut, cut_mask, self.config.object_size, OBJECT_MARGIN)
+        cut = geometry.object_crop(cut, cut_mask, self.config.object_size)
         crop = geometry.context_crop(hole, CONTEXT)
         size = self.config.image_size
         # Filled before resizing too, so that what is in the hole cannot leak into its rim.

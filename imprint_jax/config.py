@@ -84,6 +84,15 @@ def default() -> ConfigDict:
     # kind "views": two views of one object on black; "pasted": one view pasted into a photo.
     c.data.sources = ()
     c.data.split = "train"
+    c.data.window = 7  # frames two views of an object are apart at most (Sec. 3.1)
+    c.data.color = 0.5  # strength of the colour and light perturbation P, 0 to 1 (open)
+    # The affine perturbation T of the object image: degrees, log of the stretch, degrees,
+    # probability of mirroring (open).
+    c.data.affine = ConfigDict(dict(rotate=15.0, scale=0.2, shear=8.0, flip=0.5))
+    c.data.share = (0.03, 0.35)  # of a photo's area a pasted object covers; log-uniform (open)
+    c.data.brightness_match = 0.5  # how far a pasted object's brightness follows the photo's (open)
+    # Blur of mask levels 1 and 2, over the square root of the bounding box's area (open).
+    c.data.mask_sigmas = (0.04, 0.12)
     c.data.num_workers = 8  # processes that decode and augment; 0: threads of this process
 
     # What is trained, at which learning rate. The first pattern that matches a parameter's path

@@ -12,16 +12,22 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from imprint_jax.errors import InputError
-from imprint_jax.images import MASK_THRESHOLD
 
 Box = tuple[int, int, int, int]
 
-# A crop is at least this many times as wide as its hole, so that the paste-back has a rim to fade in.
+# A crop is at least this many times as wide as its hole: the paste-back needs a rim to fade in.
 MIN_CONTEXT = 1.2
+
+# Black rim on each side of the object's crop, as a share of its longer side; in training and in use.
+OBJECT_MARGIN = 0.05
 
 # The blurred mask is cut here: a straight edge moves outwards by 0.84 sigma (the normal
 # distribution's 20 % point), so that the levels between outline and box grow visibly.
 LEVEL_THRESHOLD = 0.2
+
+# Coverage from which on a pixel of a soft mask counts, about 5 % of 255: below lie noise and the
+# ripples that resizing leaves.
+FAINT = 13
 
 
 @dataclass(frozen=True)
@@ -84,14 +90,13 @@ def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return ((product + 127) // 255).astype(np.uint8)
 
 
-def object_crop(image: np.ndarray, mask: np.ndarray, size: int, margin: float) -> np.ndarray:
-    """The object cut out on black, centred in a square that its bounding box fills.
+def object_crop(image: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
+    """The object cut out on black, centred in a square that it fills but for `OBJECT_MARGIN`.
 
     Args:
         image: (h w 3) uint8.
-        mask: (h w) bool, or uint8 coverage.
+        mask: (h w) bool, or uint8 coverage, of which `FAINT` and more counts for the box.
         size: Side of the result, in pixels.
-        margin: Black rim on each side, as a share of the bounding box's longer side.
 
     Returns:
         (size size 3) uint8.
@@ -99,9 +104,9 @@ def object_crop(image: np.ndarray, mask: np.ndarray, size: int, margin: float) -
     Raises:
         InputError: The mask is empty.
     """
-    x0, y0, x1, y1 = bounding_box(mask if mask.dtype == bool else mask >= MASK_THRESHOLD)
+    x0, y0, x1, y1 = bounding_box(mask if mask.dtype == bool else mask >= FAINT)
     cut = cut_out(image[y0:y1, x0:x1], mask[y0:y1, x0:x1])
-    scale = size / (max(x1 - x0, y1 - y0) * (1 + 2 * margin))
+    scale = size / (max(x1 - x0, y1 - y0) * (1 + 2 * OBJECT_MARGIN))
     return centre(_resize(cut, round((x1 - x0) * scale), round((y1 - y0) * scale)), size)
 
 
@@ -129,7 +134,9 @@ def context_crop(mask: np.ndarray, context: float) -> Crop:
         InputError: The mask is empty, or `context` is below 1.
     """
     if context < 1:
-        raise InputError(f"The context is {context} but the crop must hold the hole; use 1 or more.")
+        raise InputError(
+            f"The context is {context} but the crop must hold the hole; use 1 or more."
+        )
     x0, y0, x1, y1 = bounding_box(mask)
     height, width = mask.shape
     hole = max(x1 - x0, y1 - y0)
@@ -205,7 +212,7 @@ def paste_back(
     x0, y0 = max(x0 - feather, 0), max(y0 - feather, 0)
     x1, y1 = min(x1 + feather, width), min(y1 + feather, height)
     distance = ndimage.distance_transform_edt(~mask[y0:y1, x0:x1])
-    alpha = np.clip(1 - distance / (feather + 1), 0, 1)[..., None].astype(np.float32)
+    alpha = np.clip(1 - distance / max(feather, 1), 0, 1)[..., None].astype(np.float32)
     alpha = alpha * alpha * (3 - 2 * alpha)
 
     new = _resize(generated, crop.side, crop.side)

@@ -14,9 +14,18 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from imprint_jax.errors import InputError
 
-# What Pillow raises for damaged files; EOFError and struct.error come from short headers, SyntaxError
-# from broken PNG chunks, ValueError from colour spaces it cannot convert.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# What Pillow raises for damaged files, found by damaging some of each format: EOFError and
+# struct.error for short headers, SyntaxError for broken PNG chunks, RuntimeError for AVIF,
+# ValueError also for colour spaces it cannot convert.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 # A mask pixel from this value on (half of full scale) is hole, or object.
 MASK_THRESHOLD = 128
@@ -37,7 +46,8 @@ def decode_image(data: bytes, name: str, least: int | None = None) -> np.ndarray
             faster, as long as its shorter side keeps this many pixels.
 
     Returns:
-        (h w 4) uint8 where the file has transparency (straight, not premultiplied), else (h w 3).
+        (h w 4) uint8 where the file has transparency (straight, not premultiplied), else (h w 3);
+        not writable.
 
     Raises:
         InputError: It is no picture, damaged, cut short, too large, or of an unknown range.
@@ -47,8 +57,8 @@ def decode_image(data: bytes, name: str, least: int | None = None) -> np.ndarray
         if least is not None:
             shrink = max(min(image.size) // least, 1)
             image.draft(None, (image.width // shrink, image.height // shrink))
-        image = _to_8_bit(ImageOps.exif_transpose(image))
-        return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_array(image)
     except Image.UnidentifiedImageError:
         raise InputError(f"{name} is not a picture of a known format.") from None
     except _DAMAGED as error:
@@ -93,7 +103,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     mask = values >= MASK_THRESHOLD
     if values.any() and not mask.any():
         raise InputError(
-            f"The mask {name} is never brighter than {values.max()} of 255; draw the masked area white."
+            f"The mask {name} is nowhere brighter than {values.max()} of 255; paint it white."
         )
     return mask
 
@@ -154,6 +164,13 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return image
 
 
+def _to_array(image: Image.Image) -> np.ndarray:
+    """(h w 4) uint8 of an image with transparency, (h w 3) of any other."""
+    image = _to_8_bit(image)
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
+
+
 def as_rgb_or_rgba(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
     """A caller's picture as (h w 3) or (h w 4) uint8.
 
@@ -165,8 +182,7 @@ def as_rgb_or_rgba(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
         InputError: Another dtype or shape.
     """
     if isinstance(picture, Image.Image):
-        image = _to_8_bit(ImageOps.exif_transpose(picture))
-        return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        return _to_array(ImageOps.exif_transpose(picture))
     array = np.asarray(picture)
     if array.dtype != np.uint8:
         raise InputError(f"the {name} is {array.dtype}; it must be uint8, 0 to 255")

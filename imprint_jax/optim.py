@@ -35,7 +35,7 @@ def label_params(params: dict, groups) -> dict[str, str]:
             orphans.append(path)
     if orphans:
         raise InputError(
-            f"{len(orphans)} parameters match no pattern of config.groups: {', '.join(orphans)}"
+            f"{len(orphans)} parameters match no pattern of config.groups: {', '.join(sorted(orphans))}"
         )
     return labels
 

@@ -17,6 +17,10 @@ from imprint_jax.errors import InputError
 from imprint_jax.inputs.records import RecordSource
 from imprint_jax.inputs.transforms import Pasted, ViewPair
 
+# Threads that make a batch each, in every process; as many batches wait to be taken. Pillow's work,
+# most of it, runs in parallel.
+THREADS = 2
+
 
 def make_stream(config) -> grain.MapDataset:
     """The endless stream of single samples, random access: see batch.py for their keys.
@@ -45,27 +49,29 @@ def make_stream(config) -> grain.MapDataset:
     return grain.MapDataset.mix(streams, weights).map_with_index(_number)
 
 
+def check_sources(config) -> None:
+    """Opens every data set, so that mistakes are found before a model is built.
+
+    Raises:
+        InputError: As `make_stream`.
+    """
+    make_stream(config)
+
+
 def make_dataset(
-    config,
-    *,
-    start: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_workers: int = 0,
-    num_threads: int = 2,
+    config, *, start: int = 0, process_index: int = 0, process_count: int = 1
 ) -> grain.IterDataset:
     """This host's share of the batches, as an endless `grain.IterDataset`.
 
     Batch k of all hosts together is the samples from `start + k * config.batch_size` on. Iterators
-    over it have a `close()`, which ends the workers.
+    over it have a `close()`, which ends threads and workers.
 
     Args:
-        config: As in `make_stream`, and `batch_size`, over all hosts.
+        config: As in `make_stream`; also `batch_size`, over all hosts, and `data.num_workers`, the
+            number of processes that make batches (0: this one), which changes no sample.
         start: Samples already consumed, by all hosts.
         process_index: Which host this is.
         process_count: How many hosts there are.
-        num_workers: Processes that make batches; 0 makes them in this process.
-        num_threads: Threads that make batches, in each process. Up to this many batches wait.
 
     Returns:
         Dicts of arrays with first axis `batch_size / process_count`; see batch.py.
@@ -81,12 +87,13 @@ def make_dataset(
         config.batch_size // process_count
     )
     dataset = batches.to_iter_dataset(
-        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
+        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)
     )
-    if num_workers:
+    if config.data.num_workers:
         if not flags.FLAGS.is_parsed():  # Grain reads its flags when it starts workers
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        workers = grain.MultiprocessingOptions(num_workers=config.data.num_workers)
+        dataset = dataset.mp_prefetch(workers)
     return dataset
 
 

@@ -224,7 +224,9 @@ class RecordSource:
         stem = indexes[0].name.removesuffix(".index.npz")
         shards = sorted(Path(folder).glob(f"{stem}.array_record-*-of-*"))
         if not shards or len(shards) != int(shards[0].name[-5:]):
-            raise InputError(f"{folder} lacks shards of its split {split!r}; copy or prepare it again.")
+            raise InputError(
+                f"{folder} lacks shards of its split {split!r}; copy or prepare it again."
+            )
         self._records = grain.sources.ArrayRecordDataSource([str(path) for path in shards])
         if len(self._records) != len(self.index["frame"]):
             raise InputError(

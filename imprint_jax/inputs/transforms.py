@@ -1,7 +1,7 @@
 """Records to samples: the perturbation P(T(.)) of the paper's Sec. 3.3, view pairs, pasted objects.
 
-A sample is `object` (s s 3), `target` (h w 3), `mask` (h w 1), all uint8; see batch.py. What is random
-comes from the `rng` that Grain hands in, which depends on the sample's place in the stream only.
+A sample is `object` (s s 3), `target` (h w 3), `mask` (h w 1), all uint8; see batch.py. What is
+random comes from Grain's `rng`, which depends on the sample's place in the stream only.
 """
 
 import math
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from imprint_jax.geometry import (
+    FAINT,
     MIN_CONTEXT,
     bounding_box,
     centre,
@@ -26,9 +27,6 @@ from imprint_jax.inputs.records import Record, RecordSource
 LUT_SIZE = 9
 # The smallest background crop, as a share of the photo's shorter side.
 MIN_ZOOM = 0.3
-# A pasted object's faintest edge (5 % coverage) is in the hole too: outside of it, it would tell the
-# network the outline.
-HOLE_COVERAGE = 13
 # Limits of the factor by which a pasted object is made darker or brighter.
 MAX_GAIN = 1.6
 
@@ -62,7 +60,9 @@ def recolor(image: np.ndarray, colors: ImageFilter.Color3DLUT) -> np.ndarray:
     return np.asarray(Image.fromarray(image).filter(colors))
 
 
-def random_affine(rng: np.random.Generator, rotate: float, scale: float, shear: float, flip: float):
+def random_affine(
+    rng: np.random.Generator, rotate: float, scale: float, shear: float, flip: float
+) -> np.ndarray:
     """A random change of geometry, T: a (2 2) matrix, applied by `warp`.
 
     Args:
@@ -82,9 +82,7 @@ def random_affine(rng: np.random.Generator, rotate: float, scale: float, shear: 
     return rotation @ shearing @ np.diag(stretch)
 
 
-def warp(
-    image: np.ndarray, mask: np.ndarray, matrix: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def warp(image: np.ndarray, mask: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Applies a (2 2) matrix to an object, on a canvas that holds all of it.
 
     Args:
@@ -95,7 +93,7 @@ def warp(
     Returns:
         Image (h' w' 3) and coverage (h' w'), uint8.
     """
-    x0, y0, x1, y1 = bounding_box(mask > 0)
+    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
     rgba = Image.fromarray(np.dstack([image, mask])[y0:y1, x0:x1])
     width, height = np.ceil(np.abs(matrix) @ rgba.size).astype(int)
     inverse = np.linalg.inv(matrix)
@@ -110,7 +108,11 @@ def warp(
 
 
 def paste(
-    photo: np.ndarray, view: tuple[np.ndarray, np.ndarray], share: float, match: float, rng
+    photo: np.ndarray,
+    view: tuple[np.ndarray, np.ndarray],
+    share: float,
+    match: float,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pastes an object with its soft edge into a photo, at a random place inside of it.
 
@@ -127,12 +129,13 @@ def paste(
     """
     size = photo.shape[0]
     image, mask = view
-    x0, y0, x1, y1 = bounding_box(mask > 0)
+    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
     rgba = Image.fromarray(np.dstack([image, mask])[y0:y1, x0:x1])
     scale = math.sqrt(share * size * size / (mask.sum() / 255))
     scale = min(scale, size / MIN_CONTEXT / max(rgba.size))
     width, height = (max(round(side * scale), 1) for side in rgba.size)
-    rgba = np.asarray(rgba.resize((width, height), Image.Resampling.LANCZOS))
+    # Lanczos would overshoot at the edge, where coverage is clipped but colour is not: bright rims.
+    rgba = np.asarray(rgba.resize((width, height), Image.Resampling.HAMMING))
     x0, y0 = rng.integers(size - width + 1), rng.integers(size - height + 1)
     there = np.s_[y0 : y0 + height, x0 : x0 + width]
 
@@ -144,7 +147,8 @@ def paste(
     composite = photo.copy()
     composite[there] = np.rint(old + alpha * (color - old))
     hole = np.zeros((size, size), bool)
-    hole[there] = rgba[..., 3] >= HOLE_COVERAGE
+    # With the soft edge, which would tell the network the outline.
+    hole[there] = rgba[..., 3] >= FAINT
     return composite, hole
 
 
@@ -185,9 +189,7 @@ class ViewPair(grain.transforms.RandomMap):
         first, second = self.pairs.draw(k, rng)
         colors = random_colors(rng, self.config.data.color)
         image, mask = decode_view(self.records[first])
-        crop = object_crop(
-            recolor(image, colors), mask, self.config.object_size, self.config.data.object_margin
-        )
+        crop = object_crop(recolor(image, colors), mask, self.config.object_size)
         image, mask = decode_view(self.records[second])
         size = self.config.image_size
         return {
@@ -217,7 +219,7 @@ class Pasted(grain.transforms.RandomMap):
         image, mask = decode_view(self.records[first])
         image = recolor(image, random_colors(rng, data.color))
         image, mask = warp(image, mask, random_affine(rng, **data.affine))
-        crop = object_crop(image, mask, config.object_size, data.object_margin)
+        crop = object_crop(image, mask, config.object_size)
 
         photo = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
         photo = random_square(photo, config.image_size, rng)

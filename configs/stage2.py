@@ -1,0 +1,28 @@
+"""The paper's second stage: compositing into a background (Sec. 3.2, 3.4, 4.1).
+
+    imprint train --config stage2 --workdir runs/stage2 \\
+        --config.init_from.dinov2=runs/stage1 --config.init_from.adapter=runs/stage1 \\
+        --config.init_from.unet=SD14 --config.init_from.vae=SD14
+
+The adapter and the whole UNet train, DINOv2 is frozen; their learning rates are swapped half-way.
+Made for 8 GPUs of 80 GB; nobody has run it to the end yet.
+"""
+
+from imprint_jax import config
+
+
+def get_config():
+    c = config.default()
+    c.stage = 2
+    c.total_steps = 12_741  # 15 epochs of 217,451 pairs (Sec. 4.1, Tab. 1)
+    c.drop_probability = 0.1
+    c.data.sources = (
+        dict(kind="pasted", records="data/mvimgnet", backgrounds="data/photos", weight=1.0),
+    )
+    c.groups = (
+        ("dinov2", "dinov2/", None),
+        ("adapter", "adapter/", (4e-5, 4e-6)),
+        ("unet", "unet/", (4e-6, 4e-5)),
+        ("vae", "vae/", None),
+    )
+    return c

@@ -1,0 +1,86 @@
+import itertools
+
+import diffusers
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from imprint_jax import config, diffusion
+
+
+@pytest.fixture
+def settings():
+    return config.default().diffusion
+
+
+def test_schedule_is_stable_diffusions(settings):
+    reference = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
+    schedule = diffusion.noise_schedule(settings)
+    np.testing.assert_allclose(schedule, reference.alphas_cumprod.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(schedule[-1], 0.0046600, rtol=1e-4)
+
+
+def test_zero_terminal_snr(settings):
+    settings.zero_terminal_snr = True
+    schedule = diffusion.noise_schedule(settings)
+    reference = diffusers.DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        rescale_betas_zero_snr=True,
+    )
+    assert schedule[-1] == 0.0
+    np.testing.assert_allclose(schedule[:-1], reference.alphas_cumprod.numpy()[:-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction_type", diffusion.PREDICTION_TYPES)
+def test_predictions_lead_back_to_signal_and_noise(prediction_type):
+    rng = np.random.default_rng(0)
+    x0, noise = rng.normal(size=(2, 4, 8, 8, 3)).astype(np.float32)
+    alphas = np.array([0.9, 0.5, 0.2, 0.01], np.float32)
+    xt = diffusion.add_noise(x0, noise, alphas)
+    target = diffusion.prediction_target(prediction_type, x0, noise, alphas)
+    got_x0, got_noise = diffusion.x0_and_noise(prediction_type, target, xt, alphas)
+    # "epsilon" divides by sqrt(0.01), "sample" by sqrt(0.1): rounding grows tenfold.
+    np.testing.assert_allclose(got_x0, x0, atol=1e-5)
+    np.testing.assert_allclose(got_noise, noise, atol=1e-5)
+
+
+def test_add_noise_and_velocity_equal_diffusers(settings):
+    schedule = diffusion.noise_schedule(settings)
+    reference = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
+    rng = np.random.default_rng(0)
+    x0, noise = rng.normal(size=(2, 3, 4, 4, 2)).astype(np.float32)
+    timesteps = torch.tensor([0, 500, 999])
+    args = (torch.from_numpy(x0), torch.from_numpy(noise), timesteps)
+    alphas = schedule[timesteps]
+    np.testing.assert_allclose(
+        diffusion.add_noise(x0, noise, alphas), reference.add_noise(*args), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        diffusion.prediction_target("v_prediction", x0, noise, alphas),
+        reference.get_velocity(*args),
+        atol=1e-5,
+    )
+
+
+def test_noised_unit_data_keeps_unit_variance(settings):
+    rng = np.random.default_rng(0)
+    x0, noise = rng.normal(size=(2, 1, 100, 100, 10)).astype(np.float32)
+    for alpha in diffusion.noise_schedule(settings)[::333]:
+        assert abs(np.var(diffusion.add_noise(x0, noise, alpha)) - 1) < 0.02
+
+
+def test_blend_takes_each_side_exactly():
+    z, background = np.random.default_rng(0).normal(size=(2, 1, 4, 4, 3)).astype(np.float32)
+    mask = np.zeros((1, 4, 4, 1), np.float32)
+    mask[0, 1:3, 2] = 1
+    blended = np.asarray(diffusion.blend(z, background, jnp.asarray(mask)))
+    for row, column in itertools.product(range(4), range(4)):
+        source = z if mask[0, row, column] else background
+        np.testing.assert_array_equal(blended[0, row, column], source[0, row, column])

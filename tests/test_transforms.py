@@ -1,0 +1,233 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imprint_jax.errors import InputError
+from imprint_jax.geometry import bounding_box, cut_out
+from imprint_jax.inputs.pairs import WindowPartners
+from imprint_jax.inputs.transforms import (
+    decode_view,
+    fit,
+    paste,
+    random_affine,
+    random_colors,
+    random_square,
+    recolor,
+    warp,
+)
+from tests.test_records import record, view
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def index_of(rows):
+    """The arrays of an index file from (group, instance, frame, has_mask) rows."""
+    columns = zip(*rows, strict=True)
+    keys = ("group", "instance", "frame", "has_mask")
+    return {key: np.array(column) for key, column in zip(keys, columns, strict=True)}
+
+
+def test_partners_equal_the_definition(rng):
+    rows = [
+        (
+            int(rng.integers(4)),
+            int(rng.integers(3)) - 1,
+            int(rng.integers(-9, 9)),
+            rng.random() < 0.8,
+        )
+        for _ in range(150)
+    ]  # frames occur twice, too
+    pairs = WindowPartners(index_of(rows), window=3)
+    expected = {}
+    for i, (group, instance, frame, has_mask) in enumerate(rows):
+        partners = {
+            j
+            for j, (g, k, f, m) in enumerate(rows)
+            if (g, k) == (group, instance) and 0 < abs(f - frame) <= 3 and m and has_mask
+        }
+        if partners:
+            expected[i] = partners
+    assert pairs.records.tolist() == sorted(expected)
+    assert len(pairs) == len(expected)
+    for k, i in enumerate(pairs.records):
+        assert set(pairs.partners(k).tolist()) == expected[i]
+        drawn = [pairs.draw(k, rng) for _ in range(40)]
+        assert {first for first, _ in drawn} == {i}
+        assert {second for _, second in drawn} <= expected[i]
+
+
+def test_every_partner_is_drawn_equally_often(rng):
+    pairs = WindowPartners(index_of([(0, 0, f, True) for f in range(5)]), window=7)
+    drawn = [pairs.draw(2, rng)[1] for _ in range(4000)]
+    assert np.bincount(drawn, minlength=5)[2] == 0
+    np.testing.assert_allclose(np.bincount(drawn)[[0, 1, 3, 4]], 1000, atol=110)
+
+
+def test_no_pair_is_refused():
+    rows = [(0, 0, 0, True), (0, 0, 9, True), (0, 1, 1, True), (0, 0, 1, False)]
+    with pytest.raises(InputError, match="at most 7 frames apart"):
+        WindowPartners(index_of(rows), window=7)
+    with pytest.raises(InputError, match="at most 7 frames apart"):
+        WindowPartners({key: np.array([], int) for key in index_of(rows)}, window=7)
+
+
+def test_partners_of_a_million_records_take_a_moment():
+    count = 1_000_000
+    index = {
+        "group": np.arange(count) // 30,
+        "instance": np.zeros(count, int),
+        "frame": np.arange(count) % 30,
+        "has_mask": np.ones(count, bool),
+    }
+    pairs = WindowPartners(index, window=7)
+    assert len(pairs) == count
+    assert sorted(pairs.partners(count - 1)) == list(range(count - 8, count - 1))
+
+
+def test_colors_of_no_strength_change_nothing(rng):
+    image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(recolor(image, random_colors(rng, 0.0)), image)
+
+
+def test_colors_are_smooth_and_rise_and_keep_black_and_grey(rng):
+    ramp = np.arange(256, dtype=np.uint8)
+    greys = np.repeat(ramp[None, :, None], 3, axis=2)
+    changed = []
+    for _ in range(50):
+        out = recolor(greys, random_colors(rng, 1.0))[0].astype(int)
+        assert (out[0] == 0).all()
+        assert (np.diff(out, axis=0) >= 0).all()  # brighter stays brighter
+        assert np.abs(np.diff(out, n=2, axis=0)).max() <= 4  # no steps
+        assert np.ptp(out, axis=1).max() < 110
+        changed.append(np.abs(out - ramp[:, None]).mean())
+    assert 5 < np.mean(changed) < 45
+    weak = [
+        np.abs(recolor(greys, random_colors(rng, 0.2))[0].astype(int) - ramp[:, None]).mean()
+        for _ in range(50)
+    ]
+    assert np.mean(weak) < 0.4 * np.mean(changed)
+
+
+def test_colors_depend_on_the_rng_only():
+    image = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    once, again, other = (
+        recolor(image, random_colors(np.random.default_rng(seed), 1.0)) for seed in (5, 5, 6)
+    )
+    np.testing.assert_array_equal(once, again)
+    assert (once != other).any()
+
+
+def test_affine_without_range_is_the_identity_and_stays_in_range_with_one(rng):
+    np.testing.assert_array_equal(random_affine(rng, 0, 0, 0, 0), np.eye(2))
+    np.testing.assert_array_equal(random_affine(rng, 0, 0, 0, 1), np.diag([-1, 1]))
+    flips = 0
+    for _ in range(300):
+        matrix = random_affine(rng, rotate=30, scale=0.2, shear=10, flip=0.5)
+        determinant = np.linalg.det(matrix)
+        flips += determinant < 0
+        assert np.exp(-0.4) <= abs(determinant) <= np.exp(0.4)
+        first = matrix[:, 0] * np.sign(determinant)  # where the x axis goes
+        assert abs(np.degrees(np.arctan2(first[1], first[0]))) <= 30
+    assert 100 < flips < 200
+
+
+def test_warp_holds_all_of_the_object_and_does_not_dull_its_edge(rng):
+    rgba = view(1)
+    rgba[..., :3] = 250  # also where it is transparent in part
+    rgba[rgba[..., 3] == 0] = 0
+    for _ in range(20):
+        matrix = random_affine(rng, rotate=180, scale=0.3, shear=20, flip=0.5)
+        image, mask = warp(rgba[..., :3], rgba[..., 3], matrix)
+        area = rgba[..., 3].sum() * abs(np.linalg.det(matrix))
+        assert abs(mask.sum() / area - 1) < 0.01  # nothing is cut off
+        assert image[mask > 40].min() >= 240
+    _, mask = warp(rgba[..., :3], rgba[..., 3], np.eye(2))
+    x0, y0, x1, y1 = bounding_box(rgba[..., 3] >= 13)
+    np.testing.assert_array_equal(mask, rgba[y0:y1, x0:x1, 3])
+
+
+def test_warp_turns_the_way_the_matrix_says():
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, 30:] = 255  # the right end is white
+    quarter = np.array([[0, -1], [1, 0]])  # right goes to below: y points down
+    turned, _ = warp(image, np.full((20, 40), 255, np.uint8), quarter)
+    assert turned.shape == (40, 20, 3)
+    assert (turned[31:] == 255).all() and (turned[:29] == 0).all()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.9])
+def test_paste_is_inside_and_leaves_the_rest_of_the_photo(rng, share):
+    photo = rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    rgba = view(3)
+    places = set()
+    for _ in range(20):
+        composite, hole = paste(photo, (rgba[..., :3], rgba[..., 3]), share, 0.0, rng)
+        x0, y0, x1, y1 = bounding_box(hole)
+        places.add((x0, y0))
+        assert max(x1 - x0, y1 - y0) <= 96 / 1.2 + 1
+        assert hole.mean() <= share * 1.5  # the soft edge comes on top
+        if share < 0.5:
+            assert hole.mean() >= share * 0.9
+        # What is left outside of the hole is fainter than can be seen.
+        difference = np.abs(composite.astype(int) - photo)
+        assert difference[~hole].max() <= 13
+        # Its middle is the object's colour.
+        middle = composite[(y0 + y1) // 2, (x0 + x1) // 2]
+        np.testing.assert_allclose(middle, rgba[32, 32, :3], atol=2)
+    assert len(places) > 10 or share == 0.9
+
+
+def test_paste_matches_brightness_as_far_as_asked(rng):
+    dark = np.full((96, 96, 3), 60, np.uint8)
+    rgba = view(3)
+    rgba[..., :3] = 120
+    means = []
+    for match in (0.0, 0.5, 1.0):
+        composite, hole = paste(dark, (rgba[..., :3], rgba[..., 3]), 0.2, match, rng)
+        means.append(composite[hole].max())
+    assert means[0] == 120
+    assert means[0] > means[1] > means[2] > 60
+    assert abs(means[1] - 120 * (61 / 121) ** 0.5) <= 1
+    assert abs(means[2] - 120 / 1.6) <= 1  # the limit
+
+
+@pytest.mark.parametrize("size", [(300, 200), (80, 200), (40, 60), (1000, 700)])
+def test_random_square_is_a_square_of_the_photo(rng, size):
+    # Colour tells the place: red rises with x, green with y, one step every pixel of 256.
+    x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    photo = Image.fromarray(np.dstack([x, y, 0 * x]).astype(np.uint8))
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=98, subsampling=0)
+    photo = record(image=buffer.getvalue())
+    sides, lefts = [], []
+    for _ in range(30):
+        square = random_square(photo, 48, rng)
+        assert square.shape == (48, 48, 3) and square.dtype == np.uint8
+        row, column = square[24, :, 0].astype(int), square[:, 24, 1].astype(int)
+        width = (row[-2] - row[1]) / 45 * 48 / 255 * size[0]
+        height = (column[-2] - column[1]) / 45 * 48 / 255 * size[1]
+        assert abs(width - height) < 0.1 * max(size) / 4 + 2  # not stretched
+        assert width >= 0.28 * min(size) - 3
+        sides.append(width)
+        lefts.append(row[0])
+    if min(size) > 48:
+        assert max(sides) - min(sides) > 0.3 * min(size)
+        assert np.ptp(lefts) > 40
+
+
+def test_fit_keeps_proportions():
+    image = np.full((20, 40, 3), 9, np.uint8)
+    fitted = fit(image, 80)
+    assert bounding_box(fitted.any(axis=-1)) == (0, 20, 80, 60)
+    assert fit(np.ones((1, 500, 3), np.uint8), 10).shape == (10, 10, 3)
+
+
+def test_decode_view_gives_colour_and_coverage():
+    image, mask = decode_view(record(4))
+    np.testing.assert_array_equal(np.dstack([image, mask]), view(4))
+    assert cut_out(image, mask)[0, 0].sum() == 0
