@@ -1,8 +1,8 @@
 """A run's checkpoints: Orbax, one item a component, the data's position beside the weights.
 
-    WORKDIR/config.json           the resolved configuration
-    WORKDIR/frozen/               frozen parameters, written once
-    WORKDIR/checkpoints/STEP/     dinov2 adapter unet vae (trained parameters), ema, opt, data, meta
+WORKDIR/config.json           the resolved configuration
+WORKDIR/frozen/               frozen parameters, written once
+WORKDIR/checkpoints/STEP/     dinov2 adapter unet vae (trained parameters), ema, opt, data, meta
 """
 
 import json

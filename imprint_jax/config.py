@@ -1,4 +1,4 @@
-"""Every field of a configuration, once: default, unit, meaning. The defaults are the paper's stage 1.
+"""Every field of a configuration, once: default, unit, meaning. Defaults are the paper's stage 1.
 
 A recipe in `configs/` starts from `default()` and changes what differs. `load` reads one by name or
 file and applies overrides written as `--config.a.b=value`; both are checked against the fields and
@@ -88,7 +88,7 @@ def default() -> ConfigDict:
     c.data.color = 0.5  # strength of the colour and light perturbation P, 0 to 1 (open)
     # The affine perturbation T of the object image: degrees, log of the stretch, degrees,
     # probability of mirroring (open).
-    c.data.affine = ConfigDict(dict(rotate=15.0, scale=0.2, shear=8.0, flip=0.5))
+    c.data.affine = ConfigDict(dict(rotate=15.0, scale=0.2, shear=8.0, flip=0.0))
     c.data.share = (0.03, 0.35)  # of a photo's area a pasted object covers; log-uniform (open)
     c.data.brightness_match = 0.5  # how far a pasted object's brightness follows the photo's (open)
     # Blur of mask levels 1 and 2, over the square root of the bounding box's area (open).

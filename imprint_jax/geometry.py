@@ -18,7 +18,7 @@ Box = tuple[int, int, int, int]
 # A crop is at least this many times as wide as its hole: the paste-back needs a rim to fade in.
 MIN_CONTEXT = 1.2
 
-# Black rim on each side of the object's crop, as a share of its longer side; in training and in use.
+# Black rim on each side of the object's crop, as a share of the object's longer side.
 OBJECT_MARGIN = 0.05
 
 # The blurred mask is cut here: a straight edge moves outwards by 0.84 sigma (the normal

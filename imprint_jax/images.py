@@ -182,15 +182,22 @@ def as_rgb_or_rgba(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
         InputError: Another dtype or shape.
     """
     if isinstance(picture, Image.Image):
-        return _to_array(ImageOps.exif_transpose(picture))
+        return _from_pil(picture, name)
     array = np.asarray(picture)
     if array.dtype != np.uint8:
-        raise InputError(f"the {name} is {array.dtype}; it must be uint8, 0 to 255")
+        raise InputError(f"The {name} is {array.dtype}; it must be uint8, 0 to 255.")
     if array.ndim == 2:
-        return np.repeat(array[..., None], 3, axis=2)
+        array = np.repeat(array[..., None], 3, axis=2)
     if array.ndim != 3 or array.shape[2] not in (3, 4) or 0 in array.shape:
-        raise InputError(f"the {name} has shape {array.shape}; it must be (h w 3) or (h w 4)")
+        raise InputError(f"The {name} has shape {array.shape}; it must be (h w 3) or (h w 4).")
     return array
+
+
+def _from_pil(image: Image.Image, name: str) -> np.ndarray:
+    try:
+        return _to_array(ImageOps.exif_transpose(image))
+    except _DAMAGED as error:
+        raise InputError(f"The {name} cannot be read as a picture: {error}.") from error
 
 
 def as_rgb(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
@@ -210,15 +217,15 @@ def as_mask(mask: np.ndarray | Image.Image, size_hw: tuple[int, int], name: str)
         InputError: Another dtype or size.
     """
     if isinstance(mask, Image.Image):
-        mask = _to_8_bit(mask).convert("L")
+        mask = np.asarray(Image.fromarray(_from_pil(mask, name)[..., :3]).convert("L"))
     array = np.asarray(mask)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.shape != tuple(size_hw):
         raise InputError(
-            f"the {name} has shape {array.shape} but its picture is {tuple(size_hw)} (height,"
-            " width): give a mask of the picture's size"
+            f"The {name} has shape {array.shape} but its picture is {tuple(size_hw)} (height,"
+            " width): give a mask of the picture's size."
         )
     if array.dtype not in (np.bool_, np.uint8):
-        raise InputError(f"the {name} is {array.dtype}; it must be bool, or uint8 0 to 255")
+        raise InputError(f"The {name} is {array.dtype}; it must be bool, or uint8 0 to 255.")
     return array if array.dtype == bool else array >= MASK_THRESHOLD

@@ -34,9 +34,8 @@ def label_params(params: dict, groups) -> dict[str, str]:
         else:
             orphans.append(path)
     if orphans:
-        raise InputError(
-            f"{len(orphans)} parameters match no pattern of config.groups: {', '.join(sorted(orphans))}"
-        )
+        listed = ", ".join(sorted(orphans))
+        raise InputError(f"{len(orphans)} parameters match no pattern of config.groups: {listed}")
     return labels
 
 

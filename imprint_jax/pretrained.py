@@ -1,6 +1,6 @@
 """The released folder: config.json and one safetensors file a component, keys joined by dots.
 
-    DIR/config.json  dinov2.safetensors  adapter.safetensors  unet.safetensors  vae.safetensors
+DIR/config.json  dinov2.safetensors  adapter.safetensors  unet.safetensors  vae.safetensors
 """
 
 import json

@@ -31,10 +31,14 @@ logger = logging.getLogger(__name__)
 
 MODEL_SUFFIXES = (".obj", ".glb", ".gltf", ".ply")
 MAX_TRIANGLES = 300_000
-MIN_THICKNESS = 0.08  # smallest over largest side of the bounding box; panels and sheets are flatter
+MIN_THICKNESS = (
+    0.08  # smallest over largest side of the bounding box; panels and sheets are flatter
+)
 MIN_COVERAGE = 0.01  # share of the frame that the object covers in its emptiest view
 
-FIELD_OF_VIEW = 35.0  # degrees, the whole frame; about a 55 mm lens on a full-frame camera held upright
+FIELD_OF_VIEW = (
+    35.0  # degrees, the whole frame; about a 55 mm lens on a full-frame camera held upright
+)
 FILL = 0.9  # of the half frame, reached at the view and the side where the object is widest
 MAX_STEP = 6.0  # degrees of great circle between neighbouring views
 ELEVATION = (5.0, 45.0)  # degrees
@@ -100,7 +104,9 @@ class Light:
         ring, angle = np.sqrt(1 - height**2), index * golden + self.turn
         sphere = np.stack([ring * np.cos(angle), height, ring * np.sin(angle)], 1)
         # The irradiance of a uniform sphere is (4 pi / k) / pi a direction.
-        brings = np.where(height[:, None] > 0, self.sky_colour, self.ground_colour) * 4 / SKY_DIRECTIONS
+        brings = (
+            np.where(height[:, None] > 0, self.sky_colour, self.ground_colour) * 4 / SKY_DIRECTIONS
+        )
         return np.vstack([sun / np.linalg.norm(sun), sphere]), np.vstack([self.sun_colour, brings])
 
 
@@ -124,7 +130,12 @@ def camera_path(num_views: int, rng: np.random.Generator) -> np.ndarray:
     elevation = middle + swing * np.sin(rate * np.radians(azimuth) + rng.uniform(0, 2 * np.pi))
     azimuth, elevation = np.radians(azimuth), np.radians(elevation)
     return np.stack(
-        [np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)], 1
+        [
+            np.sin(azimuth) * np.cos(elevation),
+            np.sin(elevation),
+            np.cos(azimuth) * np.cos(elevation),
+        ],
+        1,
     )
 
 
@@ -133,7 +144,13 @@ def random_light(directions: np.ndarray, rng: np.random.Generator) -> Light:
     middle = directions[len(directions) // 2]
     azimuth = np.arctan2(middle[0], middle[2]) + np.radians(rng.uniform(-100, 100))
     elevation = np.radians(rng.uniform(30, 70))
-    sun = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
+    sun = np.array(
+        [
+            np.sin(azimuth) * np.cos(elevation),
+            np.sin(elevation),
+            np.cos(azimuth) * np.cos(elevation),
+        ]
+    )
     share, level = rng.uniform(0.35, 0.7), rng.uniform(0.95, 1.3)
     warmth, blueness = rng.uniform(0, 0.12), rng.uniform(0, 0.12)
     sky = level * (1 - share) * np.array([1 - blueness, 1, 1 + blueness])
@@ -148,7 +165,13 @@ def random_light(directions: np.ndarray, rng: np.random.Generator) -> Light:
 
 
 def render_views(
-    model_path: str | os.PathLike, num_views: int, size: int, seed: int, *, up: str = "y", samples: int = 4
+    model_path: str | os.PathLike,
+    num_views: int,
+    size: int,
+    seed: int,
+    *,
+    up: str = "y",
+    samples: int = 4,
 ) -> Iterator[np.ndarray]:
     """Views of one model, rendered one by one as they are asked for.
 
@@ -168,17 +191,23 @@ def render_views(
       InputError: the extra `[render]` is missing, or an argument is out of range.
     """
     if num_views < 1 or size < 8 or samples < 1:
-        raise InputError(f"num_views {num_views}, size {size}, samples {samples}: need at least 1, 8 and 1")
+        raise InputError(
+            f"num_views {num_views}, size {size}, samples {samples}: need at least 1, 8 and 1"
+        )
     directions, light = _path_and_light(num_views, seed)
     model = _load(model_path, up)
     target, distance = np.zeros(3), _distance(model.triangles.reshape(-1, 3), directions)
-    model = dataclasses.replace(model, textures=_fit_textures(model, size * np.sqrt(samples), distance))
+    model = dataclasses.replace(
+        model, textures=_fit_textures(model, size * np.sqrt(samples), distance)
+    )
     scene = _scene(model.triangles)
     # What may let light through throws no shadow: leaves on cut-out cards would darken one another with whole cards.
     solid = _lets_no_light_through(model)
     shadows = _scene(model.triangles[solid]) if solid.any() else scene
     for direction in directions:
-        view = _render(model, scene, shadows, light, target + distance * direction, direction, size, samples)
+        view = _render(
+            model, scene, shadows, light, target + distance * direction, direction, size, samples
+        )
         if view[..., 3].mean() / 255 < MIN_COVERAGE:
             raise RejectedModel(model_path, "empty", "the object covers less than 1 % of a view")
         yield view
@@ -235,7 +264,14 @@ def render_folder(
     _import_renderer()
     models_dir, out_dir = Path(models_dir), Path(out_dir)
     models = _find_models(models_dir)[:limit]
-    settings = {"num_views": num_views, "size": size, "seed": seed, "samples": samples, "up": up, "format": image_format}
+    settings = {
+        "num_views": num_views,
+        "size": size,
+        "seed": seed,
+        "samples": samples,
+        "up": up,
+        "format": image_format,
+    }
     out_dir.mkdir(parents=True, exist_ok=True)
     todo = []
     for object_id, path in models:
@@ -245,7 +281,9 @@ def render_folder(
             continue
         found = json.loads(views_json.read_text())["settings"]
         if found != settings:
-            raise InputError(f"{views_json.parent} was rendered with {found}, not {settings}; choose another folder")
+            raise InputError(
+                f"{views_json.parent} was rendered with {found}, not {settings}; choose another folder"
+            )
         yield Result(object_id, str(path.relative_to(models_dir)), "complete")
 
     # A few models ahead of the workers, not all: a consumer that stops early stops the work too.
@@ -264,7 +302,11 @@ def render_folder(
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for result in (future.result() for future in done):
                 if result.status == "rejected":
-                    line = {"model": result.source, "reason": result.reason, "detail": result.detail}
+                    line = {
+                        "model": result.source,
+                        "reason": result.reason,
+                        "detail": result.detail,
+                    }
                     rejects.write(json.dumps(line) + "\n")
                     rejects.flush()
                 yield result
@@ -280,14 +322,18 @@ def _find_models(models_dir: Path) -> list[tuple[str, Path]]:
             parts = parts[:-1]
         object_id = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).strip("._")
         if object_id in models:
-            raise InputError(f"{path} and {models[object_id]} would both be object {object_id}; rename one")
+            raise InputError(
+                f"{path} and {models[object_id]} would both be object {object_id}; rename one"
+            )
         models[object_id] = path
     if not models:
         raise InputError(f"no model ({', '.join(MODEL_SUFFIXES)}) under {models_dir}")
     return list(models.items())
 
 
-def _render_object(object_id: str, path: Path, models_dir: Path, out_dir: Path, settings: dict) -> Result:
+def _render_object(
+    object_id: str, path: Path, models_dir: Path, out_dir: Path, settings: dict
+) -> Result:
     """One model to one folder, built beside its place and moved there when whole."""
     source = str(path.relative_to(models_dir))
     building = out_dir / f".{object_id}.part"
@@ -296,7 +342,9 @@ def _render_object(object_id: str, path: Path, models_dir: Path, out_dir: Path, 
     seed = zlib.crc32(f"{settings['seed']}/{object_id}".encode())
     num_views, image_format = settings["num_views"], settings["format"]
     try:
-        views = render_views(path, num_views, settings["size"], seed, up=settings["up"], samples=settings["samples"])
+        views = render_views(
+            path, num_views, settings["size"], seed, up=settings["up"], samples=settings["samples"]
+        )
         for index, view in enumerate(views):
             options = {"quality": 90, "method": 4} if image_format == "webp" else {}
             Image.fromarray(view).save(building / f"{index:03d}.{image_format}", **options)
@@ -333,7 +381,9 @@ def _import_renderer():
         import embreex.rtcore_scene
         import trimesh
     except ImportError as error:
-        raise InputError(f"rendering needs {error.name}: pip install 'imprint_jax[render]'") from error
+        raise InputError(
+            f"rendering needs {error.name}: pip install 'imprint_jax[render]'"
+        ) from error
     return trimesh, embreex
 
 
@@ -348,14 +398,18 @@ def _load(path: str | os.PathLike, up: str) -> Model:
         raise InputError(f"no model at {path}")
     try:
         meshes = trimesh.load_scene(path, process=False).dump()
-    except Exception as error:  # the parsers of four formats raise whatever a broken file leads them to
+    except (
+        Exception
+    ) as error:  # the parsers of four formats raise whatever a broken file leads them to
         raise RejectedModel(path, "broken", f"{type(error).__name__}: {error}") from error
     meshes = [mesh for mesh in meshes if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces)]
     count = sum(len(mesh.faces) for mesh in meshes)
     if not count:
         raise RejectedModel(path, "broken", "no triangles")
     if count > MAX_TRIANGLES:
-        raise RejectedModel(path, "large", f"{count} triangles, at most {MAX_TRIANGLES} are rendered")
+        raise RejectedModel(
+            path, "large", f"{count} triangles, at most {MAX_TRIANGLES} are rendered"
+        )
 
     parts, textures = [], []
     for mesh in meshes:
@@ -379,7 +433,9 @@ def _load(path: str | os.PathLike, up: str) -> Model:
     fields = {
         name: np.concatenate([getattr(part, name) for part in parts]).astype(kind)
         for name, kind in zip(
-            ("triangles", "normals", "uv", "colour", "opacity", "texture"), ["f4"] * 5 + ["i4"], strict=True
+            ("triangles", "normals", "uv", "colour", "opacity", "texture"),
+            ["f4"] * 5 + ["i4"],
+            strict=True,
         )
     }
     if not np.isfinite(fields["triangles"]).all():
@@ -403,10 +459,19 @@ def _surface(mesh) -> tuple[np.ndarray, float, Image.Image | None]:
     """Linear colour (broadcastable to (m, 3, 3)), opacity and texture image of a mesh's one material."""
     material = getattr(mesh.visual, "material", None)
     if material is None:
-        colours = mesh.visual.vertex_colors[mesh.faces] if mesh.visual.defined else np.full((1, 1, 3), 180)
+        colours = (
+            mesh.visual.vertex_colors[mesh.faces]
+            if mesh.visual.defined
+            else np.full((1, 1, 3), 180)
+        )
         return (colours[..., :3] / 255.0) ** GAMMA, 1.0, None
-    if hasattr(material, "baseColorFactor"):  # glTF: the factor is linear light and multiplies the texture
-        factor = np.array([255] * 4 if material.baseColorFactor is None else material.baseColorFactor) / 255.0
+    if hasattr(
+        material, "baseColorFactor"
+    ):  # glTF: the factor is linear light and multiplies the texture
+        factor = (
+            np.array([255] * 4 if material.baseColorFactor is None else material.baseColorFactor)
+            / 255.0
+        )
         image = material.baseColorTexture
         if image is not None and material.alphaMode in (None, "OPAQUE"):
             image = image.convert("RGB")
@@ -421,10 +486,15 @@ def _surface(mesh) -> tuple[np.ndarray, float, Image.Image | None]:
 
 def _corner_normals(mesh) -> np.ndarray:
     """The vertices' normals, or the face's at corners where they belong to another side of an edge."""
-    face = np.broadcast_to(_unit(np.cross(*np.diff(mesh.triangles, axis=1).swapaxes(0, 1)))[:, None], (len(mesh.faces), 3, 3))
+    face = np.broadcast_to(
+        _unit(np.cross(*np.diff(mesh.triangles, axis=1).swapaxes(0, 1)))[:, None],
+        (len(mesh.faces), 3, 3),
+    )
     vertex = _unit(np.nan_to_num(mesh.vertex_normals))[mesh.faces]
     cosine = np.einsum("mij,mij->mi", vertex, face)
-    return np.where((np.abs(cosine) > CREASE)[..., None], vertex * np.where(cosine < 0, -1, 1)[..., None], face)
+    return np.where(
+        (np.abs(cosine) > CREASE)[..., None], vertex * np.where(cosine < 0, -1, 1)[..., None], face
+    )
 
 
 def _fit_textures(model: Model, resolution: float, distance: float) -> list[np.ndarray]:
@@ -443,14 +513,19 @@ def _fit_textures(model: Model, resolution: float, distance: float) -> list[np.n
         shrink = np.sqrt(max(texels / max(area, 1e-9), 1))
         if shrink > 1.5:
             new = max(round(width / shrink), 1), max(round(height / shrink), 1)
-            bands = [Image.fromarray(band).resize(new, Image.Resampling.BOX) for band in np.moveaxis(linear, -1, 0)]
+            bands = [
+                Image.fromarray(band).resize(new, Image.Resampling.BOX)
+                for band in np.moveaxis(linear, -1, 0)
+            ]
             linear = np.stack([np.asarray(band) for band in bands], -1)
         fitted.append(linear)
     return fitted
 
 
 def _lets_no_light_through(model: Model) -> np.ndarray:
-    solid = np.array([*(texture[..., 3].min() > 0.99 for texture in model.textures), True])  # the last serves index -1
+    solid = np.array(
+        [*(texture[..., 3].min() > 0.99 for texture in model.textures), True]
+    )  # the last serves index -1
     return solid[model.texture] & (model.opacity > 0.99)
 
 
@@ -502,7 +577,9 @@ def _render(model, scene, shadows, light, eye, direction, size, samples) -> np.n
         y = (1 - 2 * (np.arange(size) + dy) / size) * slope
         rays = (x[None, :, None] * right + y[:, None, None] * up - direction).reshape(-1, 3)
         # A see-through surface is hit by the share of the samples that its opacity names.
-        pixel, *surface = _trace(model, scene, eye, _unit(rays).astype(np.float32), (sample + 0.5) / samples)
+        pixel, *surface = _trace(
+            model, scene, eye, _unit(rays).astype(np.float32), (sample + 0.5) / samples
+        )
         total[pixel, :3] += _shade(shadows, *surface, *light.directions(sample, samples))
         total[pixel, 3] += 1
     colour = total[:, :3] / np.maximum(total[:, 3:], 1)
@@ -561,8 +638,14 @@ def _bilinear(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
     left, top = np.floor(x).astype(int), np.floor(y).astype(int)
     right_share, low_share = (x - left)[:, None], (y - top)[:, None]
     rows, columns = (top % height, (top + 1) % height), (left % width, (left + 1) % width)
-    upper = texture[rows[0], columns[0]] * (1 - right_share) + texture[rows[0], columns[1]] * right_share
-    lower = texture[rows[1], columns[0]] * (1 - right_share) + texture[rows[1], columns[1]] * right_share
+    upper = (
+        texture[rows[0], columns[0]] * (1 - right_share)
+        + texture[rows[0], columns[1]] * right_share
+    )
+    lower = (
+        texture[rows[1], columns[0]] * (1 - right_share)
+        + texture[rows[1], columns[1]] * right_share
+    )
     return upper * (1 - low_share) + lower * low_share
 
 

@@ -26,7 +26,9 @@ def sampling_timesteps(num_train_timesteps: int, num_steps: int, spacing: str) -
         InputError: `num_steps` out of range.
     """
     if not 1 <= num_steps <= num_train_timesteps:
-        raise InputError(f"The number of steps must be 1 to {num_train_timesteps}, not {num_steps}.")
+        raise InputError(
+            f"The number of steps must be 1 to {num_train_timesteps}, not {num_steps}."
+        )
     if spacing == "leading":
         step = num_train_timesteps // num_steps
         timesteps = np.arange(num_steps)[::-1] * step + 1

@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from imprint_jax import batch as batches
-from imprint_jax import images, optim, pretrained, sharding
+from imprint_jax import images, losses, optim, pretrained, sharding
 from imprint_jax.checkpoint import Checkpoints
 from imprint_jax.errors import InputError
 from imprint_jax.inputs import pipeline
@@ -37,36 +38,45 @@ def train(config, workdir: Path, *, resume: bool = False, overwrite: bool = Fals
         InputError: The folder holds a run already, or the configuration or data do not fit.
         FloatingPointError: The loss became infinite or NaN.
     """
-    if config.stage not in (1, 2):
+    # Whatever can be wrong is found before anything is written, or an old run deleted.
+    resuming = _check_workdir(workdir, config, resume=resume, overwrite=overwrite)
+    if config.stage not in losses.STAGE_LOSS:
         raise InputError(f"config.stage = {config.stage}; the stages are 1 and 2.")
     mesh = sharding.make_mesh(config.fsdp)
     if config.batch_size % mesh.size:
         raise InputError(
             f"config.batch_size = {config.batch_size} does not divide over {mesh.size} devices."
         )
-    resuming = _prepare_workdir(workdir, config, resume=resume, overwrite=overwrite)
     pipeline.check_sources(config)
     trainer = Trainer(config, mesh)
     console.print(_group_table(trainer))
+    initial = {} if resuming else _load_initial(trainer)
+    if overwrite and workdir.exists():
+        shutil.rmtree(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
 
     checkpoints = Checkpoints(workdir, config.keep)
     if resuming:
         state, position = checkpoints.restore(trainer.abstract_state, trainer.state_sharding)
     else:
-        state, position = trainer.init(_load_initial(trainer)), 0
+        state, position = trainer.init(initial), 0
         checkpoints.save_frozen(state.frozen)
-    log.info("backend %s, %d devices, compute in %s", jax.default_backend(), mesh.size, config.dtype)
+    log.info(
+        "backend %s, %d devices, compute in %s", jax.default_backend(), mesh.size, config.dtype
+    )
 
-    host_batches = iter(
-        pipeline.make_dataset(
-            config,
-            start=position,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+    dataset = pipeline.make_dataset(
+        config,
+        start=position,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     train_step = trainer.train_step()
-    with Meter(workdir / "metrics.jsonl", config, console, start=int(state.step)) as meter:
+    with (
+        closing(iter(dataset)) as host_batches,
+        Meter(workdir / "metrics.jsonl", config, console, start=int(state.step)) as meter,
+    ):
         for step in range(int(state.step), config.total_steps):
             host_batch = next(host_batches)
             if step == 0:
@@ -83,31 +93,30 @@ def train(config, workdir: Path, *, resume: bool = False, overwrite: bool = Fals
     checkpoints.close()
 
 
-def _prepare_workdir(workdir: Path, config, *, resume: bool, overwrite: bool) -> bool:
-    """Makes the folder ready; True if there is a checkpoint to go on from."""
+def _check_workdir(workdir: Path, config, *, resume: bool, overwrite: bool) -> bool:
+    """True if there is a checkpoint to go on from; changes nothing."""
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other.")
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file; --workdir wants a folder.")
-    has_run = (workdir / "config.json").exists()
-    if has_run and overwrite:
-        shutil.rmtree(workdir)
-    elif has_run and not resume:
+    if not (workdir / "config.json").exists():
+        if overwrite and workdir.exists() and any(workdir.iterdir()):
+            raise InputError(f"{workdir} holds files but no run: --overwrite will not delete it.")
+        return False
+    if overwrite:
+        return False
+    if not resume:
         raise InputError(
             f"{workdir} already holds a run: --resume continues it, --overwrite deletes it."
         )
-    elif has_run:
-        before = json.loads((workdir / "config.json").read_text())
-        changed = _differences(before, json.loads(config.to_json()))
-        if changed:
-            raise InputError(
-                f"{workdir} was started with another configuration, which differs in"
-                f" {', '.join(changed)}; --resume with the same, or use another workdir."
-            )
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
-    finished = [p for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()]
-    return bool(finished)
+    before = json.loads((workdir / "config.json").read_text())
+    changed = _differences(before, json.loads(config.to_json()))
+    if changed:
+        raise InputError(
+            f"{workdir} was started with another configuration, which differs in"
+            f" {', '.join(changed)}; --resume with the same, or use another workdir."
+        )
+    return any(p.name.isdecimal() for p in (workdir / "checkpoints").glob("*"))
 
 
 def _differences(before: dict, after: dict) -> list[str]:

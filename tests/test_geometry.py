@@ -62,34 +62,32 @@ def test_cut_out_takes_masks_and_coverage(rng):
     np.testing.assert_array_equal(half, np.rint(image * (128 / 255)).astype(np.uint8))
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.25])
-def test_object_crop_fills_its_square_and_is_black_around(rng, margin):
+def test_object_crop_fills_its_square_but_for_the_margin():
     image = np.full((60, 80, 3), 200, np.uint8)
     mask = box_mask((10, 5, 50, 25), 60, 80)  # twice as wide as high
-    crop = object_crop(image, mask, 64, margin)
-    assert crop.shape == (64, 64, 3) and crop.dtype == np.uint8
-    width = round(64 / (1 + 2 * margin))
-    x0, y0 = (64 - width) // 2, (64 - width // 2) // 2
-    expected = (x0, y0, x0 + width, y0 + width // 2)
-    assert bounding_box(crop.any(axis=-1)) == expected
-    assert (crop[expected[1] : expected[3], expected[0] : expected[2]] == 200).all()
+    crop = object_crop(image, mask, 220)
+    assert crop.shape == (220, 220, 3) and crop.dtype == np.uint8
+    assert bounding_box(crop.any(axis=-1)) == (10, 60, 210, 160)
+    assert (crop[60:160, 10:210] == 200).all()
 
 
-def test_object_crop_at_its_own_size_is_exact_and_ignores_the_rest(rng):
+def test_object_crop_at_its_own_size_is_exact_and_ignores_the_rest(rng, monkeypatch):
+    monkeypatch.setattr("imprint_jax.geometry.OBJECT_MARGIN", 0.0)
     image = photo(rng, 40, 50)
     mask = np.zeros((40, 50), bool)
     mask[4:36, 10:42] = rng.random((32, 32)) < 0.7
     mask[4, 10] = mask[35, 41] = True
-    crop = object_crop(image, mask, 32, 0.0)
+    crop = object_crop(image, mask, 32)
     np.testing.assert_array_equal(crop, cut_out(image, mask)[4:36, 10:42])
     other = np.where(mask[..., None], image, 255 - image)
-    np.testing.assert_array_equal(object_crop(other, mask, 32, 0.0), crop)
+    np.testing.assert_array_equal(object_crop(other, mask, 32), crop)
 
 
 def test_object_crop_of_a_sliver_keeps_a_pixel_of_it():
     image = np.full((400, 400, 3), 255, np.uint8)
-    crop = object_crop(image, box_mask((0, 200, 400, 201), 400, 400), 32, 0.0)
-    assert bounding_box(crop.any(axis=-1)) == (0, 15, 32, 16)
+    crop = object_crop(image, box_mask((0, 200, 400, 201), 400, 400), 32)
+    x0, y0, x1, y1 = bounding_box(crop.any(axis=-1))
+    assert (x1 - x0, y1 - y0) == (29, 1)
 
 
 def test_context_crop_is_centred_then_shifted_inside():

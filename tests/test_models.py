@@ -68,7 +68,9 @@ def test_registers_are_dropped_and_null_context_repeats_one_token():
     assert tokens.shape == (2, 1 + 4, 16)
     null = model.adapter.null_context(tokens)
     assert null.shape == tokens.shape
-    np.testing.assert_array_equal(null, jnp.broadcast_to(params["adapter"]["null_token"], null.shape))
+    np.testing.assert_array_equal(
+        null, jnp.broadcast_to(params["adapter"]["null_token"], null.shape)
+    )
 
 
 @pytest.mark.parametrize("t, s", [(1024, 1024), (2048, 513)])

@@ -27,7 +27,7 @@ def test_first_match_decides_and_everything_is_covered():
     assert labels["adapter/null_token"] == optim.FROZEN
     assert labels["adapter/proj/kernel"] == "a"
     assert labels["dinov2/norm/bias"] == optim.FROZEN
-    with pytest.raises(InputError, match="2 parameters.*dinov2/norm/bias.*dinov2/norm/scale"):
+    with pytest.raises(InputError, match=r"2 parameters.*dinov2/norm/bias.*dinov2/norm/scale"):
         optim.label_params(PARAMS, GROUPS[:2])
 
 

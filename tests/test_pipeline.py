@@ -52,7 +52,6 @@ def stage1(data):
             split="train",
             num_workers=0,
             window=2,
-            object_margin=0.05,
             color=0.0,
             affine=dict(rotate=15.0, scale=0.1, shear=5.0, flip=0.5),
             share=(0.05, 0.4),

@@ -102,9 +102,7 @@ def test_pixels_inside_the_hole_change_nothing(tiny):
     *_, run, (objects, images, mask) = tiny
     other = jnp.where(mask > 0, jnp.flip(images, axis=1), images)
     assert bool(jnp.any(other != images))
-    np.testing.assert_array_equal(
-        run(objects, images, mask, 3.0), run(objects, other, mask, 3.0)
-    )
+    np.testing.assert_array_equal(run(objects, images, mask, 3.0), run(objects, other, mask, 3.0))
 
 
 def test_the_background_comes_back_as_the_codec_sees_it(tiny):
@@ -152,8 +150,10 @@ def test_keys_and_values_are_computed_once_a_picture(tiny, monkeypatch):
     )()
     trace(5)
     tokens = 1 + (c.object_size // 14) ** 2
-    cross_attentions = sum(len(block.attentions) for block in (*model.unet.down_blocks,
-        model.unet.mid_block, *model.unet.up_blocks))
+    cross_attentions = sum(
+        len(block.attentions)
+        for block in (*model.unet.down_blocks, model.unet.mid_block, *model.unet.up_blocks)
+    )
     # Every cross-attention once, outside the loop: in it there is only self-attention.
     assert contexts[:cross_attentions] == [tokens] * cross_attentions
     assert tokens not in contexts[cross_attentions:]

@@ -15,10 +15,8 @@ CHUNK_FROM = 1024 * 1024
 
 
 def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's two-pass variance: the one-pass default loses digits at large means."""
-    return nnx.LayerNorm(
-        width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs
-    )
+    """LayerNorm with the two-pass variance of PyTorch; one pass loses digits at large means."""
+    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
 def group_norm(width: int, groups: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
@@ -30,9 +28,7 @@ def group_norm(width: int, groups: int, *, epsilon: float, dtype, rngs: nnx.Rngs
 
 def conv3x3(width_in: int, width_out: int, *, stride: int = 1, dtype, rngs: nnx.Rngs) -> nnx.Conv:
     """3x3 convolution padded by one pixel on every side, as PyTorch's `padding=1`."""
-    return nnx.Conv(
-        width_in, width_out, (3, 3), strides=stride, padding=1, dtype=dtype, rngs=rngs
-    )
+    return nnx.Conv(width_in, width_out, (3, 3), strides=stride, padding=1, dtype=dtype, rngs=rngs)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:

@@ -313,9 +313,7 @@ class UNet(nnx.Module):
 
         self.up_blocks = nnx.List([])
         for level, (out, has_attention) in enumerate(reversed(levels)):
-            widths_in = [
-                before + skips.pop() for before in [width] + [out] * layers_per_block
-            ]
+            widths_in = [before + skips.pop() for before in [width] + [out] * layers_per_block]
             self.up_blocks.append(
                 UpBlock(
                     widths_in,

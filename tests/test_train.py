@@ -1,0 +1,184 @@
+"""Training end to end through the command, in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from imprint_jax import checkpoint, optim, pretrained
+from imprint_jax.models import imprint
+from tests.tiny import tiny_config, write_records
+
+RECIPE = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.tiny import tiny_config
+def get_config():
+    c = tiny_config({stage})
+    c.total_steps = 6
+    c.data.sources = ({source!r},)
+    for component in {components!r}:
+        c.init_from[component] = {run!r}
+    return c
+"""
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def imprint_command(*args, devices: int = 2, **kwargs):
+    """Runs `imprint` in a new process, on this many fake devices."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "COLUMNS": "200",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "imprint_jax", *map(str, args)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Recipes of both stages over the same records, and a finished run of stage 1."""
+    folder = tmp_path_factory.mktemp("runs")
+    objects, photos = write_records(folder)
+    views = dict(kind="views", records=objects, weight=1.0)
+    pasted = dict(kind="pasted", records=objects, backgrounds=photos, weight=1.0)
+    stage1 = str(folder / "stage1")
+    for stage, source, components in ((1, views, ()), (2, pasted, ("dinov2", "adapter", "unet"))):
+        recipe = RECIPE.format(
+            root=ROOT, stage=stage, source=source, components=components, run=stage1
+        )
+        (folder / f"tiny{stage}.py").write_text(recipe)
+    done = imprint_command("train", "--config", folder / "tiny1.py", "--workdir", stage1)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def parameters(workdir, **kwargs):
+    params = checkpoint.load_params(workdir, **kwargs)[1]
+    return traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
+
+
+def test_a_run_shows_its_groups_and_leaves_its_files(runs):
+    folder, done = runs
+    assert "Stage 1: what trains" in done.stderr and "unet/up_blocks" in done.stderr
+    workdir = folder / "stage1"
+    assert (workdir / "first_batch.png").stat().st_size > 1000
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    saved = sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
+    assert saved == ["2", "4", "6"]
+    items = {p.name for p in (workdir / "checkpoints" / "6").iterdir() if p.is_dir()}
+    assert items == {"dinov2", "adapter", "unet", "ema", "opt", "data", "meta"}
+
+
+def test_resume_in_a_new_process_is_bit_for_bit_no_interruption(runs):
+    folder, _ = runs
+    workdir = folder / "interrupted"
+    recipe = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--resume")
+    # Killed while at work, at the first sign of its second checkpoint.
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "imprint_jax", *map(str, recipe)],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not (workdir / "checkpoints" / "2").exists():
+        pass
+    process.kill()
+    process.wait()
+    assert 6 not in [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]")]
+    resumed = imprint_command(*recipe)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from step" in resumed.stderr
+    for ema in (True, False):
+        whole, pieces = parameters(folder / "stage1", ema=ema), parameters(workdir, ema=ema)
+        assert whole.keys() == pieces.keys()
+        for path in whole:
+            np.testing.assert_array_equal(whole[path], pieces[path], err_msg=path)
+
+
+def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
+    folder, _ = runs
+    workdir = folder / "stage2"
+    args = ("train", "--config", folder / "tiny2.py", "--workdir", workdir)
+    done = imprint_command(*args)
+    assert done.returncode == 0, done.stderr
+    before, after = parameters(folder / "stage1"), parameters(workdir, ema=False)
+    same = {path for path in before if np.array_equal(before[path], after[path])}
+    unused = {path for path in before if path.startswith(("dinov2/", "vae/"))}
+    assert same == unused
+    # Far from stage 1 by a few small steps only: it did start there.
+    path = "unet/conv_in/kernel"
+    assert np.abs(after[path] - before[path]).max() < 6 * 4e-4
+
+    exported = folder / "released"
+    assert imprint_command("export", workdir, exported).returncode == 0
+    config, params = pretrained.load(exported)
+    assert set(config) == set(pretrained.RELEASED_FIELDS)
+    released = traverse_util.flatten_dict(params, sep="/")
+    for path, value in parameters(workdir).items():
+        np.testing.assert_allclose(released[path], value, rtol=1e-3, atol=1e-6, err_msg=path)
+
+
+def test_a_used_workdir_is_not_touched(runs):
+    folder, _ = runs
+    workdir = folder / "stage1"
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
+    refused = imprint_command(*args)
+    assert refused.returncode == 2
+    assert "already holds a run: --resume continues it" in refused.stderr
+    changed = imprint_command(*args, "--resume", "--config.seed=7")
+    assert changed.returncode == 2
+    assert "another configuration, which differs in seed" in changed.stderr
+    both = imprint_command(*args, "--resume", "--overwrite")
+    assert both.returncode == 2 and "exclude each other" in both.stderr
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("--config.optim.nope=1", "Unknown config field"),
+        ("--config.batch_size=many", "is of type int"),
+        ("--config.batch_size=7", "does not divide over 2 devices"),
+        ("--config.stage=3", "the stages are 1 and 2"),
+        ("--config.fsdp=3", "does not divide the 2 devices"),
+        ("--config.data.sources=()", "is empty"),
+        ("--config.groups=(('a', 'adapter/', 1e-3),)", "match no pattern"),
+        ("--config.init_from.unet=nowhere", "no model 'nowhere'"),
+        ("seed=3", "overrides look like"),
+    ],
+)
+def test_bad_configurations_stop_before_anything_is_written(runs, tmp_path, override, message):
+    folder, _ = runs
+    workdir = tmp_path / "run"
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, override)
+    done = imprint_command(*args)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_moments_belong_to_trained_parameters_only(stage):
+    c = tiny_config(stage)
+    _, abstract = imprint.split(c.model)
+    labels = optim.label_params(abstract, c.groups)
+    trained, frozen = optim.partition(abstract, labels)
+    state = jax.eval_shape(optim.make_optimizer(c, labels).init, trained)
+    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree) if x.ndim)
+    assert size(state) == 2 * size(trained)
+    assert size(frozen) > 0
