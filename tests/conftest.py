@@ -9,9 +9,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jax
 import pytest
 
+from imprint_jax import config
+from imprint_jax.models import imprint
+
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def eight_devices():
     assert len(jax.devices()) == 8, "the tests must run on 8 fake devices"
+
+
+@pytest.fixture(scope="session")
+def full_size():
+    """The shapes of the paper's model; takes a while, once."""
+    return imprint.split(config.default().model)[1]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden")

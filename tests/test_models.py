@@ -12,11 +12,6 @@ from imprint_jax.models.vae import AutoencoderKL, DCTCodec
 from tests.tiny import tiny_config
 
 
-@pytest.fixture(scope="module")
-def full_size():
-    return imprint.split(config.default().model)[1]
-
-
 def count(tree) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))
 

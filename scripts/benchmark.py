@@ -1,0 +1,62 @@
+"""Speed and memory, measured: `python scripts/benchmark.py sample`.
+
+sample   seconds from the command to the picture with `mini`, with an empty compilation cache and
+         with a filled one, and the process's peak memory
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+
+SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
+
+
+def timed(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Runs a command; returns its seconds and its peak memory in MiB.
+
+    Raises:
+        subprocess.CalledProcessError: The command failed.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+    return seconds, usage.ru_maxrss / 1024
+
+
+def sample(repeats: int) -> None:
+    """The default command on a shipped object and photo, cold and warm."""
+    view = sorted((SAMPLES / "objects").glob("*/000.webp"))[0]
+    photo = sorted((SAMPLES / "photos").glob("*.jpg"))[0]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "imprint_jax", "compose"]
+        command += ["--object", str(view), "--background", str(photo)]
+        command += ["--box", "100,100,300,300", "--out", f"{folder}/out.png"]
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+        for run in range(1 + repeats):
+            seconds, memory = timed(command, environment)
+            print(f"{'warm' if run else 'cold'}  {seconds:6.1f} s  {memory:6.0f} MiB")
+
+
+def main() -> None:
+    """Reads the command line, says what machine this is, runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["sample"])
+    parser.add_argument("--repeats", type=int, default=3, help="warm runs")
+    options = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
+    print(f"Python {platform.python_version()}, jax {jax.__version__} ({jax.default_backend()})")
+    sample(options.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The model that ships, on objects and photos it was never trained on."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from imprint_jax import Compositor, config, diffusion, losses, pretrained
+from imprint_jax.inputs import sources
+from imprint_jax.inputs.records import RecordSource
+from imprint_jax.inputs.transforms import Pasted
+from imprint_jax.models import imprint
+from imprint_jax.models.vae import DCTCodec
+
+SAMPLES = Path(__file__).parent.parent / "data" / "samples"
+
+
+@pytest.fixture(scope="module")
+def mini():
+    settings, params = pretrained.load(pretrained.model_folder("mini"))
+    return settings, imprint.split(settings.model)[0], params
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """Stage-2 samples of the held-out objects in the held-out photos: 200, and their objects."""
+    folder = tmp_path_factory.mktemp("records")
+    splits = SAMPLES / "splits.json"
+    for name, source in (("objaverse", "objects"), ("photos", "photos")):
+        sources.prepare(name, SAMPLES / source, folder / name, splits)
+    settings = config.load("mini_stage2")
+    records = RecordSource(folder / "objaverse", "test")
+    samples = Pasted(settings, records, RecordSource(folder / "photos", "test"))
+    rng = np.random.default_rng(0)
+    numbers = rng.choice(len(samples), 200)
+    groups = records.index["group"][samples.pairs.records[numbers]]
+    drawn = [samples.random_map(int(k), np.random.default_rng(k)) for k in numbers]
+    batch = {key: np.stack([sample[key] for sample in drawn]) for key in drawn[0]}
+    return batch | {"index": np.arange(200, dtype=np.int32)}, groups
+
+
+def test_the_right_objects_tokens_help(mini, held_out):
+    settings, graphdef, params = mini
+    batch, groups = held_out
+    assert len(set(groups)) >= 4
+    rng = np.random.default_rng(1)
+    other = np.array([rng.choice(np.flatnonzero(groups != group)) for group in groups])
+    whole = config.load("mini_stage2").unlock()
+    whole.drop_probability = 0.0
+    schedule = jnp.asarray(diffusion.noise_schedule(settings.diffusion))
+
+    @jax.jit
+    def loss(batch):
+        model = imprint.bind(graphdef, params)
+        shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
+        draws = losses.draw(jax.random.key(0), batch["index"], shape, whole)
+        draws = draws._replace(timesteps=700 + draws.timesteps * 3 // 10)
+        return losses.compositing_loss(model, batch, draws, schedule, whole)
+
+    def total(batch):
+        parts = [{k: v[i : i + 50] for k, v in batch.items()} for i in range(0, 200, 50)]
+        return np.concatenate([loss(part) for part in parts])
+
+    right, wrong = total(batch), total(batch | {"object": batch["object"][other]})
+    share = np.mean(right < wrong)
+    print(f"right tokens win {share:.1%} of 200 draws; loss {right.mean():.4f} {wrong.mean():.4f}")
+    assert share >= 0.8
+
+
+def test_the_codec_keeps_photographs(mini):
+    """At least 28 dB on crops of the held-out photos at 128 px."""
+    settings, *_ = mini
+    codec = DCTCodec(**settings.model.vae)
+    names = json.loads((SAMPLES / "splits.json").read_text())["photos"]["test"]
+    rng = np.random.default_rng(0)
+    crops = []
+    for name in names:
+        photo = Image.open(SAMPLES / "photos" / f"{name}.jpg")
+        for _ in range(8):
+            side = int(rng.uniform(128, min(photo.size)))
+            x, y = rng.integers(photo.width - side + 1), rng.integers(photo.height - side + 1)
+            crop = photo.crop((x, y, x + side, y + side)).resize((128, 128))
+            crops.append(np.asarray(crop))
+    images = imprint.to_float(jnp.asarray(np.stack(crops)))
+    decoded = jnp.clip(codec.decode(codec.encode(images)), -1, 1)
+    psnr = 10 * np.log10(4 / np.mean((np.asarray(decoded) - images) ** 2, axis=(1, 2, 3)))
+    print(f"codec: {psnr.mean():.1f} dB on average, {psnr.min():.1f} dB at worst")
+    assert psnr.mean() >= 28
+
+
+def test_mini_composes_in_the_hole(mini):
+    compositor = Compositor.from_pretrained("mini")
+    names = json.loads((SAMPLES / "splits.json").read_text())
+    view = sorted((SAMPLES / "objects" / names["objaverse"]["test"][0]).glob("*.webp"))[0]
+    photo = np.asarray(Image.open(SAMPLES / "photos" / f"{names['photos']['test'][0]}.jpg"))
+    hole = np.zeros(photo.shape[:2], bool)
+    hole[120:280, 200:360] = True
+    picture = np.asarray(compositor(Image.open(view), photo, hole, num_steps=20))
+    np.testing.assert_array_equal(picture[:100], photo[:100])
+    assert np.mean(np.any(picture != photo, axis=-1)[hole]) > 0.9
+
+
+def test_mini_is_small_and_says_what_it_is():
+    folder = pretrained.model_folder("mini")
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert set(files) == {"config.json", *(f"{c}.safetensors" for c in imprint.COMPONENTS)}
+    assert sum(files.values()) <= 20_000_000
