@@ -99,7 +99,7 @@ def load_config(workdir: Path) -> ConfigDict:
 
 
 def load_params(workdir: Path, *, ema: bool = True) -> tuple[ConfigDict, dict]:
-    """A run's configuration and its newest parameters, on the host's first device.
+    """A run's configuration and its newest parameters, NumPy arrays.
 
     Args:
         workdir: The run's folder.
@@ -130,4 +130,4 @@ def load_params(workdir: Path, *, ema: bool = True) -> tuple[ConfigDict, dict]:
         with ocp.StandardCheckpointer() as checkpointer:
             frozen = checkpointer.restore(checkpoints.frozen_dir, frozen)
     checkpoints.close()
-    return config, optim.merge(trained, frozen)
+    return config, jax.device_get(optim.merge(trained, frozen))

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from imprint_jax import cli, pretrained
 from imprint_jax.errors import InputError
+from imprint_jax.images import read_image
 from imprint_jax.models import imprint
 from tests.tiny import tiny_config, write_objects, write_photos
 
@@ -64,15 +65,15 @@ def compose_arguments(files: Path, out: Path, /, **changes) -> list[str]:
 def test_compose_writes_pictures(files, tmp_path):
     code, output = run("compose", *compose_arguments(files, tmp_path / "out.png"))
     assert code == 0, output
-    picture = np.asarray(Image.open(tmp_path / "out.png"))
-    photo = np.asarray(Image.open(files / "photo.png"))
+    picture = read_image(tmp_path / "out.png")
+    photo = read_image(files / "photo.png")
     assert picture.shape == photo.shape
     np.testing.assert_array_equal(picture[:15], photo[:15])
     assert (picture != photo)[20:40, 30:60].mean() > 0.5
 
     box = compose_arguments(files, tmp_path / "box.png", mask=None, box="30,20,60,40")
     assert run("compose", *box)[0] == 0
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "box.png")), picture)
+    np.testing.assert_array_equal(read_image(tmp_path / "box.png"), picture)
 
     several = compose_arguments(files, tmp_path / "many.png", num=2)
     assert run("compose", *several)[0] == 0
@@ -146,7 +147,7 @@ def test_other_kinds_of_pictures_are_handled(files, tmp_path):
         out = tmp_path / f"{name}.out.png"
         arguments = compose_arguments(files, out, background=tmp_path / name)
         assert run("compose", *arguments)[0] == 0
-        assert Image.open(out).mode == "RGB"
+        assert read_image(out).shape == (60, 80, 3)
 
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side: upright it is as high as it was wide
@@ -156,7 +157,7 @@ def test_other_kinds_of_pictures_are_handled(files, tmp_path):
         files, out, background=tmp_path / "turned.jpg", mask=None, box="5,40,50,75"
     )
     assert run("compose", *arguments)[0] == 0
-    assert Image.open(out).size == (60, 80)
+    assert read_image(out).shape == (80, 60, 3)
 
 
 def test_data_prepare_counts_what_it_took_and_left_out(tmp_path):

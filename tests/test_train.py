@@ -73,7 +73,7 @@ def test_a_run_shows_its_groups_and_leaves_its_files(runs):
     assert "Stage 1: what trains" in done.stderr and "unet/up_blocks" in done.stderr
     workdir = folder / "stage1"
     assert (workdir / "first_batch.png").stat().st_size > 1000
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(line["loss"]) for line in lines)
     saved = sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
