@@ -14,11 +14,12 @@ from imprint_jax import config
 def get_config():
     c = config.load("mini_stage1").unlock()
     c.stage = 2
-    c.total_steps = 2000
+    c.total_steps = 1600
     c.drop_probability = 0.1
     for component in ("dinov2", "adapter", "unet"):
         c.init_from[component] = "runs/mini_stage1"
     c.data.window = 12
+    c.data.share = (0.08, 0.45)
     c.data.sources = (
         dict(
             kind="pasted",
@@ -29,8 +30,8 @@ def get_config():
     )
     c.groups = (
         ("dinov2", "dinov2/", None),
-        ("adapter", "adapter/", (4e-4, 1e-4)),
-        ("unet", "unet/", (1e-4, 4e-4)),
+        ("adapter", "adapter/", (4e-4, 2e-4)),
+        ("unet", "unet/", (2e-4, 4e-4)),
         ("vae", "vae/", None),
     )
     return c
