@@ -17,26 +17,26 @@ def get_config():
     c.object_size = 112
     c.dtype = "float32"
     c.batch_size = 32
-    c.total_steps = 1600
+    c.total_steps = 1300
 
     c.model.autoencoder = "dct"
-    c.model.vae = dict(patch=4, luma=10, chroma=3, scaling_factor=1.4)
+    c.model.vae = dict(patch=4, luma=6, chroma=1, scaling_factor=0.9)
     c.model.dinov2.update(
         image_size=112,
-        width=192,
+        width=128,
         depth=6,
-        num_heads=6,
+        num_heads=4,
         mlp="gelu",
-        mlp_width=768,
+        mlp_width=512,
     )
-    c.model.adapter.update(width_in=192, width=192, depth=2, num_heads=6, mlp_width=768)
+    c.model.adapter.update(width_in=128, width=128, depth=2, num_heads=4, mlp_width=512)
     c.model.unet.update(
-        in_channels=16,
-        out_channels=16,
-        block_widths=(32, 64, 160),
+        in_channels=8,
+        out_channels=8,
+        block_widths=(48, 80, 128),
         layers_per_block=1,
         attention_levels=(False, True, True),
-        context_width=192,
+        context_width=128,
         num_heads=4,
         norm_groups=16,
     )
@@ -49,9 +49,9 @@ def get_config():
     c.data.sources = (dict(kind="views", records="data/records/objects", weight=1.0),)
     c.data.num_workers = 0
     c.groups = (
-        ("dinov2", "dinov2/", 4e-4),
-        ("adapter", "adapter/", 4e-4),
-        ("unet", "unet/", 4e-4),
+        ("dinov2", "dinov2/", 5e-4),
+        ("adapter", "adapter/", 5e-4),
+        ("unet", "unet/", 5e-4),
         ("vae", "vae/", None),
     )
     c.optim.warmup_steps = 100
