@@ -65,9 +65,11 @@ def compose(
     ] = None,
     model: Annotated[str, typer.Option(help="A shipped model, or a released folder.")] = "mini",
     num: Annotated[int, typer.Option(help="Pictures to make: OUT_0.png, OUT_1.png...")] = 1,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps (default: 50).")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps (default: the model's own, 50).")
+    ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale, 1 is off (default: 3.0).")
+        float | None, typer.Option(help="Guidance scale, 1 is off (default: the model's own, 3.0).")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same picture.")] = 0,
 ) -> None:

@@ -20,9 +20,9 @@ TILE = 256
 # object, view, photo, hole: a box in pixels of the photo, or the outline of another of its views
 # put into that box.
 ROWS = (
-    ("puzzle_cube", 6, "fig", (80, 210, 380, 490), None),
+    ("puzzle_cube", 6, "fig", (140, 240, 390, 490), None),
     ("cap", 30, "mountains", (250, 300, 560, 560), 20),
-    ("doll", 2, "coffee", (20, 90, 260, 350), 20),
+    ("doll", 2, "room", (20, 370, 320, 620), 20),
     ("bulldog", 22, "meadow", (280, 230, 560, 480), 12),
     ("cardboard_box", 10, "creek", (220, 200, 520, 480), None),
 )
