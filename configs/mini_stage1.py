@@ -1,4 +1,4 @@
-"""Stage 1, small enough for a laptop: 96 px, 10 million parameters, a closed-form codec as VAE.
+"""Stage 1, small enough for a laptop: 96 px, 6.5 million parameters, a closed-form codec for a VAE.
 
     imprint data prepare objaverse data/samples/objects data/records/objects \\
         --splits data/samples/splits.json

@@ -15,7 +15,7 @@ from imprint_jax import Compositor, geometry, images
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "data" / "samples"
-TILE = 256
+TILE = 176
 
 # object, view, photo, hole: a box in pixels of the photo, or the outline of another of its views
 # put into that box.
