@@ -7,8 +7,6 @@ import json
 import os
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -55,7 +53,8 @@ def save(folder: Path, config: ConfigDict, params: dict, dtype=np.float16) -> No
         flat = traverse_util.flatten_dict(tree, sep=".")
         flat = {key: np.ascontiguousarray(np.asarray(x, dtype)) for key, x in flat.items()}
         _replace(folder / f"{component}.safetensors", safetensors.numpy.save(flat))
-    released = {field: config.to_dict()[field] for field in RELEASED_FIELDS}
+    fields = config.to_dict()
+    released = {field: fields[field] for field in RELEASED_FIELDS}
     _replace(folder / "config.json", (json.dumps(released, indent=2) + "\n").encode())
 
 
@@ -95,12 +94,10 @@ def load_component(source: str, component: str, abstract: dict) -> dict:
     """
     folder = Path(source)
     if (folder / "checkpoints").is_dir():
-        _, params = checkpoint.load_params(folder)
-        params = params[component]
-    else:
-        params = _read(model_folder(source) / f"{component}.safetensors", abstract)
-    _check(params, abstract, f"{component} of {source}")
-    return params
+        params = checkpoint.load_params(folder)[1][component]
+        _check(params, abstract, f"{component} of {source}")
+        return params
+    return _read(model_folder(source) / f"{component}.safetensors", abstract)
 
 
 def _read(path: Path, abstract: dict) -> dict:
@@ -124,8 +121,3 @@ def _check(params: dict, abstract: dict, name: str) -> None:
         wrong = sorted(set(found.items()) ^ set(wanted.items()))
         listed = ", ".join(f"{key} {shape}" for key, shape in wrong)
         raise InputError(f"{name} does not fit the model's configuration: {listed}.")
-
-
-def to_device(params: dict) -> dict:
-    """Host arrays to the default device."""
-    return jax.tree.map(jnp.asarray, params)
