@@ -74,6 +74,10 @@ def default() -> ConfigDict:
     c.diffusion.beta_end = 0.012
     c.diffusion.zero_terminal_snr = False  # rescale so that the last timestep is pure noise
     c.diffusion.prediction_type = "epsilon"  # "epsilon", "sample" or "v_prediction"
+    # How the background reaches the network: "blend" (the paper), "noised" or "concat"; the last
+    # wants unet.in_channels = 2 * latent channels + 1.
+    c.diffusion.background_mode = "blend"
+    c.diffusion.mask_channel = "hole"  # "concat" only: what 1 stands for, "hole" or "keep"
     c.diffusion.hole_fill = "grey"  # what the background shows inside the hole: "grey" or "none"
     c.diffusion.sample_posterior = False  # the target's latents: a sample, or the mean
 

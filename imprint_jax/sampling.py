@@ -55,7 +55,7 @@ def ddim(predict, latents: jax.Array, timesteps, alphas, alphas_end, prediction_
     """Deterministic DDIM (Song et al. 2021, eta = 0), one scan over the steps.
 
     Args:
-        predict: (latents, timestep) -> prediction, all (b h w c) but the scalar timestep.
+        predict: (latents, timestep, a_t) -> prediction, (b h w c) but for the two scalars.
         latents: (b h w c) the starting noise.
         timesteps: (num_steps,) descending.
         alphas: (num_steps,) a_t at each step.
@@ -68,7 +68,7 @@ def ddim(predict, latents: jax.Array, timesteps, alphas, alphas_end, prediction_
 
     def step(latents, now):
         timestep, alpha, alpha_end = now
-        prediction = predict(latents, timestep)
+        prediction = predict(latents, timestep, alpha)
         x0, noise = diffusion.x0_and_noise(prediction_type, prediction, latents, alpha)
         return diffusion.add_noise(x0, noise, alpha_end), None
 
@@ -136,10 +136,12 @@ def sample(
     context = model.encode_object(objects)
     predict = guided(model.unet, context, model.adapter.null_context(context), guidance_scale)
 
-    def predict_in_hole(latents, timestep):
-        return predict(diffusion.blend(latents, background, cells), timestep)
-
     noise = jax.vmap(lambda key: jax.random.normal(key, background.shape[1:]))(keys)
+
+    def predict_in_hole(latents, timestep, alpha):
+        seen = diffusion.network_input(config.diffusion, latents, background, cells, noise, alpha)
+        return predict(seen, timestep)
+
     prediction_type = config.diffusion.prediction_type
     latents = ddim(predict_in_hole, noise, timesteps, alphas, alphas_end, prediction_type)
     latents = diffusion.blend(latents, background, cells)

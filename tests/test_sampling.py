@@ -43,11 +43,11 @@ def test_impossible_numbers_of_steps(num_steps):
 def test_ddim_equals_diffusers_step_by_step(prediction_type):
     reference = scheduler(steps_offset=1, prediction_type=prediction_type)
     reference.set_timesteps(10)
-    predict = lambda x, t: 0.3 * x + 0.1 * (t / 1000.0)
+    predict = lambda x, t, a: 0.3 * x + 0.1 * (t / 1000.0)
     start = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
     want = torch.from_numpy(start)
     for t in reference.timesteps:
-        want = reference.step(predict(want, t), t, want).prev_sample
+        want = reference.step(predict(want, t, None), t, want).prev_sample
 
     schedule = diffusion.noise_schedule(config.default().diffusion)
     timesteps = sampling.sampling_timesteps(1000, 10, "leading")
@@ -65,8 +65,7 @@ def test_ddim_converges_at_first_order_on_gaussian_data():
     def error(num_steps):
         edges = np.linspace(999, 0, num_steps + 1).round().astype(int)
 
-        def predict(x, t):
-            a = jnp.asarray(schedule)[t]
+        def predict(x, t, a):
             return jnp.sqrt(1 - a) * x / (a * spread**2 + 1 - a)
 
         scale = lambda t: np.sqrt(schedule[t] * spread**2 + 1 - schedule[t])
@@ -114,6 +113,32 @@ def test_the_background_comes_back_as_the_codec_sees_it(tiny):
     difference = np.abs(np.asarray(result) - expected)
     assert difference[np.broadcast_to(outside, difference.shape)].max() < 1e-5
     assert difference[~np.broadcast_to(outside, difference.shape)].max() > 0.1
+
+
+def test_concatenated_channels_reach_the_unet_at_every_step():
+    c = tiny_config(2)
+    latent = c.model.unet.out_channels
+    c.model.unet.in_channels = 2 * latent + 1
+    c.diffusion.background_mode = "concat"
+    diffusion.check_config(c)
+    graphdef, _ = imprint.split(c.model)
+    params = jax.jit(lambda key: imprint.init(c.model, key))(jax.random.key(0))
+    batch = random_batch(c)
+    args = [imprint.to_float(batch[k]) for k in ("object", "target")] + [batch["mask"]]
+    keys = jax.random.split(jax.random.key(1), c.batch_size)
+
+    @jax.jit
+    def run(params):
+        model = imprint.bind(graphdef, params)
+        return sampling.sample(model, *args, keys, 1.0, num_steps=2, config=c)
+
+    kernel = params["unet"]["conv_in"]["kernel"]
+    hole = (np.broadcast_to(batch["mask"], batch["target"].shape) > 0).nonzero()
+    for channel in (latent, latent + 1):  # the mask, the background's first
+        conv_in = params["unet"]["conv_in"] | {"kernel": kernel.at[:, :, channel].set(0)}
+        without = params | {"unet": params["unet"] | {"conv_in": conv_in}}
+        difference = np.abs(run(params) - run(without))
+        assert difference[hole].max() > 1e-4, channel
 
 
 def test_guidance_of_one_is_the_conditional_model(tiny):
