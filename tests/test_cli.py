@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +10,7 @@ from typer.testing import CliRunner
 from imprint_jax import cli, pretrained
 from imprint_jax.errors import InputError
 from imprint_jax.images import read_image
-from imprint_jax.models import imprint
+from imprint_jax.models import initial
 from tests.tiny import tiny_config, write_objects, write_photos
 
 RNG = np.random.default_rng(0)
@@ -23,7 +22,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     c = tiny_config(2)
     c.sampling.num_steps = 2
-    params = jax.jit(lambda key: imprint.init(c.model, key))(jax.random.key(0))
+    params = initial.draw_all(c.model, 0)
     pretrained.save(folder / "model", c, params)
     save = lambda name, array: Image.fromarray(array.astype(np.uint8)).save(folder / name)
     save("photo.png", RNG.integers(0, 256, (60, 80, 3)))

@@ -1,6 +1,5 @@
 """Composing with a tiny random model: what must hold whatever the weights are."""
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +7,7 @@ from PIL import Image
 from imprint_jax import geometry, pretrained
 from imprint_jax.compose import CONTEXT, FEATHER, Compositor
 from imprint_jax.errors import InputError
-from imprint_jax.models import imprint
+from imprint_jax.models import initial
 from tests.tiny import tiny_config
 
 RNG = np.random.default_rng(0)
@@ -23,7 +22,7 @@ def model_folder(tmp_path_factory):
     c = tiny_config(2)
     c.sampling.num_steps = 3
     folder = tmp_path_factory.mktemp("model")
-    params = jax.jit(lambda key: imprint.init(c.model, key))(jax.random.key(0))
+    params = initial.draw_all(c.model, 0)
     pretrained.save(folder, c, params)
     return folder
 
@@ -129,7 +128,7 @@ def test_a_released_folder_must_be_whole(model_folder, tmp_path):
     with pytest.raises(InputError, match="damaged"):
         pretrained.load(tmp_path)
     unet.unlink()
-    with pytest.raises(InputError, match=r"unet\.safetensors is missing"):
+    with pytest.raises(InputError, match=r"unet\.safetensors missing"):
         pretrained.load(tmp_path)
     pretrained.save(tmp_path, config, params | {"unet": params["adapter"]})
     with pytest.raises(InputError, match=r"does not fit.*norm_in\.scale"):

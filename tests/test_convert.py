@@ -24,7 +24,7 @@ from imprint_jax.convert import dinov2, rules, sd
 from imprint_jax.convert.convert import convert
 from imprint_jax.convert.sources import find
 from imprint_jax.errors import InputError
-from imprint_jax.models import imprint
+from imprint_jax.models import imprint, initial
 from imprint_jax.tensors import CHECKPOINT_CALLBACK, open_tensors, weights_hash
 from tests.parity import reference
 from tests.tiny import tiny_config
@@ -283,7 +283,7 @@ def test_a_whole_model_to_torch_and_back(tmp_path):
             scaling_factor=0.18215,
         )
         c.model.unet.update(in_channels=4, out_channels=4)
-    params = jax.jit(lambda key: imprint.init(c.model, key))(jax.random.key(0))
+    params = initial.draw_all(c.model, 0)
     params = jax.tree.map(lambda x: x + 0.1, params)
     pretrained.save(tmp_path / "ours", c, params)
     convert(tmp_path / "ours", tmp_path / "torch", to="torch")
@@ -393,8 +393,8 @@ def test_pickles_run_no_code(tmp_path, original, monkeypatch):
     library = types.ModuleType(package)
     callback = type(name, (), {"__module__": package})
     setattr(library, name, callback)
-    for module in ("pytorch_lightning", "pytorch_lightning.callbacks", package):
-        monkeypatch.setitem(sys.modules, module, library)
+    for parent in ("pytorch_lightning", "pytorch_lightning.callbacks", package):
+        monkeypatch.setitem(sys.modules, parent, library)
     torch.save(state | {"callbacks": {callback: {"best_model_path": ""}}}, tmp_path / "sd.ckpt")
     monkeypatch.undo()  # the library is not there when the file is read
     convert(tmp_path / "sd.ckpt", tmp_path / "ours")

@@ -111,12 +111,6 @@ def split(config, dtype=jnp.float32):
     return graphdef, _string_keys(nnx.to_pure_dict(params))
 
 
-def init(config, key: jax.Array) -> dict:
-    """Random parameters, a nested dict of float32 arrays."""
-    model = Imprint(config, rngs=Rngs(key))
-    return _string_keys(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-
-
 def bind(graphdef, params: dict) -> Imprint:
     """The model with these parameters; free inside a jitted function."""
     return nnx.merge(graphdef, params)

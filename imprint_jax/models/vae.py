@@ -260,9 +260,9 @@ class DCTCodec(nnx.Module):
     ):
         del dtype, rngs
         self.factor = patch
-        basis, spread = dct_basis(patch, luma, chroma)
-        self.basis = nnx.Param(jnp.asarray(basis))
-        self.gain = nnx.Param(jnp.asarray(scaling_factor / np.sqrt(spread)))
+        tables = dct_codec_params(patch, luma, chroma, scaling_factor)
+        self.basis = nnx.Param(jnp.asarray(tables["basis"]))
+        self.gain = nnx.Param(jnp.asarray(tables["gain"]))
 
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """(b H W 3) in [-1, 1] -> (b H/patch W/patch luma+2*chroma); nothing to sample."""
@@ -280,6 +280,14 @@ class DCTCodec(nnx.Module):
         blocks = latents / self.gain[...] @ self.basis[...].T
         blocks = blocks.reshape(b, h, w, p, p, 3).transpose(0, 1, 3, 2, 4, 5)
         return blocks.reshape(b, h * p, w * p, 3)
+
+
+def dct_codec_params(
+    patch: int, luma: int, chroma: int, scaling_factor: float
+) -> dict[str, np.ndarray]:
+    """`DCTCodec`'s tables, for the same arguments: its basis and each channel's gain."""
+    basis, spread = dct_basis(patch, luma, chroma)
+    return {"basis": basis, "gain": scaling_factor / np.sqrt(spread)}
 
 
 def dct_basis(patch: int, luma: int, chroma: int) -> tuple[np.ndarray, np.ndarray]:

@@ -99,7 +99,7 @@ def test_unets_blocks_equal_diffusers(unets):
     want = theirs.mid_block(nchw(wide), torch_of(temb), encoder_hidden_states=torch_of(context))
     assert_close(got, nhwc(want))
     last, last_torch = ours.up_blocks[0], theirs.up_blocks[0]
-    widths = [r.norm1.num_features - 64 for r in last.resnets]
+    widths = [resnet.conv1.in_features - 64 for resnet in last.resnets]
     skips = [normal(2, 8, 12, width) for width in reversed(widths)]
     want = last_torch(nchw(wide), tuple(nchw(s) for s in skips), torch_of(temb))
     assert_close(last(wide, temb, [], list(skips)), nhwc(want))
