@@ -1,6 +1,7 @@
 """The `imprint` command: one thin function a verb."""
 
 import logging
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -188,24 +189,76 @@ def render(
 
 @data.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="The layout of SRC: objaverse or photos.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The layout of SRC: mvimgnet, objaverse, youtubevos, vipseg, ppr10k, photos or"
+            " folder; docs/data_sets.md shows each."
+        ),
+    ],
     src: Annotated[Path, typer.Argument(help="The data set as downloaded or rendered.")],
     dst: Annotated[Path, typer.Argument(help="Folder to make: records and an index.")],
     splits: Annotated[
-        Path | None, typer.Option(help="JSON of groups by split (default: all train).")
+        Path | None, typer.Option(help="JSON of names by split (default: all train).")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Threads that read and check.")] = 2,
+    split_by: Annotated[
+        str | None,
+        typer.Option(help="What is never divided between splits: object, video or photo."),
+    ] = None,
+    fractions: Annotated[
+        str, typer.Option(help="With --split-by: shares of train, validation and test.")
+    ] = "0.9,0.05,0.05",
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many objects, videos or photos.", min=1)
+    ] = None,
+    max_side: Annotated[
+        int | None, typer.Option(help="Shrink larger pictures to so many pixels.", min=64)
+    ] = None,
+    max_reject: Annotated[
+        str | None, typer.Option(help="Fail if more than so many percent are left out.")
+    ] = None,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="A limit to change, like max_area=0.8; may be repeated."),
+    ] = None,
+    segment: Annotated[
+        Path | None, typer.Option(help="ONNX weights that find objects where masks are missing.")
+    ] = None,
 ) -> None:
-    """Turn a data set into records that training reads."""
-    from imprint_jax.inputs import sources
+    """Turn a data set into records that training reads. Stopped, it is started again."""
+    from imprint_jax.inputs.prepare import prepare
 
     with Progress(console=console) as progress:
         task = progress.add_task("preparing", total=None)
-        update = lambda done, total: progress.update(task, completed=done, total=total)
-        counts = sources.prepare(name, src, dst, splits, workers, update)
+        counts = prepare(
+            name,
+            src,
+            dst,
+            splits,
+            workers or os.cpu_count() or 1,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            max_side=max_side,
+            limit=limit,
+            max_reject=None if max_reject is None else _numbers("--max-reject", max_reject, 1)[0],
+            split_by=split_by,
+            fractions=_numbers("--fractions", fractions, 3),
+            filters=filter_ or (),
+            segment=segment,
+        )
     for what, numbers in counts.items():
         text = ", ".join(f"{key} {number}" for key, number in sorted(numbers.items()))
         console.print(f"{what}: {text or 'none'}")
+
+
+def _numbers(option: str, text: str, count: int) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.removesuffix("%").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise InputError(f"{option} wants {count} number(s), not {text!r}.")
+    return numbers
 
 
 def main() -> None:

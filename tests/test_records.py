@@ -11,8 +11,8 @@ from PIL import Image
 from imprint_jax.errors import InputError
 from imprint_jax.images import decode_image, encode_png
 from imprint_jax.inputs import records as records_module
+from imprint_jax.inputs.prepare import prepare
 from imprint_jax.inputs.records import Record, RecordSource, RecordWriter, decode, encode
-from imprint_jax.inputs.sources import prepare
 
 KEYS = set(Record.__annotations__)
 
@@ -184,7 +184,7 @@ def test_prepare_objaverse(tmp_path, renders):
             "object too small": 1,
         },
     }
-    assert seen == [(i, 12) for i in range(1, 13)]
+    assert seen == [(i, 3) for i in range(1, 4)]
     lines = (tmp_path / "d" / "rejects.jsonl").read_text().splitlines()
     rejects = [json.loads(line) for line in lines]
     assert [r["path"] for r in rejects] == [
