@@ -387,10 +387,13 @@ def photos_groups(src: Path) -> Iterator[Group | Reject]:
     for _, path in _pictures(src):
         yield Group(path.stem, path, about=src / "masks")
     for found in _folders(src):
+        path = found.path if isinstance(found, Reject) else found
+        if path.suffix.lower() in PICTURES or path.name == "masks":
+            continue
         if isinstance(found, Reject):
             yield found
-        elif found.name != "masks":
-            yield Reject("folder among photos", "Photos are not looked for in it.", found)
+        else:
+            yield Reject("folder among photos", "Photos are not looked for in it.", path)
 
 
 def photos_pictures(group: Group) -> Iterator[Picture | Reject]:
