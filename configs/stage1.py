@@ -12,5 +12,5 @@ from imprint_jax import config
 
 def get_config():
     c = config.default()
-    c.data.sources = (dict(kind="views", records="data/mvimgnet", weight=1.0),)
+    c.data.sources = (dict(kind="views", records="data/records/mvimgnet", weight=1.0),)
     return c

@@ -16,8 +16,11 @@ def get_config():
     c.stage = 2
     c.total_steps = 12_741  # 15 epochs of 217,451 pairs (Sec. 4.1, Tab. 1)
     c.drop_probability = 0.1
-    c.data.sources = (
-        dict(kind="pasted", records="data/mvimgnet", backgrounds="data/photos", weight=1.0),
+    c.data.sources = (  # weights: training pairs (Tab. 1)
+        dict(kind="photo", records="data/records/photos", weight=116_820.0),
+        dict(kind="video", records="data/records/vipseg", weight=51_743.0),
+        dict(kind="video", records="data/records/youtubevos", weight=42_868.0),
+        dict(kind="video", records="data/records/ppr10k", weight=6_020.0),
     )
     c.groups = (
         ("dinov2", "dinov2/", None),

@@ -15,7 +15,7 @@ from absl import flags
 
 from imprint_jax.errors import InputError
 from imprint_jax.inputs.records import RecordSource
-from imprint_jax.inputs.transforms import Pasted, ViewPair
+from imprint_jax.inputs.transforms import InPlace, Pasted, ViewPair
 
 # Threads that make a batch each, in every process; as many batches wait to be taken. Pillow's work,
 # most of it, runs in parallel.
@@ -97,16 +97,18 @@ def make_dataset(
     return dataset
 
 
-def _transform(config, source) -> ViewPair | Pasted:
+def _transform(config, source) -> ViewPair | Pasted | InPlace:
     records = RecordSource(source["records"], config.data.split)
     match config.stage, source["kind"]:
         case 1, "views":
             return ViewPair(config, records)
         case 2, "pasted":
             return Pasted(config, records, RecordSource(source["backgrounds"], config.data.split))
+        case 2, "video" | "pair" | "photo":
+            return InPlace(config, records, source["kind"])
     raise InputError(
         f"config.data.sources has kind {source['kind']!r} in stage {config.stage}; "
-        'stage 1 takes "views", stage 2 takes "pasted".'
+        'stage 1 takes "views", stage 2 takes "photo", "video", "pair" and "pasted".'
     )
 
 

@@ -1,4 +1,4 @@
-"""Records to samples: the perturbation P(T(.)) of the paper's Sec. 3.3, view pairs, pasted objects.
+"""Records to samples: the perturbation P(T(.)) of the paper's Sec. 3.3, view pairs, composites.
 
 A sample is `object` (s s 3), `target` (h w 3), `mask` (h w 1), all uint8; see batch.py. What is
 random comes from Grain's `rng`, which depends on the sample's place in the stream only.
@@ -13,14 +13,16 @@ from PIL import Image, ImageFilter
 from imprint_jax.geometry import (
     FAINT,
     MIN_CONTEXT,
+    Crop,
     bounding_box,
     centre,
     cut_out,
+    extract,
     mask_level,
     object_crop,
 )
 from imprint_jax.images import decode_image
-from imprint_jax.inputs.pairs import WindowPartners
+from imprint_jax.inputs.pairs import make_pairs
 from imprint_jax.inputs.records import Record, RecordSource
 
 # Grid points of a colour table in each direction; its curves are smooth, 9 show no steps.
@@ -166,10 +168,81 @@ def random_square(photo: Record, size: int, rng: np.random.Generator) -> np.ndar
     return np.asarray(square)
 
 
+def context_side(mask: np.ndarray, share: float) -> int:
+    """Side of the square of a photo of which the object covers `share`.
+
+    The object covers less where that leaves the context of `MIN_CONTEXT`, and more where the photo
+    is too small.
+
+    Args:
+        mask: (h w) bool, the object, not empty.
+        share: Of the square's area.
+
+    Returns:
+        Pixels; more than the photo's shorter side only where the object must have room.
+    """
+    x0, y0, x1, y1 = bounding_box(mask)
+    least = min(math.ceil(max(x1 - x0, y1 - y0) * MIN_CONTEXT), max(mask.shape))
+    return max(min(round(math.sqrt(mask.sum() / share)), *mask.shape), least)
+
+
+def random_context(mask: np.ndarray, side: int, rng: np.random.Generator) -> Crop:
+    """A random square of a photo with all of the object in it.
+
+    Args:
+        mask: (h w) bool, the object.
+        side: Pixels, from `context_side`.
+        rng: Source of randomness.
+
+    Returns:
+        A square inside the photo; in a direction in which it is larger, it reaches outside, by as
+        much on both sides.
+    """
+    x0, y0, x1, y1 = bounding_box(mask)
+    height, width = mask.shape
+
+    def start(low: int, high: int, length: int) -> int:
+        if side > length:
+            return (length - side) // 2
+        return int(rng.integers(max(high - side, 0), min(low, length - side) + 1))
+
+    return Crop(start(x0, x1, width), start(y0, y1, height), side)
+
+
 def decode_view(record: Record) -> tuple[np.ndarray, np.ndarray]:
     """A record's image (h w 3) and mask (h w), uint8; the mask's values are coverage."""
-    image = decode_image(record["image"], record["group"])[..., :3]
-    return image, decode_image(record["mask"], record["group"])[..., 0]
+    return decode_image(record["image"], record["group"])[..., :3], decode_coverage(record)
+
+
+def decode_coverage(record: Record) -> np.ndarray:
+    """A record's mask (h w), uint8."""
+    return decode_image(record["mask"], record["group"])[..., 0]
+
+
+def decode_shrunk(record: Record, mask: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """A record's image (h w 3), and its mask at the image's size.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size, which is faster, where that is
+    at least `scale` times the size.
+    """
+    least = math.ceil(min(mask.shape) * min(scale, 1))
+    image = decode_image(record["image"], record["group"], least=least)[..., :3]
+    if image.shape[:2] != mask.shape:
+        mask = np.asarray(Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.BOX))
+    return image, mask
+
+
+def perturbed_object(config, record: Record, rng: np.random.Generator) -> np.ndarray:
+    """P(T(.)) of a record's object: the object image (s s 3), with s = `config.object_size`."""
+    mask = decode_coverage(record)
+    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
+    # Twice the size leaves room for the affine change.
+    image, mask = decode_shrunk(record, mask, 2 * config.object_size / max(x1 - x0, y1 - y0))
+    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
+    image, mask = image[y0:y1, x0:x1], mask[y0:y1, x0:x1]
+    image = recolor(image, random_colors(rng, config.data.color))
+    image, mask = warp(image, mask, random_affine(rng, **config.data.affine))
+    return object_crop(image, mask, config.object_size)
 
 
 class ViewPair(grain.transforms.RandomMap):
@@ -180,7 +253,7 @@ class ViewPair(grain.transforms.RandomMap):
 
     def __init__(self, config, records: RecordSource):
         self.config, self.records = config, records
-        self.pairs = WindowPartners(records.index, config.data.window)
+        self.pairs = make_pairs("views", records.index, config.data.window)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -208,7 +281,7 @@ class Pasted(grain.transforms.RandomMap):
 
     def __init__(self, config, records: RecordSource, backgrounds: RecordSource):
         self.config, self.records, self.backgrounds = config, records, backgrounds
-        self.pairs = WindowPartners(records.index, config.data.window)
+        self.pairs = make_pairs("pasted", records.index, config.data.window)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -216,11 +289,7 @@ class Pasted(grain.transforms.RandomMap):
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         config, data = self.config, self.config.data
         first, second = self.pairs.draw(k, rng)
-        image, mask = decode_view(self.records[first])
-        image = recolor(image, random_colors(rng, data.color))
-        image, mask = warp(image, mask, random_affine(rng, **data.affine))
-        crop = object_crop(image, mask, config.object_size)
-
+        crop = perturbed_object(config, self.records[first], rng)
         photo = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
         photo = random_square(photo, config.image_size, rng)
         share = math.exp(rng.uniform(*np.log(data.share)))
@@ -231,6 +300,41 @@ class Pasted(grain.transforms.RandomMap):
             "object": crop,
             "target": target,
             "mask": mask[..., None].astype(np.uint8),
+        }
+
+
+class InPlace(grain.transforms.RandomMap):
+    """Stage 2 from photos and videos: pair number -> the object from one picture, and another.
+
+    The target is an untouched random square of the second picture, with the object where it is;
+    the object image is perturbed, P(T(.)). See pairs.py for the pairs.
+    """
+
+    def __init__(self, config, records: RecordSource, kind: str):
+        self.config, self.records = config, records
+        self.pairs = make_pairs(kind, records.index, config.data.window)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        config, data = self.config, self.config.data
+        first, second = self.pairs.draw(k, rng)
+        crop = perturbed_object(config, self.records[first], rng)
+
+        record = self.records[second]
+        share = math.exp(rng.uniform(*np.log(data.share)))
+        mask = decode_coverage(record)
+        scale = config.image_size / context_side(mask >= FAINT, share)
+        image, mask = decode_shrunk(record, mask, scale)
+        hole = mask >= FAINT
+        square = random_context(hole, context_side(hole, share), rng)
+        hole = extract(hole, square, config.image_size)
+        hole = mask_level(hole, int(rng.integers(4)), data.mask_sigmas)
+        return {
+            "object": crop,
+            "target": extract(image, square, config.image_size),
+            "mask": hole[..., None].astype(np.uint8),
         }
 
 
