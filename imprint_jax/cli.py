@@ -28,6 +28,8 @@ app.add_typer(data, name="data")
 
 console = Console(stderr=True)
 
+MAX_PROBLEMS = 20  # that `imprint data check` prints
+
 
 @app.callback()
 def _set_up(
@@ -249,6 +251,72 @@ def prepare(
     for what, numbers in counts.items():
         text = ", ".join(f"{key} {number}" for key, number in sorted(numbers.items()))
         console.print(f"{what}: {text or 'none'}")
+
+
+@data.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
+    out: Annotated[Path, typer.Option(help="Folder to make, with index.html.")],
+    num: Annotated[int, typer.Option(help="Records and samples to show.", min=1)] = 24,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="How samples are made: views, video, photo, pair or pasted (default: as the set"
+            " is meant)."
+        ),
+    ] = None,
+    backgrounds: Annotated[
+        Path | None, typer.Option(help="A prepared set of photos, to paste views into.")
+    ] = None,
+    config: Annotated[str, typer.Option(help="The recipe whose settings count.")] = "stage2",
+) -> None:
+    """Write a page of pictures: records, and the samples that training makes of them."""
+    from imprint_jax import config as configs
+    from imprint_jax.inputs.show import show
+
+    settings = configs.load(config)
+    page = show(settings, folder, out, num=num, split=split, kind=kind, backgrounds=backgrounds)
+    console.print(f"wrote {page}")
+
+
+@data.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+) -> None:
+    """Read all of a prepared data set; exit code 1 if something is damaged."""
+    from imprint_jax.inputs.check import check
+
+    with Progress(console=console) as progress:
+        task = progress.add_task("checking", total=None)
+        report = check(
+            folder,
+            workers or os.cpu_count() or 1,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for split, s in report.splits.items():
+        console.print(
+            f"{split}: {s.records} records ({s.objects} objects, {s.groups} groups,"
+            f" {s.backgrounds} backgrounds), {s.num_bytes / 1e6:.1f} MB"
+        )
+        for what, values, form in (
+            ("longer side, pixels", s.sides, "{:.0f}"),
+            ("object's share of the area", s.areas, "{:.1%}"),
+        ):
+            if values:
+                least, *middle, most = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+                numbers = ", ".join(form.format(value) for value in (least, *middle, most))
+                console.print(f"  {what} (least, quartiles, most): {numbers}", soft_wrap=True)
+    rejects = ", ".join(f"{reason} {count}" for reason, count in report.rejects.items())
+    console.print(f"left out: {rejects or 'none'}")
+    for problem in report.problems[:MAX_PROBLEMS]:
+        console.print(f"[red]damaged:[/red] {escape(problem)}", soft_wrap=True)
+    if len(report.problems) > MAX_PROBLEMS:
+        console.print(f"and {len(report.problems) - MAX_PROBLEMS} more")
+    if report.problems:
+        raise typer.Exit(1)
+    console.print("nothing is damaged")
 
 
 def _numbers(option: str, text: str, count: int) -> list[float]:

@@ -36,7 +36,7 @@ def make_stream(config) -> grain.MapDataset:
         raise InputError("config.data.sources is empty; name at least one prepared data set.")
     streams, weights = [], []
     for number, source in enumerate(config.data.sources):
-        transform = _transform(config, source)
+        transform = make_transform(config, source)
         seed = np.random.SeedSequence([config.seed, number]).generate_state(1)[0]
         streams.append(
             grain.MapDataset.range(len(transform))
@@ -97,7 +97,12 @@ def make_dataset(
     return dataset
 
 
-def _transform(config, source) -> ViewPair | Pasted | InPlace:
+def make_transform(config, source) -> ViewPair | Pasted | InPlace:
+    """What makes the samples of one of `config.data.sources`.
+
+    Raises:
+        InputError: A kind that does not suit the stage, or the data set is not usable.
+    """
     records = RecordSource(source["records"], config.data.split)
     match config.stage, source["kind"]:
         case 1, "views":

@@ -5,6 +5,7 @@ random comes from Grain's `rng`, which depends on the sample's place in the stre
 """
 
 import math
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -245,6 +246,15 @@ def perturbed_object(config, record: Record, rng: np.random.Generator) -> np.nda
     return object_crop(image, mask, config.object_size)
 
 
+class Scene(NamedTuple):
+    """A sample but for the level of its mask."""
+
+    object: np.ndarray  # (s s 3) uint8
+    target: np.ndarray  # (h h 3) uint8
+    hole: np.ndarray  # (h h) bool, the object's outline in the target
+    records: tuple[int, int]  # the object's and the target's
+
+
 class ViewPair(grain.transforms.RandomMap):
     """Stage 1: pair number -> the object from one view, the whole other view on black as target.
 
@@ -258,18 +268,20 @@ class ViewPair(grain.transforms.RandomMap):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k`; the hole is all of the target."""
         first, second = self.pairs.draw(k, rng)
         colors = random_colors(rng, self.config.data.color)
         image, mask = decode_view(self.records[first])
         crop = object_crop(recolor(image, colors), mask, self.config.object_size)
         image, mask = decode_view(self.records[second])
         size = self.config.image_size
-        return {
-            "object": crop,
-            "target": fit(cut_out(recolor(image, colors), mask), size),
-            "mask": np.ones((size, size, 1), np.uint8),
-        }
+        target = fit(cut_out(recolor(image, colors), mask), size)
+        return Scene(crop, target, np.ones((size, size), bool), (first, second))
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        scene = self.scene(k, rng)
+        return _sample(scene, scene.hole)
 
 
 class Pasted(grain.transforms.RandomMap):
@@ -286,7 +298,8 @@ class Pasted(grain.transforms.RandomMap):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k` in a photo."""
         config, data = self.config, self.config.data
         first, second = self.pairs.draw(k, rng)
         crop = perturbed_object(config, self.records[first], rng)
@@ -295,12 +308,10 @@ class Pasted(grain.transforms.RandomMap):
         share = math.exp(rng.uniform(*np.log(data.share)))
         view = decode_view(self.records[second])
         target, hole = paste(photo, view, share, data.brightness_match, rng)
-        mask = mask_level(hole, int(rng.integers(4)), data.mask_sigmas)
-        return {
-            "object": crop,
-            "target": target,
-            "mask": mask[..., None].astype(np.uint8),
-        }
+        return Scene(crop, target, hole, (first, second))
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return _with_random_level(self.scene(k, rng), self.config, rng)
 
 
 class InPlace(grain.transforms.RandomMap):
@@ -317,25 +328,35 @@ class InPlace(grain.transforms.RandomMap):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        config, data = self.config, self.config.data
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k`."""
+        size = self.config.image_size
         first, second = self.pairs.draw(k, rng)
-        crop = perturbed_object(config, self.records[first], rng)
-
+        crop = perturbed_object(self.config, self.records[first], rng)
         record = self.records[second]
-        share = math.exp(rng.uniform(*np.log(data.share)))
+        share = math.exp(rng.uniform(*np.log(self.config.data.share)))
         mask = decode_coverage(record)
-        scale = config.image_size / context_side(mask >= FAINT, share)
-        image, mask = decode_shrunk(record, mask, scale)
+        image, mask = decode_shrunk(record, mask, size / context_side(mask >= FAINT, share))
         hole = mask >= FAINT
         square = random_context(hole, context_side(hole, share), rng)
-        hole = extract(hole, square, config.image_size)
-        hole = mask_level(hole, int(rng.integers(4)), data.mask_sigmas)
-        return {
-            "object": crop,
-            "target": extract(image, square, config.image_size),
-            "mask": hole[..., None].astype(np.uint8),
-        }
+        target, hole = extract(image, square, size), extract(hole, square, size)
+        return Scene(crop, target, hole, (first, second))
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return _with_random_level(self.scene(k, rng), self.config, rng)
+
+
+def _with_random_level(scene: Scene, config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return _sample(scene, mask_level(scene.hole, int(rng.integers(4)), config.data.mask_sigmas))
+
+
+def _sample(scene: Scene, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """What the stream holds; see batch.py."""
+    return {
+        "object": scene.object,
+        "target": scene.target,
+        "mask": mask[..., None].astype(np.uint8),
+    }
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
