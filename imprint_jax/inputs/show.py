@@ -142,7 +142,7 @@ def _samples(config, kind, folder, split, backgrounds, records, num, building) -
         figures.append(_sample(number, scene, records, settings, building))
     columns = "object, target"
     if settings.stage == 2:
-        columns += ", target with the hole, mask levels 0 to 3 (white is the hole)"
+        columns += ", target with the hole of level 1, mask levels 0 to 3 (white is the hole)"
     heading = f"Training samples, stage {settings.stage}, kind {kind}"
     return [f"<h2>{html.escape(heading)}</h2>", f"<p>From left: {columns}.</p>", *figures]
 
@@ -171,7 +171,7 @@ def _figure(pictures: list[str], caption: str) -> str:
 def _write(building: Path, name: str, array: np.ndarray) -> str:
     """A thumbnail: masks as PNG, the rest as JPEG. Returns the file's name."""
     picture = Image.fromarray(array)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     name = f"{name}.png" if array.ndim == 2 else f"{name}.jpg"
     buffer = io.BytesIO()
     picture.save(buffer, "PNG" if array.ndim == 2 else "JPEG", quality=88)
