@@ -6,6 +6,8 @@ danielgatis/rembg (rembg/sessions/u2net.py, dis_general_use.py):
 
     320 px    U2-Net     pixels / 255, minus ImageNet's mean, over its standard deviation
     1024 px   IS-Net     pixels / 255, minus 0.5
+
+Unlike there, masks are not stretched to the full range: where nothing is found, nothing stays.
 """
 
 import functools

@@ -172,40 +172,35 @@ def random_square(photo: Record, size: int, rng: np.random.Generator) -> np.ndar
 def context_side(mask: np.ndarray, share: float) -> int:
     """Side of the square of a photo of which the object covers `share`.
 
-    The object covers less where that leaves the context of `MIN_CONTEXT`, and more where the photo
-    is too small.
+    It is larger where the context of `MIN_CONTEXT` asks for it, and never larger than the photo.
 
     Args:
         mask: (h w) bool, the object, not empty.
         share: Of the square's area.
 
     Returns:
-        Pixels; more than the photo's shorter side only where the object must have room.
+        Pixels.
     """
     x0, y0, x1, y1 = bounding_box(mask)
-    least = min(math.ceil(max(x1 - x0, y1 - y0) * MIN_CONTEXT), max(mask.shape))
-    return max(min(round(math.sqrt(mask.sum() / share)), *mask.shape), least)
+    least = math.ceil(max(x1 - x0, y1 - y0) * MIN_CONTEXT)
+    return min(max(round(math.sqrt(mask.sum() / share)), least), *mask.shape)
 
 
 def random_context(mask: np.ndarray, side: int, rng: np.random.Generator) -> Crop:
-    """A random square of a photo with all of the object in it.
+    """A random square of a photo with all of the object in it, or as much as there is room for.
 
     Args:
         mask: (h w) bool, the object.
         side: Pixels, from `context_side`.
         rng: Source of randomness.
-
-    Returns:
-        A square inside the photo; in a direction in which it is larger, it reaches outside, by as
-        much on both sides.
     """
     x0, y0, x1, y1 = bounding_box(mask)
     height, width = mask.shape
 
     def start(low: int, high: int, length: int) -> int:
-        if side > length:
-            return (length - side) // 2
-        return int(rng.integers(max(high - side, 0), min(low, length - side) + 1))
+        # In order where the object fits, in reverse where it is longer than the square.
+        first, last = sorted((max(high - side, 0), min(low, length - side)))
+        return int(rng.integers(first, last + 1))
 
     return Crop(start(x0, x1, width), start(y0, y1, height), side)
 
