@@ -288,6 +288,18 @@ def test_random_context_holds_the_object_anywhere(rng, share):
     assert min(left) == 20 and max(left) == 40
 
 
+def test_random_context_is_never_empty(rng):
+    mask = np.zeros((40, 200), bool)
+    mask[5:30, [3, 4, 190]] = True  # two pieces, further apart than the photo is high
+    seen = set()
+    for _ in range(200):
+        crop = random_context(mask, context_side(mask, 0.1), rng)
+        square = mask[crop.y0 : crop.y0 + 40, crop.x0 : crop.x0 + 40]
+        assert crop.side == 40 and square.shape == (40, 40) and square.any()
+        seen.add(crop.x0 > 100)
+    assert seen == {False, True}
+
+
 def jpeg_record(width, height):
     """A large smooth photo with a disc in it."""
     y, x = np.mgrid[:height, :width]

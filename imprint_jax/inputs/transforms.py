@@ -187,22 +187,23 @@ def context_side(mask: np.ndarray, share: float) -> int:
 
 
 def random_context(mask: np.ndarray, side: int, rng: np.random.Generator) -> Crop:
-    """A random square of a photo with all of the object in it, or as much as there is room for.
+    """A random square of a photo with all of the object in it, or some where it is too long.
 
     Args:
         mask: (h w) bool, the object.
         side: Pixels, from `context_side`.
         rng: Source of randomness.
     """
-    x0, y0, x1, y1 = bounding_box(mask)
-    height, width = mask.shape
 
-    def start(low: int, high: int, length: int) -> int:
-        # In order where the object fits, in reverse where it is longer than the square.
-        first, last = sorted((max(high - side, 0), min(low, length - side)))
-        return int(rng.integers(first, last + 1))
+    def start(occupied: np.ndarray) -> int:
+        places = np.flatnonzero(occupied)
+        low, high = places[0], places[-1] + 1
+        if high - low <= side:
+            return int(rng.integers(max(high - side, 0), min(low, len(occupied) - side) + 1))
+        seen = rng.choice(places)  # the object may have gaps
+        return int(np.clip(rng.integers(seen - side + 1, seen + 1), low, high - side))
 
-    return Crop(start(x0, x1, width), start(y0, y1, height), side)
+    return Crop(start(mask.any(axis=0)), start(mask.any(axis=1)), side)
 
 
 def decode_view(record: Record) -> tuple[np.ndarray, np.ndarray]:
