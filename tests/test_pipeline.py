@@ -337,7 +337,7 @@ def test_inputs_need_no_jax():
             assert not [n for n in names if n.split(".")[0] in ("jax", "flax", "optax")], file
     script = """
 import sys
-import imprint_jax.inputs.pipeline, imprint_jax.inputs.prepare
+import imprint_jax.inputs.check, imprint_jax.inputs.prepare, imprint_jax.inputs.show
 ours = {name for name in sys.modules if name.startswith("imprint_jax.")}
 allowed = {"errors", "geometry", "images", "inputs"}
 assert {name.split(".")[1] for name in ours} == allowed, ours

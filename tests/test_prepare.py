@@ -168,6 +168,15 @@ def test_a_stopped_run_with_other_settings_is_refused(tmp_path, renders, monkeyp
     assert prepare("objaverse", renders, tmp_path / "d")["records"] == {"train": 7}
 
 
+def test_two_runs_do_not_work_in_one_folder(tmp_path, renders):
+    def second(done, total):
+        with pytest.raises(InputError, match="Another `prepare` is at work"):
+            prepare("objaverse", renders, tmp_path / "d")
+
+    prepare("objaverse", renders, tmp_path / "d", progress=second)
+    assert sorted(os.listdir(tmp_path)) == ["d", "renders"]
+
+
 def test_too_many_rejects_are_an_error_that_keeps_the_work(tmp_path, renders, monkeypatch):
     with pytest.raises(InputError, match=r"41\.7 % were left out, more than --max-reject 40: 1 "):
         prepare("objaverse", renders, tmp_path / "d", max_reject=40)

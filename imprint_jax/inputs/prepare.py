@@ -6,7 +6,9 @@ Chunks depend on the groups only, and a chunk's folder appears when it is whole.
 the same bytes for any number of processes, and a run that was stopped goes on where it was.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import io
 import itertools
@@ -150,21 +152,37 @@ def prepare(
         )
     size = min(-(-len(groups) // MIN_CHUNKS), CHUNK_PICTURES // READERS[name].group_size)
     chunks = [groups[start : start + size] for start in range(0, len(groups), size)]
-    _start(building, _fingerprint(job, chunks, splits_file))
-
-    done = 0
-    for number in _run(job, chunks, workers):
-        done += len(chunks[number])
-        if progress:
-            progress(done, len(groups))
-    return _finish(job, len(chunks), building, dst, max_reject)
+    with _alone(building):
+        _start(building, _fingerprint(job, chunks))
+        done = 0
+        for number in _run(job, chunks, workers):
+            done += len(chunks[number])
+            if progress:
+                progress(done, len(groups))
+        return _finish(job, len(chunks), building, dst, max_reject)
 
 
 # ---------------------------------------------------------------------------- all chunks
 
 
+@contextlib.contextmanager
+def _alone(building: Path) -> Iterator[None]:
+    """Makes the folder of the work, and keeps others from working in it.
+
+    Raises:
+        InputError: Another process does.
+    """
+    building.mkdir(parents=True, exist_ok=True)
+    with open(building / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"Another `prepare` is at work in {building}.") from None
+        yield
+
+
 def _start(building: Path, fingerprint: dict) -> None:
-    """Makes the folder of the work, or finds that of a stopped run.
+    """Begins, or finds what a stopped run has left.
 
     Raises:
         InputError: That run had other settings.
@@ -181,14 +199,13 @@ def _start(building: Path, fingerprint: dict) -> None:
         for partial in (building / "chunks").glob(".*"):
             shutil.rmtree(partial)
         return
-    shutil.rmtree(building, ignore_errors=True)
-    (building / "chunks").mkdir(parents=True)
+    (building / "chunks").mkdir(exist_ok=True)
     partial = building / ".plan.json"
     partial.write_text(json.dumps(fingerprint, indent=1))
     os.replace(partial, plan)
 
 
-def _fingerprint(job: Job, chunks: list, splits_file) -> dict:
+def _fingerprint(job: Job, chunks: list) -> dict:
     """What must be the same for a stopped run to go on, as JSON."""
     listing = hashlib.sha256()
     for chunk in chunks:
