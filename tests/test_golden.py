@@ -56,15 +56,10 @@ def sets(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "kind, records",
-    [
-        ("views", "views"),
-        ("pasted", "views"),
-        ("video", "frames"),
-        ("photo", "frames"),
-    ],  # fmt: skip
-)
+KINDS = {"views": "views", "pasted": "views", "video": "frames", "photo": "frames"}
+
+
+@pytest.mark.parametrize("kind, records", KINDS.items())
 def test_samples(kind, records, sets, request):
     """Four samples a row: object, target, and the target with a grey hole."""
     settings = config.default()
