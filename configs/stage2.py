@@ -5,6 +5,7 @@
         --config.init_from.unet=SD14 --config.init_from.vae=SD14
 
 The adapter and the whole UNet train, DINOv2 is frozen; their learning rates are swapped half-way.
+docs/data_sets.md tells how the records are made; `photos` stands for the paper's Pixabay.
 Made for 8 GPUs of 80 GB; nobody has run it to the end yet.
 """
 

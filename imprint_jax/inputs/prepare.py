@@ -55,8 +55,9 @@ MIN_CHUNKS = 64
 
 NO_SPLIT = "in no split"
 
-# Formats that records keep as they came; others are stored as PNG.
-KEPT_FORMATS = {"JPEG", "PNG", "WEBP"}
+# Formats that records keep as they came; others are stored as PNG. MPO is a phone's JPEG with more
+# pictures after the first.
+KEPT_FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}
 
 
 @dataclass(frozen=True)
@@ -327,7 +328,8 @@ def _report_unused(job: Job, units: dict[str, set[str]]) -> None:
     if job.split_of:
         missing = sorted(job.split_of.keys() - set().union(*units.values()))
         if missing:
-            logger.warning("No record is of %d names in the splits file: %s", len(missing), missing)
+            some = ", ".join(missing[:10])
+            logger.warning("%d names in the splits file have no record: %s", len(missing), some)
 
 
 # ---------------------------------------------------------------------------- one chunk
