@@ -119,9 +119,19 @@ def default() -> ConfigDict:
     c.optim.ema_decay = 0.9999  # at most; (1 + step) / (10 + step) before
 
     c.fsdp = 1  # devices that share one copy of parameters and moments; the rest copy it
+    c.accumulation = 1  # parts that a batch is worked through in; changes memory, not results
+    # Recompute blocks' activations in the backward pass instead of keeping them.
+    c.remat = ConfigDict(dict(dinov2=True, unet=True))
+    c.attention = "auto"  # kernel: "auto", "cudnn", "chunked" or "plain" (models/layers.py)
     c.log_every = 50  # steps
     c.save_every = 1000  # steps
-    c.keep = 3  # checkpoints
+    c.keep = 3  # newest checkpoints that stay,
+    c.keep_every = 0  # and all at multiples of so many steps; 0: none
+    # Loss of the averaged weights on the first `batches` of the split "validation", with the same
+    # noise and timesteps each time; 0 steps: never.
+    c.validation = ConfigDict(dict(every=1000, batches=4))
+    # Pictures sampled by the averaged weights for the first samples of the split "validation".
+    c.preview = ConfigDict(dict(every=5000, samples=4))
 
     # What a sampler does unless told otherwise (Sec. 4.1).
     c.sampling = ConfigDict(dict(num_steps=50, guidance_scale=3.0, spacing="leading"))
