@@ -4,6 +4,7 @@ Arrays are (h w 3) or (h w 4) uint8, upright (EXIF orientation applied), 0 to 25
 """
 
 import io
+import logging
 import os
 import struct
 import uuid
@@ -13,6 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from imprint_jax.errors import InputError
+
+log = logging.getLogger(__name__)
 
 # What Pillow raises for damaged files, found by damaging some of each format: EOFError and
 # struct.error for short headers, SyntaxError for broken PNG chunks, RuntimeError for AVIF,
@@ -95,16 +98,26 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
         InputError: As `decode_image`; or something is drawn but nothing reaches half of white, as
             in a mask of 0 and 1.
     """
-    image = decode_image(data, name)
+    return _cut_at_half(_mask_values(decode_image(data, name)), name)
+
+
+def _mask_values(image: np.ndarray) -> np.ndarray:
+    """(h w) uint8 of a picture: its alpha channel where one is in use, else its luminance."""
     if image.shape[2] == 4 and image[..., 3].min() < 255:
-        values = image[..., 3]
-    else:
-        values = np.asarray(Image.fromarray(image[..., :3]).convert("L"))
+        return image[..., 3]
+    return np.asarray(Image.fromarray(image[..., :3]).convert("L"))
+
+
+def _cut_at_half(values: np.ndarray, name: str) -> np.ndarray:
+    """(h w) bool of (h w) uint8; says so where that is a choice."""
     mask = values >= MASK_THRESHOLD
     if values.any() and not mask.any():
         raise InputError(
             f"The mask {name} is nowhere brighter than {values.max()} of 255; paint it white."
         )
+    soft = np.mean((values > 0) & (values < 255))
+    if soft:
+        log.info("the mask %s is soft (%.1f %% of it is grey): cut at half", name, 100 * soft)
     return mask
 
 
@@ -175,7 +188,8 @@ def as_rgb_or_rgba(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
     """A caller's picture as (h w 3) or (h w 4) uint8.
 
     Args:
-        picture: PIL image of any mode, or a uint8 array (h w), (h w 3) or (h w 4).
+        picture: PIL image of any mode, or a uint8 array (h w), (h w 3) or (h w 4), NumPy's or
+            JAX's.
         name: What to call it in an error.
 
     Raises:
@@ -209,15 +223,16 @@ def as_mask(mask: np.ndarray | Image.Image, size_hw: tuple[int, int], name: str)
     """A caller's mask as (h w) bool.
 
     Args:
-        mask: PIL image, or a bool or uint8 array (h w) or (h w 1); uint8 is cut at half.
+        mask: PIL image (its alpha where one is in use, else its luminance), or a bool or uint8
+            array (h w) or (h w 1), NumPy's or JAX's; uint8 is cut at half.
         size_hw: The height and width it must have.
         name: What to call it in an error.
 
     Raises:
-        InputError: Another dtype or size.
+        InputError: Another dtype or size; or uint8 of which nothing reaches half of white.
     """
     if isinstance(mask, Image.Image):
-        mask = np.asarray(Image.fromarray(_from_pil(mask, name)[..., :3]).convert("L"))
+        mask = _mask_values(_from_pil(mask, name))
     array = np.asarray(mask)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -228,4 +243,4 @@ def as_mask(mask: np.ndarray | Image.Image, size_hw: tuple[int, int], name: str)
         )
     if array.dtype not in (np.bool_, np.uint8):
         raise InputError(f"The {name} is {array.dtype}; it must be bool, or uint8 0 to 255.")
-    return array if array.dtype == bool else array >= MASK_THRESHOLD
+    return array if array.dtype == bool else _cut_at_half(array, name)

@@ -189,7 +189,7 @@ def tiny():
 
     @jax.jit
     def run(objects, images, mask, scale):
-        return compose(imprint.bind(graphdef, params), c, objects, images, mask, scale, 3)
+        return compose(imprint.bind(graphdef, params), c, objects, images, mask, scale, 4)
 
     batch = random_batch(c)
     args = [imprint.to_float(batch[k]) for k in ("object", "target")] + [batch["mask"]]
@@ -287,6 +287,6 @@ def test_what_is_constant_is_computed_once(tiny, monkeypatch):
 def test_samplers_and_fresh_noise_reach_the_picture(tiny, options):
     c, graphdef, params, run, args = tiny
     composed = jax.jit(
-        lambda: compose(imprint.bind(graphdef, params), c, *args, 3.0, 3, **options)
+        lambda: compose(imprint.bind(graphdef, params), c, *args, 3.0, 4, **options)
     )()
     assert float(jnp.abs(composed - run(*args, 3.0)).max()) > 1e-3
