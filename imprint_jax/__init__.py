@@ -8,6 +8,8 @@ import importlib
 
 from imprint_jax.errors import InputError
 
+__version__ = "0.1.0"
+
 _MODULES = {
     "Compositor": "compose",
     "Placement": "request",

@@ -137,6 +137,7 @@ class Compositor:
         self.max_batch = max_batch
         self.graphdef, abstract = imprint.split(config.model, dtype)
         self.cell = imprint.bind(self.graphdef, abstract).vae.factor  # pixels
+        self.dtype = jnp.dtype(dtype)
         cast = lambda tree, dtype: jax.tree.map(lambda x: x.astype(dtype), tree)
         self.params = {name: cast(tree, dtype) for name, tree in params.items()}
         self.params["vae"] = cast(params["vae"], jnp.float32)
@@ -155,19 +156,23 @@ class Compositor:
         config, params = pretrained.load(folder)
         compositor = cls(config, params, **options)
         devices = compositor.devices
-        dtype = jax.tree.leaves(compositor.params["unet"])[0].dtype
-        log.info("model %s on %d x %s, %s", folder, len(devices), devices[0].device_kind, dtype)
+        kind = devices[0].device_kind
+        log.info("model %s on %d x %s, %s", folder, len(devices), kind, compositor.dtype)
         return compositor
 
     def __call__(
-        self, object: Picture | Sequence[Picture], background: Picture, mask: Picture, **options
+        self,
+        object_image: Picture | Sequence[Picture],
+        background: Picture,
+        mask: Picture,
+        **options,
     ) -> Image.Image:
         """One composite; arguments as `samples`."""
-        return self.samples(object, background, mask, num=1, **options)[0]
+        return self.samples(object_image, background, mask, num=1, **options)[0]
 
     def samples(
         self,
-        object: Picture | Sequence[Picture],
+        object_image: Picture | Sequence[Picture],
         background: Picture,
         mask: Picture,
         *,
@@ -180,7 +185,7 @@ class Compositor:
         """Several composites of the same pictures, which differ by their noise.
 
         Args:
-            object: As in `Placement`.
+            object_image: The object, as in `Placement`.
             background: As in `Request`.
             mask: As in `Placement`.
             object_mask: As in `Placement`.
@@ -195,7 +200,7 @@ class Compositor:
         Raises:
             InputError: As `Request` and `Settings.filled`.
         """
-        placement = Placement(object, mask, object_mask)
+        placement = Placement(object_image, mask, object_mask)
         request = Request(background, [placement], seed=seed, num=num, mask_level=mask_level)
         return next(self.run([request], Settings(**settings))).pictures
 
@@ -347,8 +352,12 @@ class Compositor:
             self._programs[count, choices] = jax.jit(program)
         return self._programs[count, choices]
 
-    def _generate(self, choices, params, objects, squares, holes, draws, guidance_scale):
-        """What is compiled, for one device's share: uint8 in, uint8 out.
+    def _generate(self, *args):
+        """`_output` as uint8."""
+        return jnp.round((self._output(*args) + 1.0) * 127.5).astype(jnp.uint8)
+
+    def _output(self, choices, params, objects, squares, holes, draws, guidance_scale):
+        """What is compiled, for one device's share of a batch.
 
         Args:
             choices: Steps, sampler and eta (static).
@@ -360,7 +369,7 @@ class Compositor:
             guidance_scale: Scalar.
 
         Returns:
-            (b h w 3) uint8.
+            (b h w 3) float32 in [-1, 1].
         """
         num_steps, sampler, eta = choices
         model = imprint.bind(self.graphdef, params)
@@ -372,7 +381,7 @@ class Compositor:
         background, cells = model.encode_background(
             imprint.to_float(squares), holes.astype(jnp.float32), self.config.diffusion.hole_fill
         )
-        output = sampling.sample(
+        return sampling.sample(
             model,
             tokens.reshape(b, views * tokens.shape[1], -1),
             background,
@@ -384,7 +393,6 @@ class Compositor:
             sampler=sampler,
             eta=eta,
         )
-        return jnp.round((output + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def bucket(size: int, largest: int) -> int:

@@ -25,7 +25,7 @@ DIR/bbox, whose text files hold X0 Y0 X1 Y1.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from imprint_jax import geometry, images
@@ -38,17 +38,28 @@ _FIELDS = {"id", "background", "mask_level", "seed", "num", "target", "objects"}
 
 @dataclass(frozen=True)
 class ObjectEntry:
-    """One object of an entry: its views, their masks (or ()), and its hole: a mask or a box."""
+    """One object of an entry: its views, their masks (or ()), and its hole: a mask or a box.
+
+    Raises:
+        InputError: There are not as many masks as views.
+    """
 
     views: tuple[Path, ...]
     view_masks: tuple[Path, ...]
     mask: Path | None
     box: geometry.Box | None
 
+    def __post_init__(self):
+        if self.view_masks and len(self.view_masks) != len(self.views):
+            raise InputError(
+                f"There are {len(self.views)} pictures of the object but {len(self.view_masks)}"
+                " masks of it: give one mask a picture."
+            )
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a manifest; the fields are explained above."""
+    """One line of a manifest; the fields are explained above, `line` is the line as it was read."""
 
     id: str
     background: Path
@@ -57,12 +68,13 @@ class Entry:
     seed: int = 0
     num: int = 1
     target: Path | None = None
+    line: dict = field(default_factory=dict, compare=False, repr=False)
 
     def names(self) -> list[str]:
         """The file names of its pictures."""
-        return (
-            [f"{self.id}.png"] if self.num == 1 else [f"{self.id}_{k}.png" for k in range(self.num)]
-        )
+        if self.num == 1:
+            return [f"{self.id}.png"]
+        return [f"{self.id}_{k}.png" for k in range(self.num)]
 
     def request(self, *, mask_level: int | None = None, **options) -> Request:
         """Reads the entry's pictures.
@@ -135,10 +147,11 @@ def _read_lines(path: Path) -> list[Entry]:
 
 def _parse(line, folder: Path) -> Entry:
     _check_fields(line, _FIELDS, required=("id", "background"))
-    if not isinstance(line["id"], str) or not re.fullmatch(r"\w[\w.-]*", line["id"], re.ASCII):
-        raise InputError(
-            f"id {line['id']!r} must be a file name of letters, digits, '_', '-' and '.'."
-        )
+    # What no file system takes in a name, or what would hide it or leave the folder.
+    if not isinstance(line["id"], str) or not re.fullmatch(
+        r'[^./\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*', line["id"]
+    ):
+        raise InputError(f"id {line['id']!r} must be something a file can be called.")
     numbers = {key: line[key] for key in ("mask_level", "seed", "num") if key in line}
     check_numbers(**{"mask_level": 0, "seed": 0, "num": 1} | numbers)
     objects = line.get("objects")
@@ -153,6 +166,7 @@ def _parse(line, folder: Path) -> Entry:
         _path(line, "background", folder),
         tuple(_parse_object(one, folder) for one in objects),
         target=_path(line, "target", folder) if "target" in line else None,
+        line=line,
         **numbers,
     )
 
@@ -161,12 +175,9 @@ def _parse_object(one, folder: Path) -> ObjectEntry:
     _check_fields(one, _OBJECT_FIELDS, required=("object",))
     if ("mask" in one) == ("box" in one):
         raise InputError("say where the object goes: either mask or box.")
-    views, masks = _paths(one, "object", folder), _paths(one, "object_mask", folder)
-    if masks and len(masks) != len(views):
-        raise InputError(f"object lists {len(views)} pictures but object_mask {len(masks)}.")
     return ObjectEntry(
-        views,
-        masks,
+        _paths(one, "object", folder),
+        _paths(one, "object_mask", folder),
         _path(one, "mask", folder) if "mask" in one else None,
         _box(one["box"]) if "box" in one else None,
     )
@@ -175,9 +186,9 @@ def _parse_object(one, folder: Path) -> ObjectEntry:
 def _check_fields(line, known: set[str], required: Sequence[str]) -> None:
     if not isinstance(line, dict):
         raise InputError(f"must be a JSON object, not {line!r}.")
-    for field in required:
-        if field not in line:
-            raise InputError(f"{field} is missing.")
+    for name in required:
+        if name not in line:
+            raise InputError(f"{name} is missing.")
     if unknown := sorted(set(line) - known):
         raise InputError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}.")
 
@@ -211,22 +222,27 @@ def _read_folder(folder: Path) -> list[Entry]:
             raise InputError(
                 f"{folder} is not in the plain layout: it has no {name}/ with files in it."
             )
-    view_masks, masks, boxes = (
-        _by_stem(folder / name) for name in ("foreground_mask", "mask", "bbox")
-    )
+    optional = ("foreground_mask", "mask", "bbox")
+    view_masks, masks, boxes = (_by_stem(folder / name) for name in optional)
+    relative = lambda path: path.relative_to(folder).as_posix()
     entries = []
     for stem, background in parts["background"].items():
         if stem not in parts["foreground"]:
             raise InputError(f"{background} has no foreground of its name.")
-        if stem not in masks and stem not in boxes:
+        line = {
+            "id": stem,
+            "background": relative(background),
+            "object": relative(parts["foreground"][stem]),
+        }
+        if stem in view_masks:
+            line["object_mask"] = relative(view_masks[stem])
+        if stem in masks:
+            line["mask"] = relative(masks[stem])
+        elif stem in boxes:
+            line["box"] = _read_box(boxes[stem])
+        else:
             raise InputError(f"{background} has neither a mask nor a bbox of its name.")
-        one = ObjectEntry(
-            (parts["foreground"][stem],),
-            (view_masks[stem],) if stem in view_masks else (),
-            masks.get(stem),
-            None if stem in masks else _read_box(boxes[stem]),
-        )
-        entries.append(Entry(stem, background, (one,)))
+        entries.append(_parse(line, folder))
     return entries
 
 
@@ -243,10 +259,11 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _read_box(path: Path) -> geometry.Box:
-    text = path.read_text(errors="replace")
+def _read_box(path: Path) -> list[int]:
     try:
-        x0, y0, x1, y1 = (int(part) for part in re.split(r"[\s,]+", text.strip()))
+        box = [int(part) for part in re.split(r"[\s,]+", path.read_text(errors="replace").strip())]
     except ValueError:
-        raise InputError(f"{path} must hold four whole numbers X0 Y0 X1 Y1.") from None
-    return x0, y0, x1, y1
+        box = []
+    if len(box) != 4:
+        raise InputError(f"{path} must hold four whole numbers X0 Y0 X1 Y1.")
+    return box

@@ -3,6 +3,7 @@
 DIR/config.json  dinov2.safetensors  adapter.safetensors  unet.safetensors  vae.safetensors
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -79,6 +80,20 @@ def load(folder: Path) -> tuple[ConfigDict, dict]:
     _, abstract = imprint.split(config.model)
     params = {name: _read(folder / f"{name}.safetensors", abstract[name]) for name in abstract}
     return config, params
+
+
+def model_hash(folder: Path) -> str:
+    """What tells a released folder from any other: the SHA-256 over its files' names and contents.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def load_component(source: str, component: str, abstract: dict) -> dict:

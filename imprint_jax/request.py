@@ -82,7 +82,7 @@ class Request:
             raise InputError("There is no object to place.")
         self.photo = images.as_rgb(self.background, "background")
         counted = [f" {i}" for i in range(1, len(self.placements) + 1)]
-        if len(numbers) == 1:
+        if len(counted) == 1:
             counted = [""]
         self.parts = [
             Part(_check_views(placement, number), self._hole(placement.mask, f"mask{number}"))
