@@ -138,11 +138,12 @@ class Compositor:
         self.graphdef, abstract = imprint.split(config.model, dtype)
         self.cell = imprint.bind(self.graphdef, abstract).vae.factor  # pixels
         self.dtype = jnp.dtype(dtype)
-        cast = lambda tree, dtype: jax.tree.map(lambda x: x.astype(dtype), tree)
+        self.devices = jax.local_devices()
+        cast = lambda tree, dtype: jax.tree.map(lambda x: x.astype(dtype, copy=False), tree)
         self.params = {name: cast(tree, dtype) for name, tree in params.items()}
         self.params["vae"] = cast(params["vae"], jnp.float32)
-        self.devices = jax.local_devices()
-        self._copies = []  # of the parameters, on the first so many devices
+        self.params = jax.device_put(self.params, self.devices[0])
+        self._copies = [self.params]  # on the first so many devices
         self._programs = {}
 
     @classmethod
@@ -342,8 +343,9 @@ class Compositor:
         """
         choices = settings.num_steps, settings.sampler, settings.eta
         if (count, choices) not in self._programs:
+            run = partial(generate, self.graphdef, self.config, choices)
             program = jax.shard_map(
-                partial(self._generate, choices),
+                lambda *args: _to_bytes(run(*args)),
                 mesh=self._mesh(count),
                 in_specs=(P(), *[P("data")] * 4, P()),
                 out_specs=P("data"),
@@ -352,47 +354,55 @@ class Compositor:
             self._programs[count, choices] = jax.jit(program)
         return self._programs[count, choices]
 
-    def _generate(self, *args):
-        """`_output` as uint8."""
-        return jnp.round((self._output(*args) + 1.0) * 127.5).astype(jnp.uint8)
 
-    def _output(self, choices, params, objects, squares, holes, draws, guidance_scale):
-        """What is compiled, for one device's share of a batch.
+def generate(
+    graphdef, config, choices, params, objects, squares, holes, draws, guidance_scale
+) -> jax.Array:
+    """A batch of squares composed. Jit it, with the first three arguments bound.
 
-        Args:
-            choices: Steps, sampler and eta (static).
-            params: The model's.
-            objects: (b views s s 3) uint8, on black.
-            squares: (b h w 3) uint8.
-            holes: (b h w 1) bool.
-            draws: (b 3) uint32: seed, number of the sample, number of the object.
-            guidance_scale: Scalar.
+    Args:
+        graphdef: The model's, from `imprint.split`.
+        config: Of the released model.
+        choices: Steps, sampler and eta.
+        params: The model's.
+        objects: (b views s s 3) uint8, on black.
+        squares: (b h w 3) uint8.
+        holes: (b h w 1) bool.
+        draws: (b 3) uint32: seed, number of the sample, number of the object.
+        guidance_scale: Scalar.
 
-        Returns:
-            (b h w 3) float32 in [-1, 1].
-        """
-        num_steps, sampler, eta = choices
-        model = imprint.bind(self.graphdef, params)
-        key = lambda draw: jax.random.fold_in(
-            jax.random.fold_in(jax.random.key(draw[0]), draw[1]), draw[2]
-        )
-        b, views = objects.shape[:2]
-        tokens = model.encode_object(imprint.to_float(objects.reshape(-1, *objects.shape[2:])))
-        background, cells = model.encode_background(
-            imprint.to_float(squares), holes.astype(jnp.float32), self.config.diffusion.hole_fill
-        )
-        return sampling.sample(
-            model,
-            tokens.reshape(b, views * tokens.shape[1], -1),
-            background,
-            cells,
-            jax.vmap(key)(draws),
-            guidance_scale,
-            num_steps=num_steps,
-            config=self.config,
-            sampler=sampler,
-            eta=eta,
-        )
+    Returns:
+        (b h w 3) float32 in [-1, 1].
+    """
+    num_steps, sampler, eta = choices
+    model = imprint.bind(graphdef, params)
+    b, views = objects.shape[:2]
+    tokens = model.encode_object(imprint.to_float(objects.reshape(-1, *objects.shape[2:])))
+    background, cells = model.encode_background(
+        imprint.to_float(squares), holes.astype(jnp.float32), config.diffusion.hole_fill
+    )
+    return sampling.sample(
+        model,
+        tokens.reshape(b, views * tokens.shape[1], -1),
+        background,
+        cells,
+        jax.vmap(_key)(draws),
+        guidance_scale,
+        num_steps=num_steps,
+        config=config,
+        sampler=sampler,
+        eta=eta,
+    )
+
+
+def _key(draw: jax.Array) -> jax.Array:
+    """The key of a sample from its seed, its number and its object's number, (3,) uint32."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(draw[0]), draw[1]), draw[2])
+
+
+def _to_bytes(images: jax.Array) -> jax.Array:
+    """[-1, 1] -> uint8."""
+    return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def bucket(size: int, largest: int) -> int:

@@ -122,9 +122,9 @@ def read(path: Path) -> list[Entry]:
     for entry in entries:
         for name in entry.names():
             # Case does not tell files apart everywhere.
-            other = written.setdefault(name.lower(), entry.id)
-            if other is not entry.id:
-                raise InputError(f"{path}: {other!r} and {entry.id!r} would both write {name}.")
+            other = written.setdefault(name.lower(), entry)
+            if other is not entry:
+                raise InputError(f"{path}: {other.id!r} and {entry.id!r} would both write {name}.")
     return entries
 
 

@@ -139,7 +139,8 @@ def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):
 
     @jax.jit
     def run(*batch):
-        return compositor._output(choices, compositor.params, *batch, 3.0)
+        bound = compositor.graphdef, compositor.config, choices, compositor.params
+        return compose.generate(*bound, *batch, 3.0)
 
     together = run(*batch)
     for i in (0, 3):
@@ -149,13 +150,13 @@ def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):
 
 def test_nothing_recompiles_in_a_long_job(compositor, monkeypatch):
     traced = []
-    original = Compositor._output
+    original = compose.generate
 
-    def counted(self, choices, params, objects, *args):
+    def counted(graphdef, config, choices, params, objects, *args):
         traced.append(objects.shape[:2])
-        return original(self, choices, params, objects, *args)
+        return original(graphdef, config, choices, params, objects, *args)
 
-    monkeypatch.setattr(Compositor, "_output", counted)
+    monkeypatch.setattr(compose, "generate", counted)
     fresh = Compositor(compositor.config, compositor.params, max_batch=2)
     list(fresh.run(request_of(seed) for seed in range(3 * 16 + 5)))
     assert traced == [(2, 1), (1, 1)]  # two full batches of 16 on 8 devices, then 5
