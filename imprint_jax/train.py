@@ -57,6 +57,8 @@ def train(config, workdir: Path, *, resume: bool = False, overwrite: bool = Fals
     if overwrite and workdir.exists():
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    licences = pretrained.inherited_licences(config.init_from)
+    (workdir / "licences.json").write_text(json.dumps(licences, indent=2) + "\n")
     (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
 
     checkpoints = Checkpoints(workdir, config.keep)

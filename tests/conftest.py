@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from imprint_jax import config, pretrained
-from imprint_jax.models import imprint
+from imprint_jax.models import imprint, initial
 from tests.tiny import tiny_config
 
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -38,8 +38,7 @@ def tiny_release(tmp_path_factory):
     c = tiny_config(2)
     c.sampling.num_steps = 4
     folder = tmp_path_factory.mktemp("released") / "tiny"
-    params = jax.jit(lambda key: imprint.init(c.model, key))(jax.random.key(0))
-    pretrained.save(folder, c, params)
+    pretrained.save(folder, c, initial.draw_all(c.model, 0))
     return folder
 
 

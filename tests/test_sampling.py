@@ -7,7 +7,7 @@ import torch
 
 from imprint_jax import config, diffusion, sampling
 from imprint_jax.errors import InputError
-from imprint_jax.models import imprint
+from imprint_jax.models import imprint, initial
 from imprint_jax.models.unet import CrossAttention, TimestepMLP
 from tests.tiny import random_batch, tiny_config
 
@@ -185,7 +185,7 @@ def compose(model, c, objects, images, mask, scale, num_steps, **options):
 def tiny():
     c = tiny_config(2)
     graphdef, _ = imprint.split(c.model)
-    params = jax.jit(lambda key: imprint.init(c.model, key))(jax.random.key(0))
+    params = initial.draw_all(c.model, 0)
 
     @jax.jit
     def run(objects, images, mask, scale):
@@ -221,7 +221,7 @@ def test_concatenated_channels_reach_the_unet_at_every_step():
     c.diffusion.background_mode = "concat"
     diffusion.check_config(c)
     graphdef, _ = imprint.split(c.model)
-    params = jax.jit(lambda key: imprint.init(c.model, key))(jax.random.key(0))
+    params = initial.draw_all(c.model, 0)
     batch = random_batch(c)
     args = [imprint.to_float(batch[k]) for k in ("object", "target")] + [batch["mask"]]
 

@@ -11,8 +11,10 @@ from flax import nnx
 
 from imprint_jax.models.layers import (
     ResnetBlock,
+    Rngs,
     attention,
     conv3x3,
+    gelu,
     group_norm,
     layer_norm,
     split_heads,
@@ -39,7 +41,7 @@ def timestep_embedding(timesteps: jax.Array, width: int) -> jax.Array:
 class TimestepMLP(nnx.Module):
     """Two linear layers from the sinusoidal features to the embedding the blocks share."""
 
-    def __init__(self, width: int, embedding: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, embedding: int, *, dtype, rngs: Rngs):
         self.linear_1 = nnx.Linear(width, embedding, dtype=dtype, rngs=rngs)
         self.linear_2 = nnx.Linear(embedding, embedding, dtype=dtype, rngs=rngs)
 
@@ -51,7 +53,7 @@ class TimestepMLP(nnx.Module):
 class CrossAttention(nnx.Module):
     """Attention of image tokens to a context; queries, keys and values without bias."""
 
-    def __init__(self, width: int, context: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, context: int, num_heads: int, *, dtype, rngs: Rngs):
         self.num_heads = num_heads
         self.to_q = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
         self.to_k = nnx.Linear(context, width, use_bias=False, dtype=dtype, rngs=rngs)
@@ -75,19 +77,19 @@ class CrossAttention(nnx.Module):
 class GEGLU(nnx.Module):
     """value * gelu(gate), both from one projection."""
 
-    def __init__(self, width: int, mlp_width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, mlp_width: int, *, dtype, rngs: Rngs):
         self.proj = nnx.Linear(width, 2 * mlp_width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b t c) -> (b t 4c)."""
         value, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return value * nnx.gelu(gate, approximate=False)
+        return value * gelu(gate)
 
 
 class FeedForward(nnx.Module):
     """GEGLU of four times the width, then back."""
 
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype, rngs: Rngs):
         # The checkpoints number the layers net.0 and net.2 (net.1 is a dropout).
         self.net = nnx.Dict(
             {
@@ -101,10 +103,10 @@ class FeedForward(nnx.Module):
         return self.net["2"](self.net["0"](x))
 
 
-class TransformerBlock(nnx.Module):
+class CrossTransformerBlock(nnx.Module):
     """Self-attention, cross-attention to the object's tokens, feed-forward; all pre-norm."""
 
-    def __init__(self, width: int, context: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, context: int, num_heads: int, *, dtype, rngs: Rngs):
         norm = dict(epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(width, **norm)
         self.attn1 = CrossAttention(width, width, num_heads, dtype=dtype, rngs=rngs)
@@ -124,13 +126,11 @@ class TransformerBlock(nnx.Module):
 class Transformer2D(nnx.Module):
     """Flattens the image to tokens for one transformer block."""
 
-    def __init__(
-        self, width: int, context: int, num_heads: int, groups: int, *, dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, width: int, context: int, num_heads: int, groups: int, *, dtype, rngs: Rngs):
         self.norm = group_norm(width, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.proj_in = nnx.Conv(width, width, (1, 1), dtype=dtype, rngs=rngs)
         self.transformer_blocks = nnx.List(
-            [TransformerBlock(width, context, num_heads, dtype=dtype, rngs=rngs)]
+            [CrossTransformerBlock(width, context, num_heads, dtype=dtype, rngs=rngs)]
         )
         self.proj_out = nnx.Conv(width, width, (1, 1), dtype=dtype, rngs=rngs)
 
@@ -149,7 +149,7 @@ class Transformer2D(nnx.Module):
 class Resample(nnx.Module):
     """Halves the size by a strided convolution, or convolves (after nearest upsampling)."""
 
-    def __init__(self, width: int, *, stride: int, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, stride: int, dtype, rngs: Rngs):
         self.conv = conv3x3(width, width, stride=stride, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -169,7 +169,7 @@ class Level(nnx.Module):
         groups: int,
         *,
         dtype,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.resnets = nnx.List(
             [
@@ -193,7 +193,7 @@ class Level(nnx.Module):
 class DownBlock(Level):
     """A level of the encoder; all but the last end by halving the size."""
 
-    def __init__(self, *args, downsample: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, *args, downsample: bool, dtype, rngs: Rngs):
         super().__init__(*args, dtype=dtype, rngs=rngs)
         width = self.resnets[-1].conv2.out_features
         resamplers = [Resample(width, stride=2, dtype=dtype, rngs=rngs)] if downsample else []
@@ -212,7 +212,7 @@ class DownBlock(Level):
 class UpBlock(Level):
     """A level of the decoder; takes the encoder's features, all but the last double the size."""
 
-    def __init__(self, *args, upsample: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, *args, upsample: bool, dtype, rngs: Rngs):
         super().__init__(*args, dtype=dtype, rngs=rngs)
         width = self.resnets[-1].conv2.out_features
         resamplers = [Resample(width, stride=1, dtype=dtype, rngs=rngs)] if upsample else []
@@ -231,7 +231,7 @@ class MidBlock(nnx.Module):
     """Two residual blocks around a transformer, at the smallest size."""
 
     def __init__(
-        self, width: int, embedding: int, transformer: dict, groups: int, *, dtype, rngs: nnx.Rngs
+        self, width: int, embedding: int, transformer: dict, groups: int, *, dtype, rngs: Rngs
     ):
         self.resnets = nnx.List(
             [
@@ -277,7 +277,7 @@ class UNet(nnx.Module):
         num_heads: int,
         norm_groups: int,
         dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         make = dict(dtype=dtype, rngs=rngs)
         first, last = block_widths[0], block_widths[-1]

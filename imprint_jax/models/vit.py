@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imprint_jax.models.layers import MLP, SelfAttention, SwiGLU, layer_norm
+from imprint_jax.models.layers import MLP, Rngs, SelfAttention, SwiGLU, layer_norm
 
 # ImageNet's channel statistics for RGB in [0, 1], which DINOv2 was trained with
 # (dinov2/data/transforms.py).
@@ -31,9 +31,7 @@ class LayerScale(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm self-attention and feed-forward, each scaled."""
 
-    def __init__(
-        self, width: int, num_heads: int, mlp: str, mlp_width: int, *, dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, width: int, num_heads: int, mlp: str, mlp_width: int, *, dtype, rngs: Rngs):
         make = dict(dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(width, epsilon=1e-6, **make)
         self.attn = SelfAttention(width, num_heads, **make)
@@ -51,7 +49,7 @@ class Block(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Non-overlapping patches, linearly embedded."""
 
-    def __init__(self, width: int, patch_size: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, patch_size: int, *, dtype, rngs: Rngs):
         patch = (patch_size, patch_size)
         self.proj = nnx.Conv(
             3, width, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
@@ -90,7 +88,7 @@ class DINOv2(nnx.Module):
         mlp_width: int,
         num_registers: int,
         dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.dtype = dtype
         self.patch_size = patch_size
@@ -107,10 +105,10 @@ class DINOv2(nnx.Module):
             self.register_tokens = normal(1, num_registers, width)
 
         @nnx.vmap
-        def stacked(rngs: nnx.Rngs) -> Block:
-            return Block(width, num_heads, mlp, mlp_width, dtype=dtype, rngs=rngs)
+        def stacked(key: jax.Array) -> Block:
+            return Block(width, num_heads, mlp, mlp_width, dtype=dtype, rngs=Rngs(key))
 
-        self.blocks = stacked(rngs.split(depth))
+        self.blocks = stacked(jax.random.split(rngs.params(), depth))
         self.norm = layer_norm(width, epsilon=1e-6, **make)
 
     def position_embedding(self, height: int, width: int) -> jax.Array:
