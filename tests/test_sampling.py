@@ -229,7 +229,7 @@ def test_concatenated_channels_reach_the_unet_at_every_step():
     def run(params):
         return compose(imprint.bind(graphdef, params), c, *args, 1.0, 2)
 
-    kernel = params["unet"]["conv_in"]["kernel"]
+    kernel = jnp.asarray(params["unet"]["conv_in"]["kernel"])
     hole = (np.broadcast_to(batch["mask"], batch["target"].shape) > 0).nonzero()
     for channel in (latent, latent + 1):  # the mask, the background's first
         conv_in = params["unet"]["conv_in"] | {"kernel": kernel.at[:, :, channel].set(0)}
