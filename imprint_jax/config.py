@@ -134,7 +134,14 @@ def default() -> ConfigDict:
     c.preview = ConfigDict(dict(every=5000, samples=4))
 
     # What a sampler does unless told otherwise (Sec. 4.1).
-    c.sampling = ConfigDict(dict(num_steps=50, guidance_scale=3.0, spacing="leading"))
+    c.sampling = ConfigDict(
+        dict(
+            num_steps=50,
+            guidance_scale=3.0,
+            sampler="ddim",  # or "dpm++2m"
+            spacing="leading",  # of the timesteps; or "trailing", for zero terminal SNR
+        )
+    )
     return c
 
 

@@ -330,9 +330,7 @@ class UNet(nnx.Module):
             width = out
             skips += [out] * (layers_per_block + downsample)
 
-        self.mid_block = MidBlock(
-            last, embedding, transformer, norm_groups, remat=remat, **make
-        )
+        self.mid_block = MidBlock(last, embedding, transformer, norm_groups, remat=remat, **make)
 
         self.up_blocks = nnx.List([])
         for level, (out, has_attention) in enumerate(reversed(levels)):
@@ -366,6 +364,11 @@ class UNet(nnx.Module):
         blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
         return [a.keys_values(context) for block in blocks for a in block.attentions]
 
+    def embed_time(self, timesteps: jax.Array) -> jax.Array:
+        """What the blocks are told of the timestep: (b,) integers, 0 to 999 -> (b e)."""
+        features = timestep_embedding(timesteps, self.width).astype(self.dtype)
+        return self.time_embedding(features)
+
     def __call__(
         self,
         latents: jax.Array,
@@ -382,9 +385,19 @@ class UNet(nnx.Module):
         Returns:
             (b h w out_channels) float32.
         """
+        return self.denoise(latents, self.embed_time(timesteps), keys_values)
+
+    def denoise(
+        self,
+        latents: jax.Array,
+        temb: jax.Array,
+        keys_values: list[tuple[jax.Array, jax.Array]],
+    ) -> jax.Array:
+        """As calling it, with the timesteps' embeddings (b e), or (1 e) for all, from `embed_time`.
+
+        A sampler computes them for all its steps at once.
+        """
         keys_values = list(keys_values)
-        features = timestep_embedding(timesteps, self.width).astype(self.dtype)
-        temb = self.time_embedding(features)
         x = self.conv_in(latents.astype(self.dtype))
         skips = [x]
         for block in self.down_blocks:
