@@ -231,18 +231,39 @@ def train(
     workdir: Annotated[Path, typer.Option(help="Folder of the run.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run there.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show configuration, groups and shardings.")
+    ] = False,
+    multi_process: Annotated[
+        bool,
+        typer.Option("--distributed", help="One of several processes (SLURM, Open MPI, TPU pod)."),
+    ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0, where nothing tells.")
+    ] = None,
+    num_processes: Annotated[int | None, typer.Option(help="With --coordinator.")] = None,
+    process_id: Annotated[int | None, typer.Option(help="With --coordinator, from 0.")] = None,
 ) -> None:
-    """Train one stage: `--config mini_stage1 --workdir runs/stage1 [--config.a.b=value ...]`."""
+    """Train one stage: `--config mini_stage1 --workdir runs/stage1 [--config.a.b=value ...]`.
+
+    Ends with exit code 0 when all steps are done, and 143 after SIGTERM, with the state saved.
+    """
     from absl import flags
 
     from imprint_jax import config as configs
+    from imprint_jax import distributed
 
     settings = configs.load(config, context.args)
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
     _use_compilation_cache()
+    if multi_process or coordinator or num_processes or process_id is not None:
+        distributed.initialize(coordinator, num_processes, process_id)
     from imprint_jax.train import train as run
 
-    run(settings, workdir, resume=resume, overwrite=overwrite, console=console)
+    code = run(
+        settings, workdir, resume=resume, overwrite=overwrite, dry_run=dry_run, console=console
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -179,7 +179,7 @@ def load_component(source: str, component: str, abstract: dict) -> dict:
     """
     folder = Path(source)
     if (folder / "checkpoints").is_dir():
-        params = checkpoint.load_params(folder)[1][component]
+        params = checkpoint.load_component(folder, component)
     else:
         folder = model_folder(source)
         file = component_file(folder, component)
