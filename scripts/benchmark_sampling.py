@@ -90,7 +90,7 @@ def _ours(inputs: dict) -> tuple[dict, np.ndarray]:
     c = config.default()
     graphs, params = {}, {}
     for part in ("unet", "vae"):
-        make = partial(imprint.build, part, c.model, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        make = lambda part=part: imprint.build(part, c.model, dtype=jnp.float32, rngs=nnx.Rngs(0))
         graphs[part] = nnx.split(nnx.eval_shape(make), nnx.Param)[0]
         params[part] = jax.tree.map(jnp.asarray, initial.draw(part, c.model, 0))
 
