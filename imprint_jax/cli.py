@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +31,8 @@ data = typer.Typer(help="Make and prepare training data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 console = Console(stderr=True)
+
+MAX_PROBLEMS = 20  # that `imprint data check` prints
 
 
 @app.callback()
@@ -329,24 +332,142 @@ def render(
 
 @data.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="The layout of SRC: objaverse or photos.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The layout of SRC: mvimgnet, objaverse, youtubevos, vipseg, ppr10k, photos or"
+            " folder; docs/data_sets.md shows each."
+        ),
+    ],
     src: Annotated[Path, typer.Argument(help="The data set as downloaded or rendered.")],
     dst: Annotated[Path, typer.Argument(help="Folder to make: records and an index.")],
     splits: Annotated[
-        Path | None, typer.Option(help="JSON of groups by split (default: all train).")
+        Path | None, typer.Option(help="JSON of names by split (default: all train).")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Threads that read and check.")] = 2,
+    split_by: Annotated[
+        str | None,
+        typer.Option(help="What is never divided between splits: object, video or photo."),
+    ] = None,
+    fractions: Annotated[
+        str, typer.Option(help="With --split-by: shares of train, validation and test.")
+    ] = "0.9,0.05,0.05",
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many objects, videos or photos.", min=1)
+    ] = None,
+    max_side: Annotated[
+        int | None, typer.Option(help="Shrink larger pictures to so many pixels.", min=64)
+    ] = None,
+    max_reject: Annotated[
+        str | None, typer.Option(help="Fail if more than so many percent are left out.")
+    ] = None,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="A limit to change, like max_area=0.8; may be repeated."),
+    ] = None,
+    segment: Annotated[
+        Path | None, typer.Option(help="ONNX weights that find objects where masks are missing.")
+    ] = None,
 ) -> None:
-    """Turn a data set into records that training reads."""
-    from imprint_jax.inputs import sources
+    """Turn a data set into records that training reads. Stopped, it is started again."""
+    from imprint_jax.inputs.prepare import prepare
 
     with Progress(console=console) as progress:
         task = progress.add_task("preparing", total=None)
-        update = lambda done, total: progress.update(task, completed=done, total=total)
-        counts = sources.prepare(name, src, dst, splits, workers, update)
+        counts = prepare(
+            name,
+            src,
+            dst,
+            splits,
+            workers or os.cpu_count() or 1,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            max_side=max_side,
+            limit=limit,
+            max_reject=None if max_reject is None else _numbers("--max-reject", max_reject, 1)[0],
+            split_by=split_by,
+            fractions=_numbers("--fractions", fractions, 3),
+            filters=filter_ or (),
+            segment=segment,
+        )
     for what, numbers in counts.items():
         text = ", ".join(f"{key} {number}" for key, number in sorted(numbers.items()))
         console.print(f"{what}: {text or 'none'}")
+
+
+@data.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
+    out: Annotated[Path, typer.Option(help="Folder to make, with index.html.")],
+    num: Annotated[int, typer.Option(help="Records and samples to show.", min=1)] = 24,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="How samples are made: views, video, photo, pair or pasted (default: as the set"
+            " is meant)."
+        ),
+    ] = None,
+    backgrounds: Annotated[
+        Path | None, typer.Option(help="A prepared set of photos, to paste views into.")
+    ] = None,
+    config: Annotated[str, typer.Option(help="The recipe whose settings count.")] = "stage2",
+) -> None:
+    """Write a page of pictures: records, and the samples that training makes of them."""
+    from imprint_jax import config as configs
+    from imprint_jax.inputs.show import show
+
+    settings = configs.load(config)
+    page = show(settings, folder, out, num=num, split=split, kind=kind, backgrounds=backgrounds)
+    console.print(f"wrote {page}")
+
+
+@data.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+) -> None:
+    """Read all of a prepared data set; exit code 1 if something is damaged."""
+    from imprint_jax.inputs.check import check
+
+    with Progress(console=console) as progress:
+        task = progress.add_task("checking", total=None)
+        report = check(
+            folder,
+            workers or os.cpu_count() or 1,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for split, s in report.splits.items():
+        console.print(
+            f"{split}: {s.records} records ({s.objects} objects, {s.groups} groups,"
+            f" {s.backgrounds} backgrounds), {s.num_bytes / 1e6:.1f} MB"
+        )
+        for what, values, form in (
+            ("longer side, pixels", s.sides, "{:.0f}"),
+            ("object's share of the area", s.areas, "{:.1%}"),
+        ):
+            if values:
+                least, *middle, most = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+                numbers = ", ".join(form.format(value) for value in (least, *middle, most))
+                console.print(f"  {what} (least, quartiles, most): {numbers}", soft_wrap=True)
+    rejects = ", ".join(f"{reason} {count}" for reason, count in report.rejects.items())
+    console.print(f"left out: {rejects or 'none'}")
+    for problem in report.problems[:MAX_PROBLEMS]:
+        console.print(f"[red]damaged:[/red] {escape(problem)}", soft_wrap=True)
+    if len(report.problems) > MAX_PROBLEMS:
+        console.print(f"and {len(report.problems) - MAX_PROBLEMS} more")
+    if report.problems:
+        raise typer.Exit(1)
+    console.print("nothing is damaged")
+
+
+def _numbers(option: str, text: str, count: int) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.removesuffix("%").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise InputError(f"{option} wants {count} number(s), not {text!r}.")
+    return numbers
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import struct
 import uuid
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -95,10 +96,24 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
         (h w) bool, true = hole or object.
 
     Raises:
+        InputError: As `decode_coverage`.
+    """
+    return _cut_at_half(_mask_values(decode_image(data, name)), name)
+
+
+def decode_coverage(data: bytes, name: str) -> np.ndarray:
+    """Decodes a soft mask: the alpha channel where one is in use, else the luminance.
+
+    Returns:
+        (h w) uint8 coverage, 255 = hole or object.
+
+    Raises:
         InputError: As `decode_image`; or something is drawn but nothing reaches half of white, as
             in a mask of 0 and 1.
     """
-    return _cut_at_half(_mask_values(decode_image(data, name)), name)
+    values = _mask_values(decode_image(data, name))
+    _check_drawn(values, name)
+    return values
 
 
 def _mask_values(image: np.ndarray) -> np.ndarray:
@@ -108,17 +123,59 @@ def _mask_values(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(image[..., :3]).convert("L"))
 
 
-def _cut_at_half(values: np.ndarray, name: str) -> np.ndarray:
-    """(h w) bool of (h w) uint8; says so where that is a choice."""
-    mask = values >= MASK_THRESHOLD
-    if values.any() and not mask.any():
+def _check_drawn(values: np.ndarray, name: str) -> None:
+    if values.any() and values.max() < MASK_THRESHOLD:
         raise InputError(
             f"The mask {name} is nowhere brighter than {values.max()} of 255; paint it white."
         )
+
+
+def _cut_at_half(values: np.ndarray, name: str) -> np.ndarray:
+    """(h w) bool of (h w) uint8; says so where that is a choice."""
+    _check_drawn(values, name)
     soft = np.mean((values > 0) & (values < 255))
     if soft:
         log.info("the mask %s is soft (%.1f %% of it is grey): cut at half", name, 100 * soft)
-    return mask
+    return values >= MASK_THRESHOLD
+
+
+def decode_labels(data: bytes, name: str) -> np.ndarray:
+    """Decodes a picture whose pixels are numbers, not colours.
+
+    Args:
+        data: The encoded file: a palette's or grey numbers of 8 or 16 bits; or RGB, which stands
+            for R + 256 G + 65536 B (rgb2id of cocodataset/panopticapi, panopticapi/utils.py).
+        name: What to call it in an error.
+
+    Returns:
+        (h w) int64.
+
+    Raises:
+        InputError: As `decode_image`, or another kind of picture.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        pixels = np.asarray(image).astype(np.int64)
+    except _DAMAGED as error:
+        raise InputError(f"{name} cannot be read as a picture of labels: {error}.") from error
+    if image.mode == "RGB":
+        return pixels @ np.array([1, 256, 65536])
+    if image.mode in ("P", "L") or image.mode.startswith("I"):
+        return pixels
+    raise InputError(f"{name} has the mode {image.mode}; labels are palette, grey or RGB pictures.")
+
+
+def too_large(data: bytes) -> bool:
+    """Whether a picture has more pixels than Pillow opens without a warning, 89 million."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return True
+    except _DAMAGED:
+        return False
+    return False
 
 
 def encode_png(array: np.ndarray, text: dict[str, str] | None = None) -> bytes:

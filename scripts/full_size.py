@@ -121,7 +121,7 @@ def run_ours(folder: Path, name: str) -> tuple[np.ndarray, float]:
     """Our output and its fastest time in seconds."""
     import jax
     import jax.numpy as jnp
-    from flax import nnx
+    from flax import nnx, traverse_util
 
     from imprint_jax import pretrained
     from imprint_jax.models import imprint
@@ -130,7 +130,11 @@ def run_ours(folder: Path, name: str) -> tuple[np.ndarray, float]:
     model = pretrained.load_config(folder / "ours").model
     abstract = imprint.abstract(component, model)
     params = pretrained.load_component(str(folder / "ours"), component, abstract)
-    params = jax.tree.map(jnp.asarray, params)
+    flat = traverse_util.flatten_dict(params)
+    del params
+    for path in flat:  # one by one, so that each array is in memory once
+        flat[path] = jnp.asarray(flat[path])
+    params = traverse_util.unflatten_dict(flat)
     make = lambda: imprint.build(component, model, dtype=jnp.float32, rngs=nnx.Rngs(0))
     graphdef, _ = nnx.split(nnx.eval_shape(make), nnx.Param)
 
@@ -215,7 +219,7 @@ def main() -> None:
     """Reads the command line and does all, or one case of one side."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where weights go; what is there is used again")
-    parser.add_argument("--case", choices=[*CASES, "compose"], help="only this")
+    parser.add_argument("--case", choices=[*CASES, "references", "compose"], help="only this")
     parser.add_argument("--side", choices=["ours", "torch"], help="with --case: one side")
     parser.add_argument("--output", type=Path, help="with --side: where its output goes")
     options = parser.parse_args()
@@ -225,6 +229,9 @@ def main() -> None:
         np.save(options.output, output)
         print(seconds)
         return
+    if options.case == "references":
+        write_references(options.folder)
+        return
     if options.case == "compose":
         compose(options.folder)
         return
@@ -233,7 +240,8 @@ def main() -> None:
     print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}")
     folder = options.folder
     if not (folder / "dinov2/config.json").exists():
-        write_references(folder)
+        # In a process of its own: a child's peak memory counts from its parent's.
+        measured([__file__, str(folder), "--case", "references"])
     if not (folder / "ours/dinov2.safetensors").exists():
         for source in ("sd", "dinov2"):
             command = ["-m", "imprint_jax", "convert", str(folder / source), str(folder / "ours")]

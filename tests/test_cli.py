@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from imprint_jax import cli, pretrained
 from imprint_jax.errors import InputError
 from imprint_jax.images import read_image
-from tests.tiny import write_objects, write_photos
+from tests.tiny import write_objects, write_photos, write_records
 
 RNG = np.random.default_rng(0)
 
@@ -234,13 +234,54 @@ def test_data_prepare_counts_what_it_took_and_left_out(tmp_path):
     write_objects(tmp_path / "objects", objects=2, views=4)
     write_photos(tmp_path / "photos")
     (tmp_path / "objects" / "object0" / "003.png").write_text("broken")
-    code, output = run("data", "prepare", "objaverse", tmp_path / "objects", tmp_path / "records")
+    one = ("--workers", 1)
+    make = ("data", "prepare", "objaverse", tmp_path / "objects", tmp_path / "records")
+    code, output = run(*make, *one, "--max-reject", "10%")
+    assert code == 2 and "12.5 % were left out, more than --max-reject 10: 1 unreadable" in output
+    code, output = run(*make, *one)
     assert code == 0 and "train 7" in output and "unreadable 1" in output
-    assert run("data", "prepare", "photos", tmp_path / "photos", tmp_path / "p")[0] == 0
+    assert run("data", "prepare", "photos", tmp_path / "photos", tmp_path / "p", *one)[0] == 0
     code, output = run("data", "prepare", "nothing", tmp_path / "photos", tmp_path / "q")
     assert code == 2 and "no reader" in output
     code, output = run("data", "prepare", "photos", tmp_path / "photos", tmp_path / "p")
     assert code == 2 and "exists already" in output
+
+
+def test_data_prepare_options(tmp_path):
+    write_objects(tmp_path / "objects", objects=30, views=2, size=64)
+    make = ("data", "prepare", "objaverse", tmp_path / "objects", tmp_path / "r", "--workers", 1)
+    for wrong, message in [
+        (("--fractions", "1,2"), "--fractions wants 3 number(s), not '1,2'"),
+        (("--max-reject", "few"), "--max-reject wants 1 number(s)"),
+        (("--split-by", "object", "--fractions", "1,1,1"), "add up to 1"),
+        (("--filter", "size=3"), "no filter 'size'"),
+        (("--segment", tmp_path / "gone.onnx"), "no file"),
+    ]:
+        code, output = run(*make, *wrong)
+        assert code == 2 and message in output
+    assert [p.name for p in tmp_path.iterdir()] == ["objects"]
+    options = ("--split-by", "object", "--fractions", "0.5,0.25,0.25", "--limit", 20)
+    code, output = run(*make, *options, "--max-side", 64, "--filter", "min_area=0.001")
+    assert code == 0 and "test" in output and "train" in output and "validation" in output
+
+
+def test_data_check_and_show(tmp_path):
+    objects, photos = write_records(tmp_path)
+    code, output = run("data", "check", objects, "--workers", 1)
+    assert code == 0 and "train: 30 records (3 objects, 3 groups, 0 backgrounds)" in output
+    assert "least, quartiles, most): 40, 40, 40, 40, 40" in output
+    assert "nothing is damaged" in output
+    code, output = run(
+        "data", "show", objects, "--out", tmp_path / "page", "--backgrounds", photos, "--num", 2
+    )
+    assert code == 0 and (tmp_path / "page" / "index.html").exists()
+
+    (shard,) = Path(objects).glob("*array_record-00000-of-*")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    code, output = run("data", "check", objects, "--workers", 1)
+    assert code == 1 and f"damaged: {shard.name} has changed" in output
+    code, output = run("data", "check", tmp_path, "--workers", 1)
+    assert code == 2 and "no prepared data set" in output
 
 
 @pytest.fixture

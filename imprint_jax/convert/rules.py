@@ -142,10 +142,11 @@ def read(
     shapes = {p: x.shape for p, x in traverse_util.flatten_dict(abstract, sep="/").items()}
     flat = {}
     for piece in table.pieces:
-        tensor = tensors[piece.key].read()
+        stored = tensors[piece.key]
+        # Before the tensor is read: the other order leaves holes in memory, twice the model's size.
         if piece.path not in flat:
-            flat[piece.path] = np.empty(shapes[piece.path], dtype or tensor.dtype)
-        flat[piece.path][piece.where] = piece.to_ours(tensor)
+            flat[piece.path] = np.empty(shapes[piece.path], dtype or stored.dtype)
+        flat[piece.path][piece.where] = piece.to_ours(stored.read())
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

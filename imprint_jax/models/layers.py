@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from imprint_jax.errors import InputError
+
 # Queries a step of the chunked attention handles; 256 to 1024 measured alike on two CPU cores.
 QUERY_CHUNK = 512
 # Below this many scores a head, one fused softmax is as fast as chunking and compiles smaller.
@@ -58,6 +60,22 @@ def upsample_nearest(x: jax.Array) -> jax.Array:
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
+BACKENDS = ("auto", "cudnn", "chunked", "plain")
+_backend = "auto"
+
+
+def use_attention_backend(name: str) -> None:
+    """Makes this process's networks take one kernel everywhere, or choose ("auto").
+
+    Raises:
+        InputError: There is no such kernel.
+    """
+    global _backend
+    if name not in BACKENDS:
+        raise InputError(f"config.attention is {name!r}; it may be {', '.join(BACKENDS)}.")
+    _backend = name
+
+
 def attention_backend(q: jax.Array, k: jax.Array) -> str:
     """Names the kernel `attention` takes for these shapes on the default device.
 
@@ -67,6 +85,10 @@ def attention_backend(q: jax.Array, k: jax.Array) -> str:
     Returns:
         "cudnn", "chunked" or "plain".
     """
+    if _backend == "chunked" and q.shape[1] % QUERY_CHUNK:
+        return "plain"
+    if _backend != "auto":
+        return _backend
     if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
         hopper = float(getattr(jax.devices()[0], "compute_capability", "0")) >= 9.0
         if q.shape[-1] % 8 == 0 and q.shape[-1] <= (256 if hopper else 128):

@@ -157,6 +157,11 @@ class Resample(nnx.Module):
         return self.conv(x)
 
 
+def run(module: nnx.Module, *args, remat: bool) -> jax.Array:
+    """Calls a module; with `remat` its activations are recomputed in the backward pass."""
+    return nnx.remat(lambda m, *a: m(*a))(module, *args) if remat else module(*args)
+
+
 class Level(nnx.Module):
     """The residual blocks of one resolution, a transformer after each where there is attention."""
 
@@ -168,9 +173,11 @@ class Level(nnx.Module):
         transformer: dict | None,
         groups: int,
         *,
+        remat: bool,
         dtype,
         rngs: Rngs,
     ):
+        self.remat = remat
         self.resnets = nnx.List(
             [
                 ResnetBlock(w, width, embedding, groups, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -186,15 +193,17 @@ class Level(nnx.Module):
 
     def block(self, i: int, x: jax.Array, temb: jax.Array, keys_values: list) -> jax.Array:
         """Residual block i and its transformer, which takes its keys and values off the list."""
-        x = self.resnets[i](x, temb)
-        return self.attentions[i](x, keys_values.pop(0)) if len(self.attentions) else x
+        x = run(self.resnets[i], x, temb, remat=self.remat)
+        if not len(self.attentions):
+            return x
+        return run(self.attentions[i], x, keys_values.pop(0), remat=self.remat)
 
 
 class DownBlock(Level):
     """A level of the encoder; all but the last end by halving the size."""
 
-    def __init__(self, *args, downsample: bool, dtype, rngs: Rngs):
-        super().__init__(*args, dtype=dtype, rngs=rngs)
+    def __init__(self, *args, downsample: bool, remat: bool, dtype, rngs: Rngs):
+        super().__init__(*args, remat=remat, dtype=dtype, rngs=rngs)
         width = self.resnets[-1].conv2.out_features
         resamplers = [Resample(width, stride=2, dtype=dtype, rngs=rngs)] if downsample else []
         self.downsamplers = nnx.List(resamplers)
@@ -212,8 +221,8 @@ class DownBlock(Level):
 class UpBlock(Level):
     """A level of the decoder; takes the encoder's features, all but the last double the size."""
 
-    def __init__(self, *args, upsample: bool, dtype, rngs: Rngs):
-        super().__init__(*args, dtype=dtype, rngs=rngs)
+    def __init__(self, *args, upsample: bool, remat: bool, dtype, rngs: Rngs):
+        super().__init__(*args, remat=remat, dtype=dtype, rngs=rngs)
         width = self.resnets[-1].conv2.out_features
         resamplers = [Resample(width, stride=1, dtype=dtype, rngs=rngs)] if upsample else []
         self.upsamplers = nnx.List(resamplers)
@@ -231,8 +240,17 @@ class MidBlock(nnx.Module):
     """Two residual blocks around a transformer, at the smallest size."""
 
     def __init__(
-        self, width: int, embedding: int, transformer: dict, groups: int, *, dtype, rngs: Rngs
+        self,
+        width: int,
+        embedding: int,
+        transformer: dict,
+        groups: int,
+        *,
+        remat: bool,
+        dtype,
+        rngs: Rngs,
     ):
+        self.remat = remat
         self.resnets = nnx.List(
             [
                 ResnetBlock(width, width, embedding, groups, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -244,9 +262,9 @@ class MidBlock(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, temb: jax.Array, keys_values: list) -> jax.Array:
-        x = self.resnets[0](x, temb)
-        x = self.attentions[0](x, keys_values.pop(0))
-        return self.resnets[1](x, temb)
+        x = run(self.resnets[0], x, temb, remat=self.remat)
+        x = run(self.attentions[0], x, keys_values.pop(0), remat=self.remat)
+        return run(self.resnets[1], x, temb, remat=self.remat)
 
 
 class UNet(nnx.Module):
@@ -261,6 +279,7 @@ class UNet(nnx.Module):
         context_width: Width of the context's tokens.
         num_heads: Attention heads, the same at every level.
         norm_groups: Groups of every GroupNorm.
+        remat: Recompute each block's activations in the backward pass.
         dtype: Dtype of the computation; parameters stay float32.
         rngs: Source of the initial parameters.
     """
@@ -276,6 +295,7 @@ class UNet(nnx.Module):
         context_width: int,
         num_heads: int,
         norm_groups: int,
+        remat: bool = False,
         dtype=jnp.float32,
         rngs: Rngs,
     ):
@@ -303,13 +323,14 @@ class UNet(nnx.Module):
                     transformer if has_attention else None,
                     norm_groups,
                     downsample=downsample,
+                    remat=remat,
                     **make,
                 )
             )
             width = out
             skips += [out] * (layers_per_block + downsample)
 
-        self.mid_block = MidBlock(last, embedding, transformer, norm_groups, **make)
+        self.mid_block = MidBlock(last, embedding, transformer, norm_groups, remat=remat, **make)
 
         self.up_blocks = nnx.List([])
         for level, (out, has_attention) in enumerate(reversed(levels)):
@@ -322,6 +343,7 @@ class UNet(nnx.Module):
                     transformer if has_attention else None,
                     norm_groups,
                     upsample=level < len(levels) - 1,
+                    remat=remat,
                     **make,
                 )
             )

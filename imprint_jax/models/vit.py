@@ -72,6 +72,7 @@ class DINOv2(nnx.Module):
         mlp: "gelu" (S, B, L) or "swiglu" (g).
         mlp_width: Hidden channels of the feed-forward.
         num_registers: Register tokens; 0 for the models without.
+        remat: Recompute each block's activations in the backward pass.
         dtype: Dtype of the computation; parameters stay float32.
         rngs: Source of the initial parameters.
     """
@@ -87,12 +88,14 @@ class DINOv2(nnx.Module):
         mlp: str,
         mlp_width: int,
         num_registers: int,
+        remat: bool = False,
         dtype=jnp.float32,
         rngs: Rngs,
     ):
         self.dtype = dtype
         self.patch_size = patch_size
         self.num_registers = num_registers
+        self.remat = remat
         self.grid = image_size // patch_size
         normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
         make = dict(dtype=dtype, rngs=rngs)
@@ -156,7 +159,10 @@ class DINOv2(nnx.Module):
             x = jnp.concatenate([x[:, :1], registers.astype(self.dtype), x[:, 1:]], axis=1)
 
         graphdef, stacked = nnx.split(self.blocks)
-        x, _ = jax.lax.scan(lambda x, params: (nnx.merge(graphdef, params)(x), None), x, stacked)
+        block = lambda x, params: (nnx.merge(graphdef, params)(x), None)
+        # Inside a scan nothing can be merged with the recomputation: no barrier is needed.
+        block = jax.checkpoint(block, prevent_cse=False) if self.remat else block
+        x, _ = jax.lax.scan(block, x, stacked)
         return self.norm(x).astype(jnp.float32)
 
 
