@@ -62,7 +62,7 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 WALL_TURN = 25.0  # degrees, of the wall behind, either way
 MAX_VIEWS = 12  # more would lead the camera beside the walls
 FRONT = 45.0  # degrees: views of all scenes of an object look at one side of it, more or less
-FILLS = (0.3, 0.75)  # share of the half frame that the object reaches to
+FILLS = (0.4, 0.8)  # share of the half frame that the object reaches to
 MIN_COVERAGE = 0.01  # share of the frame in which the object is seen, in its emptiest view
 QUALITY = 95  # of WebP: the pictures differ from one another by little where no shadow is
 
