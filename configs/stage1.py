@@ -4,7 +4,8 @@
         --config.init_from.dinov2=DINOV2 --config.init_from.unet=SD14 --config.init_from.vae=SD14
 
 Two views of an object on black: tokens of one, the other denoised from pure noise. DINOv2, the
-adapter and the UNet's decoder train. Made for 8 GPUs of 80 GB; nobody has run it to the end yet.
+adapter and the UNet's decoder train. docs/data_sets.md tells how the records are made.
+Made for 8 GPUs of 80 GB; nobody has run it to the end yet.
 """
 
 from imprint_jax import config
@@ -12,5 +13,5 @@ from imprint_jax import config
 
 def get_config():
     c = config.default()
-    c.data.sources = (dict(kind="views", records="data/mvimgnet", weight=1.0),)
+    c.data.sources = (dict(kind="views", records="data/records/mvimgnet", weight=1.0),)
     return c

@@ -4,15 +4,23 @@ from imprint_jax import Compositor
 picture = Compositor.from_pretrained("mini")(object_image, background, mask, seed=0)
 """
 
+import importlib
+
 from imprint_jax.errors import InputError
 
-__all__ = ["Compositor", "InputError"]
+__version__ = "0.1.0"
+
+_MODULES = {
+    "Compositor": "compose",
+    "Placement": "request",
+    "Request": "request",
+    "Settings": "compose",
+}
+__all__ = ["Compositor", "InputError", "Placement", "Request", "Settings"]
 
 
 def __getattr__(name: str):
     # Loaded on demand: the data loader's worker processes import this package and want no JAX.
-    if name == "Compositor":
-        from imprint_jax.compose import Compositor
-
-        return Compositor
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"imprint_jax.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'imprint_jax' has no attribute {name!r}")

@@ -1,8 +1,12 @@
 """The `imprint` command: one thin function a verb."""
 
 import logging
+import math
+import os
 import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +17,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import Progress, track
+from rich.table import Table
 
 from imprint_jax.errors import InputError
 
@@ -26,6 +31,8 @@ data = typer.Typer(help="Make and prepare training data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 console = Console(stderr=True)
+
+MAX_PROBLEMS = 20  # that `imprint data check` prints
 
 
 @app.callback()
@@ -49,13 +56,17 @@ def _use_compilation_cache() -> None:
 
 @app.command()
 def compose(
-    object_path: Annotated[
-        Path, typer.Option("--object", help="Picture of the object; RGBA carries its mask.")
-    ],
-    background: Annotated[Path, typer.Option(help="The photo to put it into, any size.")],
-    out: Annotated[Path, typer.Option(help="The picture to write, a .png.")],
-    object_mask: Annotated[
-        Path | None, typer.Option(help="White where the object is, of its picture's size.")
+    out: Annotated[Path, typer.Option(help="The .png to write; with --manifest the folder.")],
+    object_paths: Annotated[
+        list[Path] | None,
+        typer.Option("--object", help="The object; RGBA carries its mask. Again: another view."),
+    ] = None,
+    object_masks: Annotated[
+        list[Path] | None,
+        typer.Option("--object-mask", help="White where the object is; one for each --object."),
+    ] = None,
+    background: Annotated[
+        Path | None, typer.Option(help="The photo to put it into, any size.")
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(help="White where to fill, of the photo's size.")
@@ -63,49 +74,144 @@ def compose(
     box: Annotated[
         str | None, typer.Option(help="X0,Y0,X1,Y1 in pixels, instead of a mask.")
     ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Many at once: JSON lines, or a folder (docs/composing.md).")
+    ] = None,
     model: Annotated[str, typer.Option(help="A shipped model, or a released folder.")] = "mini",
-    num: Annotated[int, typer.Option(help="Pictures to make: OUT_0.png, OUT_1.png...")] = 1,
+    num: Annotated[
+        int | None, typer.Option(help="Pictures to make: OUT_0.png, OUT_1.png... (default: 1)")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same picture (default: 0).")
+    ] = None,
+    mask_level: Annotated[
+        int | None, typer.Option(help="0 keeps the mask's shape, 3 makes it a box (default: 0).")
+    ] = None,
+    scribble: Annotated[
+        bool, typer.Option("--scribble", help="The mask is strokes: close and fill them.")
+    ] = False,
+    invert_mask: Annotated[
+        bool, typer.Option("--invert-mask", help="The mask is black where to fill.")
+    ] = False,
+    match_colors: Annotated[
+        bool, typer.Option("--match-colors", help="Fit the colours around the hole to the photo's.")
+    ] = False,
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps (default: the model's own, 50).")
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale, 1 is off (default: the model's own, 3.0).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same picture.")] = 0,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim or dpm++2m (default: the model's own, ddim).")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="Fresh noise of ddim, 0 to 1.")] = 0.0,
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16.")] = "float32",
+    batch_size: Annotated[int, typer.Option(help="Pictures at once on a device, at most.")] = 8,
 ) -> None:
-    """Put an object into a photo.
+    """Put an object into a photo, or work through a manifest.
 
     The hole is white in --mask, or the rectangle --box. Outside the hole and its feathered edge
     the photo stays as it is, pixel for pixel.
     """
-    from imprint_jax import geometry, images, pretrained
-    from imprint_jax.compose import Compositor, check_inputs
+    from imprint_jax import batch_job, pretrained
+    from imprint_jax import manifest as manifests
+    from imprint_jax.compose import Settings
 
     # Everything that can be wrong is found before the model is loaded, or anything written.
-    pretrained.model_folder(model)
-    outputs = _output_paths(out, num)
-    object_image = images.read_image(object_path)
-    object_cut = object_mask and images.read_mask(object_mask, object_image.shape[:2])
-    photo = images.read_image(background)[..., :3]
+    folder = pretrained.model_folder(model)
+    settings = Settings(steps, guidance, sampler, eta, match_colors)
+    settings = settings.filled(pretrained.load_config(folder))
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}.")
+    if batch_size < 1:
+        raise InputError(f"--batch-size must be 1 or more, not {batch_size}.")
+    shape = dict(mask_level=mask_level, scribble=scribble, invert_mask=invert_mask)
+    describe = partial(batch_job.provenance, folder, settings, shape, dtype)
+    load = partial(_load_compositor, folder, dtype=dtype, max_batch=batch_size)
+
+    single = dict(object=object_paths, object_mask=object_masks, background=background, mask=mask)
+    single |= dict(box=box, num=num, seed=seed)
+    if manifest is None:
+        _compose_one(_entry(out, **single), out, load, settings, describe, shape)
+    elif given := [name for name, value in single.items() if value not in (None, [])]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{names} cannot be used with --manifest, which says that itself.")
+    else:
+        _compose_many(manifests.read(manifest), out, load, settings, describe, shape)
+
+
+def _entry(
+    out: Path,
+    object: list[Path] | None,
+    object_mask: list[Path] | None,
+    background: Path | None,
+    mask: Path | None,
+    box: str | None,
+    num: int | None,
+    seed: int | None,
+):
+    """What a manifest would say of a command line without one."""
+    from imprint_jax.manifest import Entry, ObjectEntry
+
+    if not object or background is None:
+        raise InputError("Give --object and --background, or --manifest.")
     if (mask is None) == (box is None):
         raise InputError("Say where the object goes: either --mask FILE or --box X0,Y0,X1,Y1.")
-    if mask is not None:
-        hole = images.read_mask(mask, photo.shape[:2])
-    else:
-        hole = geometry.box_mask(_box(box), *photo.shape[:2])
-    request = dict(object_mask=object_cut, num=num, num_steps=steps)
-    check_inputs(object_image, photo, hole, **request)
+    where = ObjectEntry(tuple(object), tuple(object_mask or ()), mask, box and _box(box))
+    numbers = {key: x for key, x in (("num", num), ("seed", seed)) if x is not None}
+    return Entry(out.stem, background, (where,), **numbers)
+
+
+def _compose_one(
+    entry, out: Path, load: Callable, settings, describe: Callable, shape: dict
+) -> None:
+    from imprint_jax import batch_job, images
+
+    if out.suffix.lower() != ".png":
+        raise InputError(
+            f"--out {out} must end in .png: other formats would change the pixels of the photo."
+        )
+    if not out.parent.is_dir():
+        raise InputError(f"The folder {out.parent} of --out does not exist.")
+    request = entry.request(**shape)
+    how, compositor = describe(), load()
+    with console.status("composing"):
+        (result,) = compositor.run([request], settings)
+    for number, (name, picture) in enumerate(zip(entry.names(), result.pictures, strict=True)):
+        text = batch_job.png_text(how, entry.seed, number)
+        images.write_png(out.with_name(name), np.asarray(picture), text)
+        console.print(f"wrote {out.with_name(name)}")
+
+
+def _compose_many(
+    entries, out: Path, load: Callable, settings, describe: Callable, shape: dict
+) -> None:
+    from imprint_jax import batch_job
+
+    how = describe()
+    todo = batch_job.unfinished(entries, out, how)
+    if len(todo) < len(entries):
+        console.print(f"{len(entries) - len(todo)} of {len(entries)} were done before")
+    if not todo:
+        return
+    jobs = batch_job.compose_entries(load(), todo, out, settings, how, **shape)
+    failed = 0
+    for entry, error in track(jobs, "composing", total=len(todo), console=console):
+        if error:
+            failed += 1
+            console.print(f"[red]{escape(entry.id)}:[/red] {escape(error)}", soft_wrap=True)
+    console.print(f"{len(todo) - failed} done, {failed} failed, in {out}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _load_compositor(folder: Path, **options):
+    from imprint_jax.compose import Compositor
 
     _use_compilation_cache()
     with console.status("loading the model"):
-        compositor = Compositor.from_pretrained(model)
-    with console.status("composing"):
-        pictures = compositor.samples(
-            object_image, photo, hole, **request, guidance_scale=guidance, seed=seed
-        )
-    for path, picture in zip(outputs, pictures, strict=True):
-        images.write_png(path, np.asarray(picture))
-        console.print(f"wrote {path}")
+        return Compositor.from_pretrained(folder, **options)
 
 
 def _box(text: str) -> tuple[int, int, int, int]:
@@ -114,16 +220,6 @@ def _box(text: str) -> tuple[int, int, int, int]:
     except ValueError:
         raise InputError(f"--box wants four whole numbers X0,Y0,X1,Y1, not {text!r}.") from None
     return x0, y0, x1, y1
-
-
-def _output_paths(out: Path, num: int) -> list[Path]:
-    if out.suffix.lower() != ".png":
-        raise InputError(
-            f"--out {out} must end in .png: other formats would change the pixels of the photo."
-        )
-    if not out.parent.is_dir():
-        raise InputError(f"The folder {out.parent} of --out does not exist.")
-    return [out] if num == 1 else [out.with_stem(f"{out.stem}_{k}") for k in range(num)]
 
 
 @app.command(
@@ -158,8 +254,56 @@ def export(
     """Write a run's newest weights as a released folder, in half precision."""
     from imprint_jax import checkpoint, pretrained
 
-    pretrained.save(dst, *checkpoint.load_params(workdir, ema=ema))
+    licences = pretrained.load_licences(str(workdir))
+    pretrained.save(dst, *checkpoint.load_params(workdir, ema=ema), licences)
     console.print(f"wrote {dst}")
+
+
+@app.command()
+def convert(
+    src: Annotated[Path, typer.Argument(help="Weights: a file or a folder.")],
+    dst: Annotated[Path, typer.Argument(help="Folder to make, or to add components to.")],
+    kind: Annotated[
+        str, typer.Option(help="auto, sd, sd-inpainting, paint-by-example, dinov2, clip, imprint.")
+    ] = "auto",
+    to: Annotated[str, typer.Option(help="imprint, or torch from a folder of ours.")] = "imprint",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16 (default: as they are).")
+    ] = None,
+) -> None:
+    """Convert public PyTorch weights to a folder of ours, or a folder of ours to PyTorch's.
+
+    Reads diffusers' folders and original files of Stable Diffusion v1, and DINOv2 and CLIP. Files
+    are checked against what the network needs, name by name, before anything is written; pickles
+    are read as tensors only.
+    """
+    from imprint_jax.convert.convert import convert
+
+    convert(src, dst, kind=kind, to=to, dtype=dtype)
+    console.print(f"wrote {dst}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A shipped model, a folder or a file of weights.")],
+) -> None:
+    """Show what weights a path holds: components, parameters, dtypes, SHA-256."""
+    from imprint_jax import pretrained
+    from imprint_jax.convert.sources import find
+    from imprint_jax.tensors import weights_hash
+
+    path = path if path.exists() else pretrained.model_folder(path)
+    source = find(path)
+    table = Table(title=f"{path}: {source.kind}, {source.layout} names")
+    for column in ("component", "parameters", "tensors", "dtype", "sha256 of the weights"):
+        table.add_column(column, justify="right" if column in ("parameters", "tensors") else "left")
+    for part in source.components:
+        tensors = part.tensors.values()
+        dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
+        size = sum(math.prod(tensor.shape) for tensor in tensors)
+        digest = weights_hash(part.tensors)[:16]
+        table.add_row(part.name, f"{size:,}", str(len(tensors)), dtypes, digest)
+    console.print(table)
 
 
 @data.command()
@@ -215,24 +359,142 @@ def render(
 
 @data.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="The layout of SRC: objaverse or photos.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The layout of SRC: mvimgnet, objaverse, youtubevos, vipseg, ppr10k, photos or"
+            " folder; docs/data_sets.md shows each."
+        ),
+    ],
     src: Annotated[Path, typer.Argument(help="The data set as downloaded or rendered.")],
     dst: Annotated[Path, typer.Argument(help="Folder to make: records and an index.")],
     splits: Annotated[
-        Path | None, typer.Option(help="JSON of groups by split (default: all train).")
+        Path | None, typer.Option(help="JSON of names by split (default: all train).")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Threads that read and check.")] = 2,
+    split_by: Annotated[
+        str | None,
+        typer.Option(help="What is never divided between splits: object, video or photo."),
+    ] = None,
+    fractions: Annotated[
+        str, typer.Option(help="With --split-by: shares of train, validation and test.")
+    ] = "0.9,0.05,0.05",
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many objects, videos or photos.", min=1)
+    ] = None,
+    max_side: Annotated[
+        int | None, typer.Option(help="Shrink larger pictures to so many pixels.", min=64)
+    ] = None,
+    max_reject: Annotated[
+        str | None, typer.Option(help="Fail if more than so many percent are left out.")
+    ] = None,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="A limit to change, like max_area=0.8; may be repeated."),
+    ] = None,
+    segment: Annotated[
+        Path | None, typer.Option(help="ONNX weights that find objects where masks are missing.")
+    ] = None,
 ) -> None:
-    """Turn a data set into records that training reads."""
-    from imprint_jax.inputs import sources
+    """Turn a data set into records that training reads. Stopped, it is started again."""
+    from imprint_jax.inputs.prepare import prepare
 
     with Progress(console=console) as progress:
         task = progress.add_task("preparing", total=None)
-        update = lambda done, total: progress.update(task, completed=done, total=total)
-        counts = sources.prepare(name, src, dst, splits, workers, update)
+        counts = prepare(
+            name,
+            src,
+            dst,
+            splits,
+            workers or os.cpu_count() or 1,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            max_side=max_side,
+            limit=limit,
+            max_reject=None if max_reject is None else _numbers("--max-reject", max_reject, 1)[0],
+            split_by=split_by,
+            fractions=_numbers("--fractions", fractions, 3),
+            filters=filter_ or (),
+            segment=segment,
+        )
     for what, numbers in counts.items():
         text = ", ".join(f"{key} {number}" for key, number in sorted(numbers.items()))
         console.print(f"{what}: {text or 'none'}")
+
+
+@data.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
+    out: Annotated[Path, typer.Option(help="Folder to make, with index.html.")],
+    num: Annotated[int, typer.Option(help="Records and samples to show.", min=1)] = 24,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="How samples are made: views, video, photo, pair or pasted (default: as the set"
+            " is meant)."
+        ),
+    ] = None,
+    backgrounds: Annotated[
+        Path | None, typer.Option(help="A prepared set of photos, to paste views into.")
+    ] = None,
+    config: Annotated[str, typer.Option(help="The recipe whose settings count.")] = "stage2",
+) -> None:
+    """Write a page of pictures: records, and the samples that training makes of them."""
+    from imprint_jax import config as configs
+    from imprint_jax.inputs.show import show
+
+    settings = configs.load(config)
+    page = show(settings, folder, out, num=num, split=split, kind=kind, backgrounds=backgrounds)
+    console.print(f"wrote {page}")
+
+
+@data.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+) -> None:
+    """Read all of a prepared data set; exit code 1 if something is damaged."""
+    from imprint_jax.inputs.check import check
+
+    with Progress(console=console) as progress:
+        task = progress.add_task("checking", total=None)
+        report = check(
+            folder,
+            workers or os.cpu_count() or 1,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for split, s in report.splits.items():
+        console.print(
+            f"{split}: {s.records} records ({s.objects} objects, {s.groups} groups,"
+            f" {s.backgrounds} backgrounds), {s.num_bytes / 1e6:.1f} MB"
+        )
+        for what, values, form in (
+            ("longer side, pixels", s.sides, "{:.0f}"),
+            ("object's share of the area", s.areas, "{:.1%}"),
+        ):
+            if values:
+                least, *middle, most = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+                numbers = ", ".join(form.format(value) for value in (least, *middle, most))
+                console.print(f"  {what} (least, quartiles, most): {numbers}", soft_wrap=True)
+    rejects = ", ".join(f"{reason} {count}" for reason, count in report.rejects.items())
+    console.print(f"left out: {rejects or 'none'}")
+    for problem in report.problems[:MAX_PROBLEMS]:
+        console.print(f"[red]damaged:[/red] {escape(problem)}", soft_wrap=True)
+    if len(report.problems) > MAX_PROBLEMS:
+        console.print(f"and {len(report.problems) - MAX_PROBLEMS} more")
+    if report.problems:
+        raise typer.Exit(1)
+    console.print("nothing is damaged")
+
+
+def _numbers(option: str, text: str, count: int) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.removesuffix("%").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise InputError(f"{option} wants {count} number(s), not {text!r}.")
+    return numbers
 
 
 def main() -> None:

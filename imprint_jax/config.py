@@ -74,6 +74,10 @@ def default() -> ConfigDict:
     c.diffusion.beta_end = 0.012
     c.diffusion.zero_terminal_snr = False  # rescale so that the last timestep is pure noise
     c.diffusion.prediction_type = "epsilon"  # "epsilon", "sample" or "v_prediction"
+    # How the background reaches the network: "blend" (the paper), "noised" or "concat"; the last
+    # wants unet.in_channels = 2 * latent channels + 1.
+    c.diffusion.background_mode = "blend"
+    c.diffusion.mask_channel = "hole"  # "concat" only: what 1 stands for, "hole" or "keep"
     c.diffusion.hole_fill = "grey"  # what the background shows inside the hole: "grey" or "none"
     c.diffusion.sample_posterior = False  # the target's latents: a sample, or the mean
 
@@ -81,7 +85,9 @@ def default() -> ConfigDict:
 
     c.data = ConfigDict()
     # Where samples come from, and how often: {kind, records, backgrounds, weight}.
-    # kind "views": two views of one object on black; "pasted": one view pasted into a photo.
+    # Stage 1 takes kind "views": two views of an object on black. Stage 2 takes "photo": a photo
+    # and the object in it, perturbed; "video": two frames or photos of one object; "pair": a
+    # foreground and its target; "pasted": one view pasted into one of `backgrounds`.
     c.data.sources = ()
     c.data.split = "train"
     c.data.window = 7  # frames two views of an object are apart at most (Sec. 3.1)
@@ -89,7 +95,7 @@ def default() -> ConfigDict:
     # The affine perturbation T of the object image: degrees, log of the stretch, degrees,
     # probability of mirroring (open).
     c.data.affine = ConfigDict(dict(rotate=15.0, scale=0.2, shear=8.0, flip=0.0))
-    c.data.share = (0.03, 0.35)  # of a photo's area a pasted object covers; log-uniform (open)
+    c.data.share = (0.03, 0.35)  # of the target's area the object covers; log-uniform (open)
     c.data.brightness_match = 0.5  # how far a pasted object's brightness follows the photo's (open)
     # Blur of mask levels 1 and 2, over the square root of the bounding box's area (open).
     c.data.mask_sigmas = (0.04, 0.12)
@@ -113,12 +119,29 @@ def default() -> ConfigDict:
     c.optim.ema_decay = 0.9999  # at most; (1 + step) / (10 + step) before
 
     c.fsdp = 1  # devices that share one copy of parameters and moments; the rest copy it
+    c.accumulation = 1  # parts that a batch is worked through in; changes memory, not results
+    # Recompute blocks' activations in the backward pass instead of keeping them.
+    c.remat = ConfigDict(dict(dinov2=True, unet=True))
+    c.attention = "auto"  # kernel: "auto", "cudnn", "chunked" or "plain" (models/layers.py)
     c.log_every = 50  # steps
     c.save_every = 1000  # steps
-    c.keep = 3  # checkpoints
+    c.keep = 3  # newest checkpoints that stay,
+    c.keep_every = 0  # and all at multiples of so many steps; 0: none
+    # Loss of the averaged weights on the first `batches` of the split "validation", with the same
+    # noise and timesteps each time; 0 steps: never.
+    c.validation = ConfigDict(dict(every=1000, batches=4))
+    # Pictures sampled by the averaged weights for the first samples of the split "validation".
+    c.preview = ConfigDict(dict(every=5000, samples=4))
 
     # What a sampler does unless told otherwise (Sec. 4.1).
-    c.sampling = ConfigDict(dict(num_steps=50, guidance_scale=3.0, spacing="leading"))
+    c.sampling = ConfigDict(
+        dict(
+            num_steps=50,
+            guidance_scale=3.0,
+            sampler="ddim",  # or "dpm++2m"
+            spacing="leading",  # of the timesteps; or "trailing", for zero terminal SNR
+        )
+    )
     return c
 
 

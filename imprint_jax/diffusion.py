@@ -13,7 +13,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imprint_jax.errors import InputError
+
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+# What the fields of `config.diffusion` may say.
+CHOICES = {
+    "prediction_type": PREDICTION_TYPES,
+    "background_mode": ("blend", "noised", "concat"),
+    "mask_channel": ("hole", "keep"),
+    "hole_fill": ("grey", "none"),
+}
+
+
+def check_config(config) -> None:
+    """Checks the choices of `config.diffusion` and that the UNet's channels suit them.
+
+    Raises:
+        InputError: Names the field, its value and what it may be.
+    """
+    for field, choices in CHOICES.items():
+        if config.diffusion[field] not in choices:
+            raise InputError(
+                f"config.diffusion.{field} is {config.diffusion[field]!r}; it may be one of"
+                f" {', '.join(choices)}."
+            )
+    channels = config.model.unet.out_channels
+    if config.diffusion.background_mode == "concat":
+        channels = 2 * channels + 1
+    if config.model.unet.in_channels != channels:
+        raise InputError(
+            f"config.model.unet.in_channels is {config.model.unet.in_channels}; with"
+            f" background_mode {config.diffusion.background_mode!r} it must be {channels}."
+        )
 
 
 def noise_schedule(config) -> np.ndarray:
@@ -79,17 +110,52 @@ def x0_and_noise(
 
 
 def blend(latents: jax.Array, background: jax.Array, mask: jax.Array) -> jax.Array:
-    """What the network sees: the noisy latents in the hole, the clean background around it.
-
-    M z + (1 - M) z_bg (paper Sec. 3.2 and Fig. 3). The edge of the noise is what tells the network
-    the mask, so the loss and every sampler's evaluations go through here.
+    """`latents` in the hole, `background` around it: M z + (1 - M) z_bg.
 
     Args:
-        latents: (b h w c) noisy latents.
-        background: (b h w c) latents of the background, without noise.
+        latents: (b h w c).
+        background: (b h w c).
         mask: (b h w 1) of 0 and 1, 1 in the hole.
 
     Returns:
         (b h w c).
     """
     return mask * latents + (1.0 - mask) * background
+
+
+def network_input(
+    config,
+    noisy_latents: jax.Array,
+    background: jax.Array,
+    mask: jax.Array,
+    noise: jax.Array,
+    alpha_cumprod: jax.Array,
+) -> jax.Array:
+    """What the network sees of a noisy hole in a background, by `config.background_mode`.
+
+    "blend": noise in the hole, the clean background around it; the edge of the noise is what tells
+        the network the mask (paper, Sec. 3.2 and Fig. 3).
+    "noised": the background noised as far as the hole (blended latent diffusion, RePaint).
+    "concat": noise everywhere; mask and background as further channels, in the order
+        [z, mask, background] of Stable Diffusion's inpainting model (StableDiffusionInpaintPipeline
+        in diffusers).
+
+    The loss and every sampler's evaluations go through here.
+
+    Args:
+        config: The `diffusion` section of a configuration.
+        noisy_latents: (b h w c) x_t.
+        background: (b h w c) latents of the background with the hole filled, without noise.
+        mask: (b h w 1) of 0 and 1, 1 in the hole.
+        noise: (b h w c) the noise in x_t, or what a sampler started from.
+        alpha_cumprod: a_t: (b,) or a scalar.
+
+    Returns:
+        (b h w c), or (b h w 2c+1) for "concat".
+    """
+    if config.background_mode == "noised":
+        background = add_noise(background, noise, alpha_cumprod)
+    if config.background_mode == "concat":
+        channel = mask if config.mask_channel == "hole" else 1.0 - mask
+        return jnp.concatenate([noisy_latents, channel, background], axis=-1)
+    return blend(noisy_latents, background, mask)

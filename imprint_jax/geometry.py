@@ -25,6 +25,9 @@ OBJECT_MARGIN = 0.05
 # distribution's 20 % point), so that the levels between outline and box grow visibly.
 LEVEL_THRESHOLD = 0.2
 
+# Gaps of a scribble up to twice this share of its box's longer side are closed. Ours.
+SCRIBBLE_REACH = 1 / 12
+
 # Coverage from which on a pixel of a soft mask counts, about 5 % of 255: below lie noise and the
 # ripples that resizing leaves.
 FAINT = 13
@@ -119,7 +122,7 @@ def centre(image: np.ndarray, size: int) -> np.ndarray:
     return canvas
 
 
-def context_crop(mask: np.ndarray, context: float) -> Crop:
+def context_crop(mask: np.ndarray, context: float, least_side: int = 1) -> Crop:
     """The square around a hole that the network sees.
 
     It is centred on the hole's bounding box, shrunk to the image's shorter side where that leaves
@@ -129,6 +132,7 @@ def context_crop(mask: np.ndarray, context: float) -> Crop:
     Args:
         mask: (h w) bool, the hole.
         context: Side of the crop over the longer side of the hole's bounding box, 1 or more.
+        least_side: The crop's side in pixels at least, as far as the image's shorter side goes.
 
     Raises:
         InputError: The mask is empty, or `context` is below 1.
@@ -141,7 +145,7 @@ def context_crop(mask: np.ndarray, context: float) -> Crop:
     height, width = mask.shape
     hole = max(x1 - x0, y1 - y0)
     least = min(math.ceil(hole * MIN_CONTEXT), max(height, width))
-    side = max(min(round(hole * context), min(height, width)), least)
+    side = max(min(max(round(hole * context), least_side), min(height, width)), least)
 
     def start(low: int, high: int, length: int) -> int:
         if side > length:
@@ -256,6 +260,68 @@ def mask_level(mask: np.ndarray, level: int, sigmas: tuple[float, float]) -> np.
     result = np.zeros_like(mask)
     result[y0:y1, x0:x1] = grown
     return result
+
+
+def close_scribble(mask: np.ndarray) -> np.ndarray:
+    """Strokes made into a shape: gaps between them closed, what they enclose filled.
+
+    The strokes are grown by `SCRIBBLE_REACH` of their box's longer side, filled, and shrunk back.
+
+    Args:
+        mask: (h w) bool, the strokes.
+
+    Returns:
+        (h w) bool, which holds the strokes.
+
+    Raises:
+        InputError: The mask is empty.
+    """
+    x0, y0, x1, y1 = bounding_box(mask)
+    reach = math.ceil(SCRIBBLE_REACH * max(x1 - x0, y1 - y0))
+    strokes = np.pad(mask[y0:y1, x0:x1], reach + 1)
+    grown = ndimage.distance_transform_edt(~strokes) <= reach
+    filled = ndimage.binary_fill_holes(grown)
+    shape = strokes | (ndimage.distance_transform_edt(filled) > reach)
+    result = mask.copy()
+    result[y0:y1, x0:x1] = shape[reach + 1 : -reach - 1, reach + 1 : -reach - 1]
+    return result
+
+
+def looks_inverted(mask: np.ndarray) -> bool:
+    """Whether a mask (h w) bool may have hole and background the wrong way round.
+
+    Such a hole covers more than half of the picture and more than half of its border, but not the
+    whole picture. Ours.
+    """
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return bool(mask.mean() > 0.5 and border.mean() > 0.5 and not mask.all())
+
+
+def match_colors(generated: np.ndarray, original: np.ndarray, ring: np.ndarray) -> np.ndarray:
+    """Shifts each channel so that its mean over a ring is the original's.
+
+    Around the hole the generated image shows the photo through the autoencoder, whose colours
+    drift; what it drifts by there, it is assumed to drift by inside.
+
+    Args:
+        generated: (h w 3) uint8.
+        original: (h w 3) uint8, the same square of the photo.
+        ring: (h w) bool, where both should be alike; if it is empty nothing is shifted.
+
+    Returns:
+        (h w 3) uint8.
+    """
+    if not ring.any():
+        return generated
+    generated = generated.astype(np.float32)
+    drift = (generated[ring] - original[ring]).mean(axis=0)
+    return np.rint(np.clip(generated - drift, 0, 255)).astype(np.uint8)
+
+
+def ring_around(mask: np.ndarray, width: float) -> np.ndarray:
+    """The pixels outside of a mask (h w) bool that are at most `width` pixels away from it."""
+    distance = ndimage.distance_transform_edt(~mask)
+    return (distance > 0) & (distance <= width)
 
 
 def latent_mask(mask, factor: int):

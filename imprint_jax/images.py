@@ -4,15 +4,19 @@ Arrays are (h w 3) or (h w 4) uint8, upright (EXIF orientation applied), 0 to 25
 """
 
 import io
+import logging
 import os
 import struct
 import uuid
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from imprint_jax.errors import InputError
+
+log = logging.getLogger(__name__)
 
 # What Pillow raises for damaged files, found by damaging some of each format: EOFError and
 # struct.error for short headers, SyntaxError for broken PNG chunks, RuntimeError for AVIF,
@@ -92,20 +96,86 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
         (h w) bool, true = hole or object.
 
     Raises:
+        InputError: As `decode_coverage`.
+    """
+    return _cut_at_half(_mask_values(decode_image(data, name)), name)
+
+
+def decode_coverage(data: bytes, name: str) -> np.ndarray:
+    """Decodes a soft mask: the alpha channel where one is in use, else the luminance.
+
+    Returns:
+        (h w) uint8 coverage, 255 = hole or object.
+
+    Raises:
         InputError: As `decode_image`; or something is drawn but nothing reaches half of white, as
             in a mask of 0 and 1.
     """
-    image = decode_image(data, name)
+    values = _mask_values(decode_image(data, name))
+    _check_drawn(values, name)
+    return values
+
+
+def _mask_values(image: np.ndarray) -> np.ndarray:
+    """(h w) uint8 of a picture: its alpha channel where one is in use, else its luminance."""
     if image.shape[2] == 4 and image[..., 3].min() < 255:
-        values = image[..., 3]
-    else:
-        values = np.asarray(Image.fromarray(image[..., :3]).convert("L"))
-    mask = values >= MASK_THRESHOLD
-    if values.any() and not mask.any():
+        return image[..., 3]
+    return np.asarray(Image.fromarray(image[..., :3]).convert("L"))
+
+
+def _check_drawn(values: np.ndarray, name: str) -> None:
+    if values.any() and values.max() < MASK_THRESHOLD:
         raise InputError(
             f"The mask {name} is nowhere brighter than {values.max()} of 255; paint it white."
         )
-    return mask
+
+
+def _cut_at_half(values: np.ndarray, name: str) -> np.ndarray:
+    """(h w) bool of (h w) uint8; says so where that is a choice."""
+    _check_drawn(values, name)
+    soft = np.mean((values > 0) & (values < 255))
+    if soft:
+        log.info("the mask %s is soft (%.1f %% of it is grey): cut at half", name, 100 * soft)
+    return values >= MASK_THRESHOLD
+
+
+def decode_labels(data: bytes, name: str) -> np.ndarray:
+    """Decodes a picture whose pixels are numbers, not colours.
+
+    Args:
+        data: The encoded file: a palette's or grey numbers of 8 or 16 bits; or RGB, which stands
+            for R + 256 G + 65536 B (rgb2id of cocodataset/panopticapi, panopticapi/utils.py).
+        name: What to call it in an error.
+
+    Returns:
+        (h w) int64.
+
+    Raises:
+        InputError: As `decode_image`, or another kind of picture.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        pixels = np.asarray(image).astype(np.int64)
+    except _DAMAGED as error:
+        raise InputError(f"{name} cannot be read as a picture of labels: {error}.") from error
+    if image.mode == "RGB":
+        return pixels @ np.array([1, 256, 65536])
+    if image.mode in ("P", "L") or image.mode.startswith("I"):
+        return pixels
+    raise InputError(f"{name} has the mode {image.mode}; labels are palette, grey or RGB pictures.")
+
+
+def too_large(data: bytes) -> bool:
+    """Whether a picture has more pixels than Pillow opens without a warning, 89 million."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return True
+    except _DAMAGED:
+        return False
+    return False
 
 
 def encode_png(array: np.ndarray, text: dict[str, str] | None = None) -> bytes:
@@ -175,7 +245,8 @@ def as_rgb_or_rgba(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
     """A caller's picture as (h w 3) or (h w 4) uint8.
 
     Args:
-        picture: PIL image of any mode, or a uint8 array (h w), (h w 3) or (h w 4).
+        picture: PIL image of any mode, or a uint8 array (h w), (h w 3) or (h w 4), NumPy's or
+            JAX's.
         name: What to call it in an error.
 
     Raises:
@@ -209,15 +280,16 @@ def as_mask(mask: np.ndarray | Image.Image, size_hw: tuple[int, int], name: str)
     """A caller's mask as (h w) bool.
 
     Args:
-        mask: PIL image, or a bool or uint8 array (h w) or (h w 1); uint8 is cut at half.
+        mask: PIL image (its alpha where one is in use, else its luminance), or a bool or uint8
+            array (h w) or (h w 1), NumPy's or JAX's; uint8 is cut at half.
         size_hw: The height and width it must have.
         name: What to call it in an error.
 
     Raises:
-        InputError: Another dtype or size.
+        InputError: Another dtype or size; or uint8 of which nothing reaches half of white.
     """
     if isinstance(mask, Image.Image):
-        mask = np.asarray(Image.fromarray(_from_pil(mask, name)[..., :3]).convert("L"))
+        mask = _mask_values(_from_pil(mask, name))
     array = np.asarray(mask)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -228,4 +300,4 @@ def as_mask(mask: np.ndarray | Image.Image, size_hw: tuple[int, int], name: str)
         )
     if array.dtype not in (np.bool_, np.uint8):
         raise InputError(f"The {name} is {array.dtype}; it must be bool, or uint8 0 to 255.")
-    return array if array.dtype == bool else array >= MASK_THRESHOLD
+    return array if array.dtype == bool else _cut_at_half(array, name)

@@ -3,9 +3,10 @@
     L_id   = E || target - G(x_t, t, E(object)) ||^2
     L_comp = E [ M || target - G(M x_t + (1 - M) z_bg, t, E(object)) ||^2 ]
 
-`target` is the noise, or what `prediction_type` says. Both are means over all latent elements of a
-sample, then over samples: dividing by a batch's summed mask would make the loss depend on how the
-batch is cut over devices or accumulation steps.
+(with other inputs than M x_t + (1 - M) z_bg in the ablations: `diffusion.network_input`). `target`
+is the noise, or what `prediction_type` says. Both are means over all latent elements of a sample,
+then over samples: dividing by a batch's summed mask would make the loss depend on how the batch is
+cut over devices or accumulation steps.
 """
 
 from typing import NamedTuple
@@ -99,8 +100,9 @@ def compositing_loss(
     background, mask = model.encode_background(images, batch["mask"], config.diffusion.hole_fill)
     x0 = encode_target(model, images, draws, config)
     context = object_context(model, to_float(batch["object"]), draws.drop)
-    xt = diffusion.blend(diffusion.add_noise(x0, draws.noise, a), background, mask)
-    prediction = model.unet(xt, draws.timesteps, model.unet.keys_values(context))
+    xt = diffusion.add_noise(x0, draws.noise, a)
+    seen = diffusion.network_input(config.diffusion, xt, background, mask, draws.noise, a)
+    prediction = model.unet(seen, draws.timesteps, model.unet.keys_values(context))
     target = diffusion.prediction_target(config.diffusion.prediction_type, x0, draws.noise, a)
     return jnp.mean(mask * (target - prediction) ** 2, axis=(1, 2, 3))
 

@@ -1,26 +1,31 @@
 """The released folder: config.json and one safetensors file a component, keys joined by dots.
 
 DIR/config.json  dinov2.safetensors  adapter.safetensors  unet.safetensors  vae.safetensors
+DIR/README.md    the card: what is in the folder, under which licences
 """
 
+import hashlib
 import json
-import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from imprint_jax import checkpoint
+from imprint_jax import checkpoint, diffusion
+from imprint_jax.convert import rules
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
+from imprint_jax.tensors import file_hash, open_tensors, write_tensors
 
 # What of a configuration a model needs to be used; the rest is how it was trained.
 RELEASED_FIELDS = ("image_size", "object_size", "model", "diffusion", "sampling")
 # The models that ship with the package.
 SHIPPED = Path(__file__).parent / "released"
+LICENCES = Path(__file__).parent / "licences"
 
 
 def model_folder(name: str | Path) -> Path:
@@ -39,55 +44,135 @@ def model_folder(name: str | Path) -> Path:
     )
 
 
-def save(folder: Path, config: ConfigDict, params: dict, dtype=np.float16) -> None:
-    """Writes a released folder; what was there before stays whole until the new one is.
+def component_file(folder: Path, component: str) -> Path:
+    """Where a component's weights are."""
+    return folder / f"{component}.safetensors"
+
+
+def released_fields(config: ConfigDict) -> dict:
+    """The part of a configuration that a released folder keeps."""
+    fields = config.to_dict()
+    return {name: fields[name] for name in RELEASED_FIELDS}
+
+
+def save(
+    folder: Path,
+    config: ConfigDict,
+    params: dict,
+    licences: Mapping[str, str] | None = None,
+    dtype=np.float16,
+) -> None:
+    """Writes a released folder; each file is replaced when the new one is whole.
 
     Args:
         folder: Where to; created if it does not exist.
         config: A whole configuration, of which `RELEASED_FIELDS` are kept.
         params: {component: nested dict of arrays}.
+        licences: {component: licence} of the public weights it comes from, if any.
         dtype: Of the stored arrays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for component, tree in params.items():
-        flat = traverse_util.flatten_dict(tree, sep=".")
-        flat = {key: np.ascontiguousarray(np.asarray(x, dtype)) for key, x in flat.items()}
-        _replace(folder / f"{component}.safetensors", safetensors.numpy.save(flat))
-    fields = config.to_dict()
-    released = {field: fields[field] for field in RELEASED_FIELDS}
-    _replace(folder / "config.json", (json.dumps(released, indent=2) + "\n").encode())
+        flat = traverse_util.flatten_dict(tree)
+        half = {path: np.asarray(x, dtype) for path, x in flat.items()}
+        write_component(folder, component, traverse_util.unflatten_dict(half))
+    write_config(folder, released_fields(config) | {"licences": dict(licences or {})})
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def write_component(folder: Path, component: str, params: dict) -> None:
+    """Writes one component's nested dict of NumPy arrays."""
+    flat = traverse_util.flatten_dict(params, sep=".")
+    flat = {key: np.ascontiguousarray(x) for key, x in flat.items()}
+    write_tensors(component_file(folder, component), flat)
+
+
+def write_config(folder: Path, released: dict) -> None:
+    """Writes config.json, and the card that says what the folder's weights may be used for."""
+    write_card(folder, released)
+    temporary = folder / ".config.json.tmp"
+    temporary.write_text(json.dumps(released, indent=2) + "\n")
+    temporary.replace(folder / "config.json")
+
+
+def write_card(folder: Path, released: dict) -> None:
+    """Writes README.md and the licences that go with the weights.
+
+    Args:
+        folder: Where to.
+        released: A config.json's content; read is `licences`, {component: name}.
+    """
+    licences = released.get("licences", {})
+    lines = [
+        "# Weights for imprint_jax",
+        "",
+        "| component | public weights' licence |",
+        "|---|---|",
+    ]
+    lines += [f"| {component} | {licence} |" for component, licence in licences.items()]
+    lines += ["| (all else) | as who trained it says |", ""]
+    for licence in sorted(set(licences.values())):
+        text = LICENCES / f"{licence.replace(' ', '-')}.txt"
+        if text.is_file():
+            shutil.copy(text, folder / f"LICENCE-{text.name}")
+            lines += [
+                f"Parts of this model are {licence} weights or were trained from them. The use"
+                f" restrictions of Attachment A in [LICENCE-{text.name}](LICENCE-{text.name}) hold"
+                " for this model and all that is derived from it, and must be passed on with it.",
+                "",
+            ]
+    (folder / "README.md").write_text("\n".join(lines))
 
 
 def load_config(folder: Path) -> ConfigDict:
-    """The configuration of a released folder: `RELEASED_FIELDS` only."""
-    return ConfigDict(json.loads((folder / "config.json").read_text()))
+    """The content of a released folder's config.json.
+
+    Raises:
+        InputError: It is damaged, or of a single encoder.
+    """
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}.") from error
+    if lacking := [name for name in RELEASED_FIELDS if name not in content]:
+        raise InputError(f"{path} is no model's configuration: it lacks {', '.join(lacking)}.")
+    return ConfigDict(content)
 
 
 def load(folder: Path) -> tuple[ConfigDict, dict]:
-    """A released folder's configuration and parameters, float32 on the host.
+    """A released folder's configuration and parameters, float32 on the default device.
 
     Raises:
         InputError: A file is missing or damaged, or holds other tensors than the model has.
     """
     config = load_config(folder)
-    _, abstract = imprint.split(config.model)
-    params = {name: _read(folder / f"{name}.safetensors", abstract[name]) for name in abstract}
+    diffusion.check_config(config)
+    files = {name: component_file(folder, name) for name in imprint.COMPONENTS}
+    if lacking := [str(file) for file in files.values() if not file.is_file()]:
+        raise InputError(
+            f"{folder} is not a whole model: {', '.join(lacking)} missing. Converted public weights"
+            " have no adapter; it comes from training."
+        )
+    params = {}
+    for name, file in files.items():
+        # Placed one by one: NumPy's copy of a tensor is gone before the next is read.
+        flat = {path: jnp.asarray(x) for path, x in _read(file, name, config.model)}
+        params[name] = traverse_util.unflatten_dict(flat, sep="/")
     return config, params
 
 
 def load_component(source: str, component: str, abstract: dict) -> dict:
     """One component's parameters, from a released folder or a training run's averaged weights.
 
+    A UNet without channels for a concatenated background starts one with them: their weights are 0.
+
     Args:
         source: Path of the folder.
         component: "dinov2", "adapter", "unet" or "vae".
         abstract: The nested dict of shapes it must have.
+
+    Returns:
+        Nested dict of float32 NumPy arrays.
 
     Raises:
         InputError: The folder is neither, or its component has another shape.
@@ -95,29 +180,54 @@ def load_component(source: str, component: str, abstract: dict) -> dict:
     folder = Path(source)
     if (folder / "checkpoints").is_dir():
         params = checkpoint.load_params(folder)[1][component]
-        _check(params, abstract, f"{component} of {source}")
-        return params
-    return _read(model_folder(source) / f"{component}.safetensors", abstract)
-
-
-def _read(path: Path, abstract: dict) -> dict:
-    if not path.is_file():
-        raise InputError(f"The model's file {path} is missing.")
-    try:
-        flat = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"The model's file {path} is damaged: {error}.") from error
-    params = traverse_util.unflatten_dict(
-        {key: x.astype(np.float32) for key, x in flat.items()}, sep="."
-    )
-    _check(params, abstract, str(path))
+    else:
+        folder = model_folder(source)
+        file = component_file(folder, component)
+        flat = dict(_read(file, component, load_config(folder).model))
+        params = traverse_util.unflatten_dict(flat, sep="/")
+    if component == "unet":
+        kernel, wanted = params["conv_in"]["kernel"], abstract["conv_in"]["kernel"]
+        more = wanted.shape[2] - kernel.shape[2]
+        if more == 1 + params["conv_out"]["kernel"].shape[3]:
+            params["conv_in"]["kernel"] = np.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
+    found = {k: x.shape for k, x in traverse_util.flatten_dict(params, sep=".").items()}
+    needed = {k: x.shape for k, x in traverse_util.flatten_dict(abstract, sep=".").items()}
+    if found != needed:
+        listed = ", ".join(f"{k} {shape}" for k, shape in sorted(found.items() ^ needed.items()))
+        raise InputError(f"{component} of {source} does not fit the configuration: {listed}.")
     return params
 
 
-def _check(params: dict, abstract: dict, name: str) -> None:
-    found = {k: x.shape for k, x in traverse_util.flatten_dict(params, sep=".").items()}
-    wanted = {k: x.shape for k, x in traverse_util.flatten_dict(abstract, sep=".").items()}
-    if found != wanted:
-        wrong = sorted(set(found.items()) ^ set(wanted.items()))
-        listed = ", ".join(f"{key} {shape}" for key, shape in wrong)
-        raise InputError(f"{name} does not fit the model's configuration: {listed}.")
+def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, np.ndarray]]:
+    """Paths and float32 arrays of a component's file, one by one, after checking all names."""
+    abstract = imprint.abstract(component, model)
+    tensors = open_tensors(file)
+    table = rules.own_table(abstract)
+    rules.check(table, tensors, abstract, str(file))
+    for piece in table.pieces:
+        yield piece.path, tensors[piece.key].read().astype(np.float32)
+
+
+def load_licences(source: str) -> dict[str, str]:
+    """{component: licence} of the public weights in a released folder or behind a training run."""
+    folder = Path(source)
+    if (folder / "checkpoints").is_dir():
+        return json.loads((folder / "licences.json").read_text())
+    return load_config(model_folder(source)).get("licences", {})
+
+
+def inherited_licences(init_from: Mapping[str, str]) -> dict[str, str]:
+    """The licences that a run's weights stand under: {component: licence}, of those that have one.
+
+    Args:
+        init_from: {component: source}, the section of a configuration.
+    """
+    found = {name: load_licences(source).get(name) for name, source in init_from.items() if source}
+    return {name: licence for name, licence in found.items() if licence}
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 over config.json and the weights of a released folder, hexadecimal."""
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    lines = "".join(f"{file_hash(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -8,7 +8,7 @@ import optax
 from flax import struct
 
 from imprint_jax import diffusion, losses, optim, sharding
-from imprint_jax.models import imprint
+from imprint_jax.models import imprint, initial
 
 
 @struct.dataclass
@@ -56,12 +56,17 @@ class Trainer:
             loaded: {component: parameters} to start from; what is missing starts at random.
         """
 
-        def create(loaded):
-            # The compiler drops the random initialisation of what is replaced.
-            params = imprint.init(self.config.model, jax.random.key(self.config.seed))
-            return self._from_params(params | loaded)
-
-        return jax.jit(create, out_shardings=self.state_sharding)(loaded)
+        seed, model = self.config.seed, self.config.model
+        params = {
+            name: loaded.get(name) or initial.draw(name, model, seed) for name in imprint.COMPONENTS
+        }
+        # Every host cuts its devices' parts out of its own copy: nothing is ever whole on a device.
+        placed = jax.tree.map(
+            lambda x, where: jax.make_array_from_callback(x.shape, where, x.__getitem__),
+            params,
+            sharding.state_sharding(self.mesh, self.abstract_params),
+        )
+        return jax.jit(self._from_params, out_shardings=self.state_sharding)(placed)
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """One step, compiled: (state, batch) -> (state, metrics). The old state is donated."""

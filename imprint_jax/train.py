@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from imprint_jax import batch as batches
-from imprint_jax import images, losses, optim, pretrained, sharding
+from imprint_jax import diffusion, images, losses, optim, pretrained, sharding
 from imprint_jax.checkpoint import Checkpoints
 from imprint_jax.errors import InputError
 from imprint_jax.inputs import pipeline
@@ -42,6 +42,9 @@ def train(config, workdir: Path, *, resume: bool = False, overwrite: bool = Fals
     resuming = _check_workdir(workdir, config, resume=resume, overwrite=overwrite)
     if config.stage not in losses.STAGE_LOSS:
         raise InputError(f"config.stage = {config.stage}; the stages are 1 and 2.")
+    diffusion.check_config(config)
+    if config.stage == 1 and config.diffusion.background_mode == "concat":
+        raise InputError("Stage 1 has no background to concatenate; use another background_mode.")
     mesh = sharding.make_mesh(config.fsdp)
     if config.batch_size % mesh.size:
         raise InputError(
@@ -54,6 +57,8 @@ def train(config, workdir: Path, *, resume: bool = False, overwrite: bool = Fals
     if overwrite and workdir.exists():
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    licences = pretrained.inherited_licences(config.init_from)
+    (workdir / "licences.json").write_text(json.dumps(licences, indent=2) + "\n")
     (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
 
     checkpoints = Checkpoints(workdir, config.keep)

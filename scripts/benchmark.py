@@ -1,7 +1,11 @@
-"""Speed and memory, measured: `python scripts/benchmark.py sample`.
+"""Speed and memory, measured: `python scripts/benchmark.py startup|sample|steps|memory`.
 
-sample   seconds from the command to the picture with `mini`, with an empty compilation cache and
+startup  seconds from the command to the picture with `mini`, with an empty compilation cache and
          with a filled one, and the process's peak memory
+sample   full-size UNet and VAE with random weights, float32, beside the same loop in diffusers:
+         seconds a step and peak memory of each (needs 12 GB of memory and PyTorch)
+steps    mini's composites by number of steps and sampler: distance to 200 steps of DDIM
+memory   what a full-size composite needs, as XLA plans it for this backend
 """
 
 import argparse
@@ -13,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import benchmark_sampling
 import jax
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
@@ -33,7 +38,7 @@ def timed(command: list[str], environment: dict[str, str]) -> tuple[float, float
     return seconds, usage.ru_maxrss / 1024
 
 
-def sample(repeats: int) -> None:
+def startup(repeats: int) -> None:
     """The default command on a shipped object and photo, cold and warm."""
     view = sorted((SAMPLES / "objects").glob("*/000.webp"))[0]
     photo = sorted((SAMPLES / "photos").glob("*.jpg"))[0]
@@ -50,12 +55,15 @@ def sample(repeats: int) -> None:
 def main() -> None:
     """Reads the command line, says what machine this is, runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["sample"])
-    parser.add_argument("--repeats", type=int, default=3, help="warm runs")
+    parser.add_argument("what", choices=["startup", "sample", "steps", "memory"])
+    parser.add_argument("--repeats", type=int, default=3, help="of startup: warm runs")
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
     print(f"Python {platform.python_version()}, jax {jax.__version__} ({jax.default_backend()})")
-    sample(options.repeats)
+    if options.what == "startup":
+        startup(options.repeats)
+    else:
+        getattr(benchmark_sampling, options.what)()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 import jax
 import pytest
 
-from imprint_jax import config
-from imprint_jax.models import imprint
+from imprint_jax import config, pretrained
+from imprint_jax.models import imprint, initial
+from tests.tiny import tiny_config
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -29,6 +30,16 @@ def eight_devices():
 def full_size():
     """The shapes of the paper's model; takes a while, once."""
     return imprint.split(config.default().model)[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_release(tmp_path_factory):
+    """The folder of a released model, tiny and random."""
+    c = tiny_config(2)
+    c.sampling.num_steps = 4
+    folder = tmp_path_factory.mktemp("released") / "tiny"
+    pretrained.save(folder, c, initial.draw_all(c.model, 0))
+    return folder
 
 
 def pytest_addoption(parser):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from imprint_jax import config, diffusion
+from imprint_jax.errors import InputError
 
 
 @pytest.fixture
@@ -84,3 +85,44 @@ def test_blend_takes_each_side_exactly():
     for row, column in itertools.product(range(4), range(4)):
         source = z if mask[0, row, column] else background
         np.testing.assert_array_equal(blended[0, row, column], source[0, row, column])
+
+
+def test_the_networks_input_by_background_mode():
+    c = config.default().diffusion
+    rng = np.random.default_rng(0)
+    xt, background, noise = rng.normal(size=(3, 2, 4, 6, 3)).astype(np.float32)
+    mask = rng.integers(0, 2, size=(2, 4, 6, 1)).astype(np.float32)
+    a = jnp.array([0.9, 0.1])
+    inside, outside = (np.broadcast_to(mask == value, xt.shape) for value in (1, 0))
+
+    blended = diffusion.network_input(c, xt, background, mask, noise, a)
+    np.testing.assert_array_equal(blended[inside], xt[inside])
+    np.testing.assert_array_equal(blended[outside], background[outside])
+
+    c.background_mode = "noised"
+    noised = diffusion.network_input(c, xt, background, mask, noise, a)
+    np.testing.assert_array_equal(noised[inside], xt[inside])
+    want = diffusion.add_noise(background, noise, a)
+    np.testing.assert_array_equal(noised[outside], want[outside])
+
+    c.background_mode = "concat"
+    for polarity, channel in (("hole", mask), ("keep", 1 - mask)):
+        c.mask_channel = polarity
+        seen = diffusion.network_input(c, xt, background, mask, noise, a)
+        np.testing.assert_array_equal(seen, np.concatenate([xt, channel, background], axis=-1))
+
+
+@pytest.mark.parametrize("field", diffusion.CHOICES)
+def test_unknown_choices_are_refused(field):
+    c = config.default()
+    diffusion.check_config(c)
+    c.diffusion[field] = "other"
+    with pytest.raises(InputError, match=rf"{field} is 'other'; it may be one of"):
+        diffusion.check_config(c)
+
+
+def test_concatenation_needs_its_channels():
+    c = config.default()
+    c.diffusion.background_mode = "concat"
+    with pytest.raises(InputError, match=r"in_channels is 4; with .* it must be 9"):
+        diffusion.check_config(c)

@@ -10,14 +10,18 @@ from imprint_jax.geometry import (
     Crop,
     bounding_box,
     box_mask,
+    close_scribble,
     context_crop,
     cut_out,
     extract,
     fill_hole,
     latent_mask,
+    looks_inverted,
     mask_level,
+    match_colors,
     object_crop,
     paste_back,
+    ring_around,
 )
 
 SIGMAS = (0.05, 0.15)
@@ -250,3 +254,58 @@ def test_fill_hole_serves_bytes_and_jax_floats(rng):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def ellipse(height, width, ry, rx):
+    y, x = np.mgrid[:height, :width]
+    return ((y - height / 2) / ry) ** 2 + ((x - width / 2) / rx) ** 2 <= 1
+
+
+def test_scribbles_are_closed_and_filled():
+    whole = ellipse(120, 160, 40, 60)
+    outline = whole & ~ellipse(120, 160, 37, 57)
+    gaps = outline.copy()
+    gaps[:30, 75:83] = False  # the stroke does not meet its start
+    dashes = outline & (np.indices(outline.shape).sum(axis=0) % 16 < 11)
+    for strokes in (outline, gaps, dashes, whole):
+        shape = close_scribble(strokes)
+        assert (shape >= strokes).all()
+        assert (shape ^ whole).sum() < 0.03 * whole.sum()
+    half = outline.copy()
+    half[:, 80:] = False  # encloses nothing: no guess
+    assert close_scribble(half).sum() < 0.3 * whole.sum()
+    line = box_mask((5, 5, 150, 9), 120, 160)
+    np.testing.assert_array_equal(close_scribble(line), line)
+
+
+def test_inverted_masks_are_recognised():
+    hole = box_mask((30, 20, 70, 60), 100, 120)
+    assert looks_inverted(~hole)
+    assert not looks_inverted(hole)
+    assert not looks_inverted(box_mask((2, 2, 118, 98), 100, 120))  # large, but inside
+    assert not looks_inverted(box_mask((0, 0, 120, 40), 100, 120))  # at the border, but small
+    assert not looks_inverted(np.ones((100, 120), bool))  # nothing to turn round
+
+
+def test_a_ring_surrounds_the_mask(rng):
+    mask = box_mask((10, 10, 20, 20), 40, 40)
+    ring = ring_around(mask, 3)
+    assert not (ring & mask).any()
+    assert bounding_box(ring) == (7, 7, 23, 23)
+    assert not ring_around(np.ones((5, 5), bool), 3).any()
+
+
+def test_matched_colours_take_a_constant_drift_away(rng):
+    original = rng.integers(40, 200, (32, 32, 3), dtype=np.uint8)
+    drifted = (original + np.array([7, -3, 12])).astype(np.uint8)
+    ring = ring_around(box_mask((10, 10, 20, 20), 32, 32), 3)
+    np.testing.assert_array_equal(match_colors(drifted, original, ring), original)
+    np.testing.assert_array_equal(match_colors(drifted, original, ring & False), drifted)
+    white = match_colors(np.full_like(original, 255), original, ring)
+    assert white.dtype == np.uint8 and white.max() < 255
+
+
+def test_the_crop_has_a_least_side_as_far_as_the_picture_goes():
+    speck = box_mask((50, 50, 52, 52), 100, 200)
+    assert context_crop(speck, 1.75, 12).side == 12
+    assert context_crop(speck, 1.75, 500).side == 100

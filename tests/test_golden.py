@@ -1,17 +1,23 @@
-"""Every recipe's parameters, one a line: a change of names, shapes or what trains shows as a diff.
+"""What must not change unseen: every recipe's parameters, one a line, and pictures of samples.
 
 After a change that is meant: pytest tests/test_golden.py --update-golden
 """
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flax import traverse_util
+from PIL import Image
 
 from imprint_jax import config, optim
+from imprint_jax.images import read_image
+from imprint_jax.inputs.pipeline import make_stream
+from imprint_jax.inputs.prepare import prepare
 from imprint_jax.models import imprint
 
 GOLDEN = Path(__file__).parent / "golden"
+SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 
 
 @pytest.mark.parametrize("recipe", ["stage1", "stage2", "mini_stage1", "mini_stage2"])
@@ -26,3 +32,51 @@ def test_parameter_table(recipe, full_size, request):
     if request.config.getoption("--update-golden"):
         file.write_text("".join(lines))
     assert file.read_text().splitlines(keepends=True) == lines
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Prepared views and photos, shipped ones, and a video of an object before a photo."""
+    folder = tmp_path_factory.mktemp("sets")
+    video = folder / "video"
+    for part in ("imgs", "panomasks"):
+        (video / part / "kettle").mkdir(parents=True)
+    photo = Image.open(SAMPLES / "photos" / "room.jpg").convert("RGB").resize((320, 240))
+    for frame in range(0, 12, 3):
+        view = Image.open(SAMPLES / "objects" / "kettle" / f"{frame:03d}.webp")
+        scene, labels = photo.copy(), np.zeros((240, 320), np.uint16)
+        scene.paste(view, (60 + 5 * frame, 40), view)
+        inside = np.asarray(view)[..., 3] >= 128
+        labels[40 : 40 + 192, 60 + 5 * frame : 252 + 5 * frame][inside] = 8401
+        scene.save(video / "imgs" / "kettle" / f"{frame:08d}.jpg", quality=95)
+        Image.fromarray(labels).save(video / "panomasks" / "kettle" / f"{frame:08d}.png")
+    prepare("vipseg", video, folder / "frames")
+    prepare("objaverse", SAMPLES / "objects", folder / "views", SAMPLES / "splits.json")
+    prepare("photos", SAMPLES / "photos", folder / "photos", SAMPLES / "splits.json")
+    return folder
+
+
+KINDS = {"views": "views", "pasted": "views", "video": "frames", "photo": "frames"}
+
+
+@pytest.mark.parametrize("kind, records", KINDS.items())
+def test_samples(kind, records, sets, request):
+    """Four samples a row: object, target, and the target with a grey hole."""
+    settings = config.default()
+    settings.stage = 1 if kind == "views" else 2
+    settings.image_size, settings.object_size = 64, 48
+    source = dict(kind=kind, records=str(sets / records), weight=1.0)
+    settings.data.sources = (source | dict(backgrounds=str(sets / "photos")),)
+    stream = make_stream(settings)
+    rows = []
+    for number in range(4):
+        sample = stream[number]
+        crop = np.pad(sample["object"], ((8, 8), (8, 8), (0, 0)))
+        hole = np.where(sample["mask"] > 0, np.uint8(128), sample["target"])
+        rows.append(np.hstack([crop, sample["target"], hole]))
+    got = np.vstack(rows)
+    file = GOLDEN / f"samples_{kind}.png"
+    if request.config.getoption("--update-golden"):
+        Image.fromarray(got).save(file)
+    # Other versions of Pillow and of its JPEG library round otherwise.
+    assert np.abs(read_image(file).astype(int) - got).mean() < 1

@@ -7,13 +7,13 @@ import pytest
 from flax import traverse_util
 
 from imprint_jax import config, diffusion, losses, optim
-from imprint_jax.models import imprint
+from imprint_jax.models import imprint, initial
 from tests.tiny import random_batch, tiny_config
 
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(lambda key: imprint.init(tiny_config(1).model, key))(jax.random.key(0))
+    return jax.tree.map(jnp.asarray, initial.draw_all(tiny_config(1).model, 0))
 
 
 def per_sample(c, params, batch, draws=None):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from imprint_jax import Compositor, config, diffusion, losses, pretrained
-from imprint_jax.inputs import sources
+from imprint_jax.inputs.prepare import prepare
 from imprint_jax.inputs.records import RecordSource
 from imprint_jax.inputs.transforms import Pasted
 from imprint_jax.models import imprint
@@ -31,7 +31,7 @@ def held_out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
     splits = SAMPLES / "splits.json"
     for name, source in (("objaverse", "objects"), ("photos", "photos")):
-        sources.prepare(name, SAMPLES / source, folder / name, splits)
+        prepare(name, SAMPLES / source, folder / name, splits)
     settings = config.load("mini_stage2")
     records = RecordSource(folder / "objaverse", "test")
     samples = Pasted(settings, records, RecordSource(folder / "photos", "test"))

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, traverse_util
 
 from imprint_jax import config
-from imprint_jax.models import imprint, layers
+from imprint_jax.models import imprint, initial, layers
 from imprint_jax.models.vae import AutoencoderKL, DCTCodec
 from tests.tiny import tiny_config
 
@@ -56,7 +56,7 @@ def test_the_model_is_parameters_only():
 
 def test_registers_are_dropped_and_null_context_repeats_one_token():
     c = tiny_config(1).model
-    params = imprint.init(c, jax.random.key(0))
+    params = initial.draw_all(c, 0)
     model = imprint.bind(imprint.split(c)[0], params)
     objects = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 28, 28, 3)), jnp.float32)
     tokens = model.encode_object(objects)
@@ -101,3 +101,21 @@ def test_codec_is_orthonormal_and_has_the_vaes_interface():
         )
     )
     assert vae.factor == codec.factor == 4
+
+
+def test_initial_values_cover_the_model_and_depend_on_path_and_seed_only():
+    c = tiny_config(1).model
+    params = initial.draw_all(c, 0)
+    shapes = lambda tree: {k: x.shape for k, x in traverse_util.flatten_dict(tree).items()}
+    assert shapes(params) == shapes(imprint.split(c)[1])
+    again, other = initial.draw("unet", c, 0), initial.draw("unet", c, 1)
+    kernel = lambda tree: tree["mid_block"]["resnets"]["0"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernel(again), kernel(params["unet"]))
+    assert np.abs(kernel(other) - kernel(again)).mean() > 0.01
+    assert abs(kernel(again).std() * np.sqrt(9 * 32) - 1) < 0.05
+    blocks = params["dinov2"]["blocks"]["attn"]["qkv"]["kernel"]
+    assert np.abs(blocks[0] - blocks[1]).mean() > 0.1
+    assert abs(blocks.std() * np.sqrt(16) - 1) < 0.1
+    # Nothing starts at what would hide a missing layer, but norms at 1 and biases at 0.
+    assert (params["dinov2"]["blocks"]["ls1"]["gamma"] == 1).all()
+    assert not params["unet"]["conv_out"]["bias"].any()

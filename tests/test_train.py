@@ -126,7 +126,7 @@ def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
     exported = folder / "released"
     assert imprint_command("export", workdir, exported).returncode == 0
     config, params = pretrained.load(exported)
-    assert set(config) == set(pretrained.RELEASED_FIELDS)
+    assert set(config) == {*pretrained.RELEASED_FIELDS, "licences"}
     released = traverse_util.flatten_dict(params, sep="/")
     for path, value in parameters(workdir).items():
         np.testing.assert_allclose(released[path], value, rtol=1e-3, atol=1e-6, err_msg=path)

@@ -2,22 +2,31 @@ import io
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from imprint_jax.errors import InputError
 from imprint_jax.geometry import bounding_box, cut_out
-from imprint_jax.inputs.pairs import WindowPartners
+from imprint_jax.images import encode_png
+from imprint_jax.inputs.pairs import WindowPartners, make_pairs
 from imprint_jax.inputs.transforms import (
+    context_side,
+    decode_coverage,
+    decode_shrunk,
     decode_view,
     fit,
     paste,
+    perturbed_object,
     random_affine,
     random_colors,
+    random_context,
     random_square,
     recolor,
     warp,
 )
 from tests.test_records import record, view
+
+AFFINE = dict(rotate=15.0, scale=0.1, shear=5.0, flip=0.5)
 
 
 @pytest.fixture
@@ -74,6 +83,22 @@ def test_no_pair_is_refused():
         WindowPartners(index_of(rows), window=7)
     with pytest.raises(InputError, match="at most 7 frames apart"):
         WindowPartners({key: np.array([], int) for key in index_of(rows)}, window=7)
+
+
+def test_pair_rules_of_photos_and_videos(rng):
+    rows = [(0, 1, 5, True), (0, 1, 95, True), (0, 2, 5, True), (1, 1, 0, True), (1, 1, 3, True),
+            (1, 1, 9, False)]  # fmt: skip
+    drawn = lambda kind: {
+        pairs.draw(k, rng)
+        for pairs in [make_pairs(kind, index_of(rows), 7)]
+        for k in range(len(pairs))
+    }
+    assert drawn("video") == {(0, 1), (1, 0), (3, 4), (4, 3)}
+    assert drawn("photo") == {(i, i) for i in range(5)}
+    assert drawn("pair") == {(3, 4)}
+    assert drawn("views") == {(3, 4), (4, 3)}
+    with pytest.raises(ValueError, match="no pair rule"):
+        make_pairs("film", index_of(rows), 7)
 
 
 def test_partners_of_a_million_records_take_a_moment():
@@ -231,3 +256,70 @@ def test_decode_view_gives_colour_and_coverage():
     image, mask = decode_view(record(4))
     np.testing.assert_array_equal(np.dstack([image, mask]), view(4))
     assert cut_out(image, mask)[0, 0].sum() == 0
+
+
+@pytest.mark.parametrize("share", [0.03, 0.2, 0.9])
+def test_random_context_holds_the_object_anywhere(rng, share):
+    inside = 0
+    for _ in range(200):
+        height, width = rng.integers(40, 200, 2)
+        x, y = rng.integers(width - 9), rng.integers(height - 9)
+        w, h = rng.integers(9, width - x + 1), rng.integers(9, height - y + 1)
+        mask = np.zeros((height, width), bool)
+        mask[y : y + h, x : x + w] = True
+        side = context_side(mask, share)
+        crop = random_context(mask, side, rng)
+        assert crop.side == side <= min(height, width)
+        assert 0 <= crop.x0 <= width - side and 0 <= crop.y0 <= height - side
+        for start, low, length in ((crop.x0, x, w), (crop.y0, y, h)):
+            end = start + side
+            if length <= side:
+                assert start <= low and low + length <= end
+            else:  # nothing but the object
+                assert low <= start and end <= low + length
+        if side < min(height, width):  # the photo is large enough
+            inside += 1
+            assert side >= 1.2 * max(w, h) and mask.sum() / side**2 <= share * 1.1
+    assert inside > 20
+    mask = np.zeros((100, 100), bool)
+    mask[40:50, 40:50] = True
+    left = [random_context(mask, 30, rng).x0 for _ in range(3000)]
+    np.testing.assert_allclose(np.bincount(left)[20:41], 3000 / 21, atol=60)
+    assert min(left) == 20 and max(left) == 40
+
+
+def test_random_context_is_never_empty(rng):
+    mask = np.zeros((40, 200), bool)
+    mask[5:30, [3, 4, 190]] = True  # two pieces, further apart than the photo is high
+    seen = set()
+    for _ in range(200):
+        crop = random_context(mask, context_side(mask, 0.1), rng)
+        square = mask[crop.y0 : crop.y0 + 40, crop.x0 : crop.x0 + 40]
+        assert crop.side == 40 and square.shape == (40, 40) and square.any()
+        seen.add(crop.x0 > 100)
+    assert seen == {False, True}
+
+
+def jpeg_record(width, height):
+    """A large smooth photo with a disc in it."""
+    y, x = np.mgrid[:height, :width]
+    mask = np.hypot(x - width * 0.6, y - height / 2) < height / 3
+    image = np.dstack([x * 255 // width, y * 255 // height, 200 * mask]).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return record(image=buffer.getvalue(), mask=encode_png(mask)), image
+
+
+def test_large_photos_are_decoded_smaller_to_the_same_object(rng):
+    large, image = jpeg_record(1200, 900)
+    mask = decode_coverage(large)
+    for scale, factor in [(1, 1), (0.6, 1), (0.5, 2), (0.3, 2), (0.2, 4), (3, 1)]:
+        small, small_mask = decode_shrunk(large, mask, scale)
+        assert small.shape[:2] == small_mask.shape == (900 // factor, 1200 // factor)
+    np.testing.assert_allclose(small[450, 700], image[450, 700], atol=6)
+    config = ConfigDict(dict(object_size=28, data=dict(color=0.7, affine=AFFINE)))
+    crop = perturbed_object(config, large, np.random.default_rng(3))
+    png = large | {"image": encode_png(image)}  # never decoded smaller
+    whole = perturbed_object(config, png, np.random.default_rng(3))
+    assert np.abs(crop.astype(int) - whole).mean() < 5  # edges differ a little
+    assert crop.max() > 100 and not crop[0].any()

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from imprint_jax import config
-from imprint_jax.inputs import sources
+from imprint_jax.inputs.prepare import prepare
 
 
 def tiny_config(stage: int):
@@ -69,6 +69,6 @@ def write_records(folder: Path) -> tuple[str, str]:
     """Prepared records of both; returns the folders of objects and photos."""
     write_objects(folder / "objects")
     write_photos(folder / "photos")
-    sources.prepare("objaverse", folder / "objects", folder / "object_records")
-    sources.prepare("photos", folder / "photos", folder / "photo_records")
+    prepare("objaverse", folder / "objects", folder / "object_records")
+    prepare("photos", folder / "photos", folder / "photo_records")
     return str(folder / "object_records"), str(folder / "photo_records")

@@ -1,8 +1,65 @@
-"""Which two views of an object make a pair."""
+"""Which two records make a pair: all the rules (paper, Sec. 3.1 and 3.3).
+
+kind of source    data sets              object from         target
+views, pasted     mvimgnet, objaverse    a view              another, `window` frames away at most
+video             youtubevos, vipseg     a frame             any other frame of the object
+video             ppr10k                 a photo             any other photo of the group
+pair              folder                 the foreground      the target
+photo             photos                 a photo             itself
+"""
 
 import numpy as np
 
 from imprint_jax.errors import InputError
+
+
+def make_pairs(kind: str, index: dict[str, np.ndarray], window: int):
+    """The pairs of a source: `len(pairs)`, and `pairs.draw(k, rng)` -> two record numbers.
+
+    Args:
+        kind: "views", "pasted", "video", "pair" or "photo".
+        index: As in `WindowPartners`.
+        window: Likewise.
+
+    Raises:
+        InputError: There is no pair.
+    """
+    match kind:
+        case "views" | "pasted":
+            return WindowPartners(index, window)
+        case "video":
+            return WindowPartners(index, None)
+        case "pair":
+            return WindowPartners(index, None, first=0)
+        case "photo":
+            return Itself(index)
+    raise ValueError(f"no pair rule for {kind!r}")
+
+
+class Itself:
+    """Every record with a mask, paired with itself.
+
+    Args:
+        index: As in `WindowPartners`.
+
+    Attributes:
+        records: (p) int64, their numbers.
+
+    Raises:
+        InputError: No record has a mask.
+    """
+
+    def __init__(self, index: dict[str, np.ndarray]):
+        self.records = np.flatnonzero(index["has_mask"])
+        if not self.records.size:
+            raise InputError("No picture has an object marked.")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def draw(self, k: int, rng: np.random.Generator) -> tuple[int, int]:
+        """The record's number, twice."""
+        return int(self.records[k]), int(self.records[k])
 
 
 class WindowPartners:
@@ -11,7 +68,8 @@ class WindowPartners:
     Args:
         index: Arrays `group`, `instance`, `frame`, `has_mask`, one row a record; records without a
             mask are in no pair.
-        window: The paper's n, 7.
+        window: The paper's n, 7; None: any distance.
+        first: Pairs start from frames of this number only; None: from any.
 
     Attributes:
         records: (p) int64, the records that have a partner, ascending. Pair k starts from
@@ -21,7 +79,9 @@ class WindowPartners:
         InputError: There is no pair.
     """
 
-    def __init__(self, index: dict[str, np.ndarray], window: int):
+    def __init__(
+        self, index: dict[str, np.ndarray], window: int | None, *, first: int | None = None
+    ):
         with_mask = np.flatnonzero(index["has_mask"])
         group, instance, frame = (index[k][with_mask] for k in ("group", "instance", "frame"))
         order = np.lexsort((frame, instance, group))
@@ -29,23 +89,26 @@ class WindowPartners:
         new_object = (np.diff(group, prepend=-1) != 0) | (np.diff(instance, prepend=-1) != 0)
         # All frames on one axis, objects further apart than the window: one search finds the
         # window's ends for millions of records.
+        may_start = np.full(frame.shape, True) if first is None else frame == first
         frame = frame - frame.min(initial=0)
+        apart = "" if window is None else f" at most {window} frames apart"
+        window = frame.max(initial=0) if window is None else window
         place = np.cumsum(new_object) * (frame.max(initial=0) + window + 1) + frame
-        first = np.searchsorted(place, place - window, side="left")
-        last = np.searchsorted(place, place + window, side="right")
+        begin = np.searchsorted(place, place - window, side="left")
+        end = np.searchsorted(place, place + window, side="right")
         # The view itself, and any other with its frame number.
         self_first = np.searchsorted(place, place, side="left")
         self_last = np.searchsorted(place, place, side="right")
-        count = (last - first) - (self_last - self_first)
+        count = (end - begin) - (self_last - self_first)
 
         # Positions below are in sorted order; `_sorted` leads back to record numbers.
         self._sorted = with_mask[order]
-        starts = np.flatnonzero(count)
+        starts = np.flatnonzero((count > 0) & may_start)
         if not starts.size:
-            raise InputError(f"No object has two views at most {window} frames apart.")
+            raise InputError(f"No object has two views{apart}.")
         starts = starts[np.argsort(self._sorted[starts])]
         self.records = self._sorted[starts]
-        self._first, self._count = first[starts], count[starts]
+        self._first, self._count = begin[starts], count[starts]
         self._self_first, self._self_last = self_first[starts], self_last[starts]
 
     def __len__(self) -> int:

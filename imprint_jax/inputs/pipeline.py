@@ -15,7 +15,7 @@ from absl import flags
 
 from imprint_jax.errors import InputError
 from imprint_jax.inputs.records import RecordSource
-from imprint_jax.inputs.transforms import Pasted, ViewPair
+from imprint_jax.inputs.transforms import InPlace, Pasted, ViewPair
 
 # Threads that make a batch each, in every process; as many batches wait to be taken. Pillow's work,
 # most of it, runs in parallel.
@@ -36,7 +36,7 @@ def make_stream(config) -> grain.MapDataset:
         raise InputError("config.data.sources is empty; name at least one prepared data set.")
     streams, weights = [], []
     for number, source in enumerate(config.data.sources):
-        transform = _transform(config, source)
+        transform = make_transform(config, source)
         seed = np.random.SeedSequence([config.seed, number]).generate_state(1)[0]
         streams.append(
             grain.MapDataset.range(len(transform))
@@ -97,16 +97,23 @@ def make_dataset(
     return dataset
 
 
-def _transform(config, source) -> ViewPair | Pasted:
+def make_transform(config, source) -> ViewPair | Pasted | InPlace:
+    """What makes the samples of one of `config.data.sources`.
+
+    Raises:
+        InputError: A kind that does not suit the stage, or the data set is not usable.
+    """
     records = RecordSource(source["records"], config.data.split)
     match config.stage, source["kind"]:
         case 1, "views":
             return ViewPair(config, records)
         case 2, "pasted":
             return Pasted(config, records, RecordSource(source["backgrounds"], config.data.split))
+        case 2, "video" | "pair" | "photo":
+            return InPlace(config, records, source["kind"])
     raise InputError(
         f"config.data.sources has kind {source['kind']!r} in stage {config.stage}; "
-        'stage 1 takes "views", stage 2 takes "pasted".'
+        'stage 1 takes "views", stage 2 takes "photo", "video", "pair" and "pasted".'
     )
 
 

@@ -5,13 +5,16 @@ A prepared data set is a folder:
     <name>-<split>.array_record-00000-of-0000N   records, `tf.train.Example` messages
     <name>-<split>.index.npz                     what pairs are chosen by, one row a record
     dataset_info.json, features.json             TFDS metadata
-    rejects.jsonl                                what was left out, and why (written by sources.py)
+    SHA256SUMS                                   checksums of all the files, as `sha256sum -c` reads
+    rejects.jsonl                                what was left out, and why (written by prepare.py)
+    splits.json                                  what is in which split (written by prepare.py)
 
 so that `tfds.builder_from_directory(folder).as_data_source(split)` works, also without
 TensorFlow. The index holds `group` (int64, counted from 0 in order of appearance), `group_names`
 (the text of each), `instance`, `frame` (int64) and `has_mask` (bool).
 """
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -32,7 +35,8 @@ VERSION = "1.0.0"
 
 # One record a chunk, for random access; pictures are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-SHARD_BYTES = 512 * 2**20
+SHARD_BYTES = 512 * 2**20  # RecordWriter begins another shard after so many
+CHECKSUMS = "SHA256SUMS"
 
 
 class Record(TypedDict):
@@ -101,89 +105,141 @@ class RecordWriter:
 
     def __init__(self, folder: str | os.PathLike, name: str):
         self.folder, self.name = Path(folder), name
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise InputError(f"{folder} exists already; choose another folder, or delete it.")
+        check_unused(self.folder)
         # Beside the final place: a rename is atomic only within one file system.
         self.building = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}")
-        self.splits: dict[str, _SplitWriter] = {}
+        self.shards: dict[str, list[ShardWriter]] = {}
 
     def __enter__(self):
-        self.building.mkdir(parents=True)
+        (self.building / ".shards").mkdir(parents=True)
         return self
 
     def write(self, split: str, record: Record) -> None:
         """Appends a record to a split."""
-        if split not in self.splits:
-            self.splits[split] = _SplitWriter(self.building / f"{self.name}-{split}")
-        self.splits[split].write(record)
+        shards = self.shards.setdefault(split, [])
+        if not shards or shards[-1].num_bytes >= SHARD_BYTES:
+            if shards:
+                shards[-1].close()
+            stem = self.building / ".shards" / f"{split}-{len(shards):05d}"
+            shards.append(ShardWriter(stem))
+        shards[-1].write(record)
 
     def __exit__(self, error_type, error, traceback):
         try:
-            infos = [writer.close(split) for split, writer in self.splits.items()]
+            for shards in self.shards.values():
+                shards[-1].close()
             if error_type is None:
-                tfds.folder_dataset.write_metadata(
-                    data_dir=self.building,
-                    features=tfds_features(),
-                    split_infos=infos,
-                    version=VERSION,
-                    check_data=False,  # it would read with TensorFlow
-                    description="Views of objects with masks; see imprint_jax/inputs/records.py.",
-                )
+                stems = {split: [s.stem for s in shards] for split, shards in self.shards.items()}
+                merge_shards(self.building, self.name, stems)
+                shutil.rmtree(self.building / ".shards")
                 os.replace(self.building, self.folder)
         finally:
             shutil.rmtree(self.building, ignore_errors=True)  # gone already if all went well
 
 
-class _SplitWriter:
-    """The shards and the index of one split; `stem` is the path up to the suffixes."""
+class ShardWriter:
+    """Writes a shard on its own: STEM.array_record, and STEM.index.npz and STEM.sha256 of it.
+
+    Attributes:
+        stem: The path up to the suffixes.
+        num_bytes: Written so far.
+    """
 
     def __init__(self, stem: Path):
-        self.stem = stem
-        self.shard: ArrayRecordWriter | None = None
-        self.shard_bytes: list[int] = []
-        self.shard_lengths: list[int] = []
-        self.group_numbers: dict[str, int] = {}
-        self.rows: list[tuple[int, int, int, bool]] = []
+        self.stem, self.num_bytes = stem, 0
+        self._shard = ArrayRecordWriter(f"{stem}.array_record", WRITER_OPTIONS)
+        self._group_numbers: dict[str, int] = {}
+        self._rows: list[tuple[int, int, int, bool]] = []
 
     def write(self, record: Record) -> None:
+        """Appends a record."""
         data = encode(record)
-        if self.shard is None or self.shard_bytes[-1] + len(data) > SHARD_BYTES:
-            self._next_shard()
-        self.shard.write(data)
-        self.shard_bytes[-1] += len(data)
-        self.shard_lengths[-1] += 1
-        group = self.group_numbers.setdefault(record["group"], len(self.group_numbers))
+        self._shard.write(data)
+        self.num_bytes += len(data)
+        group = self._group_numbers.setdefault(record["group"], len(self._group_numbers))
         mask = decode_image(record["mask"], "the mask")
-        self.rows.append((group, record["instance"], record["frame"], mask.max() >= MASK_THRESHOLD))
+        has_mask = mask.max() >= MASK_THRESHOLD
+        self._rows.append((group, record["instance"], record["frame"], has_mask))
 
-    def _next_shard(self) -> None:
-        if self.shard is not None:
-            self.shard.close()
-        # How many there will be is known only at the end.
-        self.shard = ArrayRecordWriter(
-            f"{self.stem}.array_record-{len(self.shard_lengths):05d}", WRITER_OPTIONS
-        )
-        self.shard_bytes.append(0)
-        self.shard_lengths.append(0)
-
-    def close(self, split: str) -> tfds.core.SplitInfo:
-        self.shard.close()
-        count = len(self.shard_lengths)
-        for number in range(count):
-            shard = f"{self.stem}.array_record-{number:05d}"
-            os.rename(shard, f"{shard}-of-{count:05d}")
-        group, instance, frame, has_mask = zip(*self.rows, strict=True)
+    def close(self) -> None:
+        """Finishes the shard and writes the files beside it."""
+        self._shard.close()
+        group, instance, frame, has_mask = zip(*self._rows, strict=True)
         _write_index(
             Path(f"{self.stem}.index.npz"),
             group=np.array(group, np.int64),
-            group_names=np.array(list(self.group_numbers)),
+            group_names=np.array(list(self._group_numbers)),
             instance=np.array(instance, np.int64),
             frame=np.array(frame, np.int64),
             has_mask=np.array(has_mask, bool),
         )
-        return tfds.core.SplitInfo(
-            name=split, shard_lengths=self.shard_lengths, num_bytes=sum(self.shard_bytes)
-        )
+        Path(f"{self.stem}.sha256").write_text(sha256(f"{self.stem}.array_record"))
+
+
+def merge_shards(folder: Path, name: str, stems: dict[str, list[Path]]) -> dict[str, int]:
+    """Makes a prepared data set of shards, by moving them; call it again after it was stopped.
+
+    Args:
+        folder: Where to. Files that are there already are part of the data set.
+        name: Data set's name.
+        stems: What `ShardWriter` has written, by split, in order.
+
+    Returns:
+        Records by split.
+    """
+    infos, sums = [], {}
+    for split, paths in stems.items():
+        lengths, num_bytes = [], 0
+        for number, stem in enumerate(paths):
+            shard = folder / f"{name}-{split}.array_record-{number:05d}-of-{len(paths):05d}"
+            if not shard.exists():
+                os.replace(f"{stem}.array_record", shard)
+            num_bytes += shard.stat().st_size
+            sums[shard.name] = Path(f"{stem}.sha256").read_text()
+        index = _merge_indexes([Path(f"{stem}.index.npz") for stem in paths], lengths)
+        _write_index(folder / f"{name}-{split}.index.npz", **index)
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=num_bytes))
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=tfds_features(),
+        split_infos=infos,
+        version=VERSION,
+        check_data=False,  # it would read with TensorFlow
+        description="Views of objects with masks; see imprint_jax/inputs/records.py.",
+    )
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in (CHECKSUMS, *sums):
+            sums[path.name] = sha256(path)
+    lines = [f"{digest}  {file}\n" for file, digest in sorted(sums.items())]
+    (folder / CHECKSUMS).write_text("".join(lines))
+    return {info.name: sum(info.shard_lengths) for info in infos}
+
+
+def _merge_indexes(paths: list[Path], lengths: list[int]) -> dict[str, np.ndarray]:
+    """One index of those of many shards, whose lengths are appended to `lengths`."""
+    numbers: dict[str, int] = {}
+    parts = []
+    for path in paths:
+        with np.load(path, allow_pickle=False) as arrays:
+            part = dict(arrays)
+        names = [numbers.setdefault(str(n), len(numbers)) for n in part.pop("group_names")]
+        part["group"] = np.array(names, np.int64)[part["group"]]
+        lengths.append(len(part["group"]))
+        parts.append(part)
+    index = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return index | {"group_names": np.array(list(numbers))}
+
+
+def check_unused(folder: Path) -> None:
+    """Raises `InputError` unless the folder is missing or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already; choose another folder, or delete it.")
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_index(path: Path, **arrays: np.ndarray) -> None:

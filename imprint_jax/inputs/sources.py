@@ -1,233 +1,506 @@
-"""Readers of data sets as they are downloaded or rendered, and `prepare`, which makes records.
+"""Readers of data sets as their authors distribute them, one section a set.
 
-A reader is two functions: one lists the views in a folder without opening them, one makes a record
-of a view, or raises `Reject`.
+A reader is two functions. One lists the groups of a folder (objects, videos, photos), opening no
+picture; the other lists the pictures of a group in order of time, each with a function that reads
+the masks of its objects. What cannot be used is a `Reject` in place of a group, a picture or a
+mask. `prepare.py` does the rest.
+
+Layouts were taken from the sets' own kits, and where these say nothing, from loaders of others;
+each section names its source.
 """
 
-import io
 import json
-import logging
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import grain
 import numpy as np
-from PIL import Image
 
 from imprint_jax.errors import InputError
-from imprint_jax.images import MASK_THRESHOLD, decode_image, encode_png
-from imprint_jax.inputs.records import Record, RecordWriter
+from imprint_jax.inputs.filters import Filters, Reject
+from imprint_jax.inputs.masks import (
+    Masks,
+    box_file,
+    coco_masks,
+    label_masks,
+    one_mask,
+    scaled_mask,
+)
 
-logger = logging.getLogger(__name__)
-
-MIN_SIDE = 32  # pixels: a picture's shorter side, below which it is left out
-MIN_OBJECT = 16  # pixels: likewise the longer side of the object's bounding box
-
-PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"}
 
 
 @dataclass(frozen=True)
-class View:
-    """One picture to become one record."""
+class Group:
+    """An object, a video or a photo: what one process reads, never divided.
+
+    Attributes:
+        name: The record's `group`.
+        folder: Where its pictures are, or the picture.
+        about: What the listing found out, as the set's reader needs it; can be sent elsewhere.
+    """
+
+    name: str
+    folder: Path
+    about: Any = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a group, to become one record an object."""
 
     path: Path
-    group: str
-    instance: int
     frame: int
+    masks: Masks = field(repr=False)
+    background: Path | None = None  # a picture of the same scene without the object
 
 
-class Reject(Exception):
-    """A picture is left out: `reason` is a short word to count by, `detail` a sentence."""
+class Reader(NamedTuple):
+    """How a set is read."""
 
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-
-def list_objaverse(src: Path) -> Iterator[View]:
-    """The layout of `imprint data render`: SRC/<object>/NNN.webp or .png, in order of name."""
-    for folder in sorted(p for p in src.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        views = sorted(p for p in folder.iterdir() if p.suffix.lower() in {".webp", ".png"})
-        for frame, path in enumerate(views):
-            yield View(path, group=folder.name, instance=0, frame=frame)
+    groups: Callable[[Path], Iterator[Group | Reject]]
+    pictures: Callable[[Group], Iterator[Picture | Reject]]
+    filters: Filters = Filters()
+    group_size: int = 30  # pictures a group, roughly
+    backgrounds: bool = False  # pictures without a mask are kept, to serve as backgrounds
 
 
-def read_objaverse(view: View) -> Record:
-    """A view with the object cut out by its alpha channel, which becomes the mask."""
-    data, image = _read(view.path)
-    if image.shape[2] == 3 or image[..., 3].min() == 255:
-        raise Reject("no alpha", "Nothing of the picture is transparent.")
-    mask = image[..., 3]
-    rows, columns = np.nonzero(mask >= MASK_THRESHOLD)
-    if not rows.size:
-        raise Reject("empty mask", "Everything in the picture is transparent.")
-    extent = max(np.ptp(rows), np.ptp(columns)) + 1
-    if extent < MIN_OBJECT:
-        raise Reject("object too small", f"It extends over {extent} pixels only.")
-    return _record(view, data, mask, dataset="objaverse")
+# ---------------------------------------------------------------------------- folders and files
 
 
-def list_photos(src: Path) -> Iterator[View]:
-    """A folder of photographs; the group is the file's name without suffix."""
-    for path in sorted(p for p in src.iterdir() if p.suffix.lower() in PICTURES):
-        yield View(path, group=path.stem, instance=0, frame=0)
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of the numbers in them: 2.jpg before 10.jpg."""
+
+    def key(name: str) -> tuple:
+        parts = re.split(r"([0-9]+)", name)  # text and numbers in turn
+        return [int(p) if k % 2 else p for k, p in enumerate(parts)], name
+
+    return sorted(names, key=key)
 
 
-def read_photo(view: View) -> Record:
-    """A photo that only serves as background: its mask is empty."""
-    data, image = _read(view.path)
-    return _record(view, data, np.zeros(image.shape[:2], np.uint8), dataset="photos")
+def _folders(parent: Path) -> Iterator[Path | Reject]:
+    """The folders in a folder, in order; archives and broken links are rejects."""
+    for name in in_order(p.name for p in parent.iterdir() if not p.name.startswith(".")):
+        path = parent / name
+        if path.is_dir():
+            yield path
+        elif path.suffix.lower() in ARCHIVES:
+            yield Reject("archive", "Unpack it first.", path)
+        elif path.is_symlink() and not path.exists():
+            yield Reject("broken link", "It leads nowhere, or to itself.", path)
 
 
-READERS: dict[str, tuple[Callable[[Path], Iterator[View]], Callable[[View], Record]]] = {
-    "objaverse": (list_objaverse, read_objaverse),
-    "photos": (list_photos, read_photo),
-}
+def _pictures(folder: Path, suffixes: Iterable[str] = PICTURES) -> list[tuple[int, Path]]:
+    """Frame numbers and paths of the pictures in a folder, in order.
 
-
-def prepare(
-    name: str,
-    src: str | os.PathLike,
-    dst: str | os.PathLike,
-    splits_file: str | os.PathLike | None = None,
-    workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
-    *,
-    max_side: int | None = None,
-) -> dict[str, dict[str, int]]:
-    """Makes a prepared data set (see records.py) of a folder.
-
-    Args:
-        name: One of `READERS`.
-        src: The folder as downloaded or rendered.
-        dst: Folder to make.
-        splits_file: JSON `{"train": [...], "validation": [...], "test": [...]}` of groups, that
-            is of objects or of photos' names without suffix; or, for several data sets in one file,
-            such an object under the data set's name. None: everything is "train".
-        workers: Threads that read and check; their number does not change the result.
-        progress: Called as progress(done, total) after every picture.
-        max_side: Pictures with a longer side are shrunk to it (pixels) and stored as JPEG of
-            quality 95; decoding is what a large photo costs the training. None: all as they came.
-
-    Returns:
-        {"records": {split: count}, "rejects": {reason: count}}. DST/rejects.jsonl has a line
-        {"path", "reason", "detail"} for each picture left out.
-
-    Raises:
-        InputError: Unknown name, missing folder, unusable splits file, no usable picture, or `dst`
-            is not empty.
+    A frame's number is that in its name where every name is a number, else its position.
     """
-    if name not in READERS:
-        raise InputError(f"There is no reader {name!r}; known are {', '.join(READERS)}.")
-    src = Path(src)
-    if not src.is_dir():
-        raise InputError(f"There is no folder {src}.")
-    list_views, read_view = READERS[name]
-    views = list(list_views(src))
-    groups = {view.group for view in views}
-    split_of = _read_splits(splits_file, name) if splits_file else dict.fromkeys(groups, "train")
-    if missing := sorted(split_of.keys() - groups):
-        logger.warning("%s lacks %d groups of %s: %s", src, len(missing), splits_file, missing)
-
-    def read(view: View) -> Record | Reject:
-        try:
-            if view.group not in split_of:
-                raise Reject("in no split", f"{splits_file} does not name {view.group}.")
-            record = read_view(view)
-            return record if max_side is None else _shrink(record, max_side)
-        except Reject as reject:
-            return reject
-
-    # Grain's threads give the results in order and stay at most `4 * workers` pictures ahead.
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
-    results = grain.MapDataset.source(views).map(read).to_iter_dataset(options)
-    records, rejects = Counter(), Counter()
-    with RecordWriter(dst, name) as writer:
-        with open(writer.building / "rejects.jsonl", "w") as log:
-            for done, (view, result) in enumerate(zip(views, results, strict=True), start=1):
-                if isinstance(result, Reject):
-                    path = view.path.relative_to(src).as_posix()
-                    line = {"path": path, "reason": result.reason, "detail": result.detail}
-                    log.write(json.dumps(line) + "\n")
-                    rejects[result.reason] += 1
-                else:
-                    writer.write(split_of[view.group], result)
-                    records[split_of[view.group]] += 1
-                if progress:
-                    progress(done, len(views))
-        if not records:
-            raise InputError(f"{src} holds no usable picture; left out: {dict(rejects) or 'none'}.")
-    logger.info("%s: %s records, %s left out", dst, dict(records), dict(rejects))
-    return {"records": dict(records), "rejects": dict(rejects)}
-
-
-def _read(path: Path) -> tuple[bytes, np.ndarray]:
-    """A file and its pixels."""
-    data = path.read_bytes()
-    try:
-        image = decode_image(data, path.name)
-    except InputError as error:
-        raise Reject("unreadable", str(error)) from error
-    if min(image.shape[:2]) < MIN_SIDE:
-        raise Reject("picture too small", f"It has {image.shape[1]}x{image.shape[0]} pixels.")
-    return data, image
-
-
-def _record(view: View, data: bytes, mask: np.ndarray, dataset: str) -> Record:
-    return Record(
-        image=data,
-        mask=encode_png(mask),
-        background=b"",
-        group=view.group,
-        instance=view.instance,
-        frame=view.frame,
-        dataset=dataset,
+    names = in_order(
+        p.name
+        for p in folder.iterdir()
+        if p.suffix.lower() in suffixes and not p.name.startswith(".")
     )
+    stems = [name.rpartition(".")[0] for name in names]
+    if all(re.fullmatch(r"[0-9]{1,18}", stem) for stem in stems):
+        return [(int(stem), folder / name) for stem, name in zip(stems, names, strict=True)]
+    return [(position, folder / name) for position, name in enumerate(names)]
 
 
-def _shrink(record: Record, max_side: int) -> Record:
-    """The record with its pictures at most `max_side` pixels high and wide."""
-    image = Image.fromarray(decode_image(record["image"], record["group"]))
-    mask = Image.fromarray(decode_image(record["mask"], record["group"])[..., 0])
-    if max(image.size) <= max_side:
-        return record
-    size = tuple(max(round(side * max_side / max(image.size)), 1) for side in image.size)
-
-    def jpeg(picture: Image.Image) -> bytes:
-        buffer = io.BytesIO()
-        picture = picture.resize(size, Image.Resampling.LANCZOS).convert("RGB")
-        picture.save(buffer, "JPEG", quality=95, subsampling=0)
-        return buffer.getvalue()
-
-    background = record["background"]
-    if background:
-        background = jpeg(Image.fromarray(decode_image(background, record["group"])))
-    mask = encode_png(np.asarray(mask.resize(size, Image.Resampling.LANCZOS)))
-    return record | {"image": jpeg(image), "mask": mask, "background": background}
+def _group_pictures(
+    folder: Path, masks_of: Callable[[Path], Masks], suffixes: Iterable[str] = PICTURES
+) -> Iterator[Picture | Reject]:
+    """The pictures of a folder, or a reject if there are none."""
+    found = _pictures(folder, suffixes)
+    if not found:
+        yield Reject("empty folder", "It holds no picture.", folder)
+    for frame, path in found:
+        yield Picture(path, frame, masks_of(path))
 
 
-def _read_splits(path: str | os.PathLike, name: str) -> dict[str, str]:
-    """The split of each group.
-
-    Raises:
-        InputError: No such file, not the JSON described in `prepare`, or a group in two splits.
-    """
+def _read_json(path: Path) -> dict:
     try:
-        splits = json.loads(Path(path).read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read the splits file {path}: {error}.") from error
-    if not isinstance(splits, dict):
-        raise InputError(f"{path} must be a JSON object of lists of names, by split.")
-    splits = splits.get(name, splits)
-    split_of = {}
-    for split in ("train", "validation", "test"):
-        for group in splits.get(split, ()):
-            if group in split_of:
-                raise InputError(f"{path} has {group} in {split_of[group]} and in {split}.")
-            split_of[group] = split
-    if not split_of:
-        raise InputError(f'{path} names nothing under "train", "validation" or "test".')
-    return split_of
+        raise InputError(f"Cannot read {path}: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object.")
+    return content
+
+
+def _need(src: Path, *names: str) -> None:
+    missing = [name for name in names if not (src / name).exists()]
+    if missing:
+        raise InputError(
+            f"{src} lacks {', '.join(missing)}; give the folder that holds {', '.join(names)}."
+        )
+
+
+# ---------------------------------------------------------------------------- objaverse
+
+
+def objaverse_groups(src: Path) -> Iterator[Group | Reject]:
+    """RGBA views, as `imprint data render` and the scripts for Objaverse write them.
+
+    SRC/<object>/NNN.webp or .png; neighbours in order are neighbouring views. The object is what is
+    opaque. Source: imprint_jax/render.py; allenai/objaverse-rendering, scripts/blender_script.py
+    (<output_dir>/<object>/%03d.png).
+    """
+    for found in _folders(src):
+        yield found if isinstance(found, Reject) else Group(found.name, found)
+
+
+def objaverse_pictures(group: Group) -> Iterator[Picture | Reject]:
+    """The views of an object."""
+    return _group_pictures(group.folder, lambda path: _alpha, {".webp", ".png"})
+
+
+def _alpha(image: np.ndarray) -> Iterator:
+    if image.shape[2] == 3 or image[..., 3].min() == 255:
+        yield 0, Reject("no alpha", "Nothing of the picture is transparent.")
+    else:
+        yield 0, image[..., 3]
+
+
+# ---------------------------------------------------------------------------- MVImgNet
+
+
+def mvimgnet_groups(src: Path) -> Iterator[Group | Reject]:
+    """MVImgNet 1 and 2: one video around one object, cut into frames.
+
+    SRC/<class>/<object>/images/NNN.jpg (README.md of GAP-LAB-CUHK-SZ/MVImgNet and of
+    luyues/MVImgNet2.0; "sparse/" beside it is not read), or the same below SRC/image. Masks are
+
+    - SRC/<class>/<object>/masks/NNN.png (MVImgNet 2), or
+    - SRC/mask/<class>/<object>/NNN.jpg.png (MVImgNet 1, downloaded as MVImgNet_mask), placed as
+      dataset/mvimagenet_sv.py of hwjiang1510/Real3D expects them; it scales them, so do we; or
+    - SRC/<class>/<object>/images/NNN_bg_removed.png with alpha (MVImgNet 1, first release; read so
+      by datasets/mvimagenet.py of ali-vilab/AnyDoor).
+    """
+    images = src / "image" if (src / "image").is_dir() else src
+    for found in _folders(images):
+        if isinstance(found, Reject):
+            yield found
+        elif found.name != "mask":
+            for inner in _folders(found):
+                if isinstance(inner, Reject):
+                    yield inner
+                    continue
+                name = f"{found.name}/{inner.name}"
+                yield Group(name, inner, about=src / "mask" / name)
+
+
+def mvimgnet_pictures(group: Group) -> Iterator[Picture | Reject]:
+    """The frames of an object's video."""
+    folder = group.folder / "images"
+    if not folder.is_dir():
+        yield Reject("empty folder", "It holds no folder images.", group.folder)
+        return
+
+    def masks(path: Path) -> Masks:
+        places = [
+            group.folder / "masks" / f"{path.stem}.png",
+            group.folder / "masks" / f"{path.name}.png",
+            group.about / f"{path.name}.png",
+            folder / f"{path.stem}_bg_removed.png",
+        ]
+        there = next((place for place in places if place.is_file()), places[-2])
+        return partial(scaled_mask, there)
+
+    yield from _group_pictures(folder, masks, {".jpg", ".jpeg"})
+
+
+# ---------------------------------------------------------------------------- YouTube-VOS
+
+
+def youtubevos_groups(src: Path) -> Iterator[Group | Reject]:
+    """YouTube-VOS 2018 and 2019: videos with several objects.
+
+    SRC/JPEGImages/<video>/NNNNN.jpg, SRC/Annotations/<video>/NNNNN.png (palette, the number is the
+    object) and SRC/meta.json ({"videos": {<video>: {"objects": {<object>: {"category", "frames":
+    [NNNNN]}}}}}); SRC is the folder "train". Source: the data sets' page
+    (youtube-vos.org/dataset/vos) and ltr/dataset/youtubevos.py of visionml/pytracking.
+    """
+    _need(src, "JPEGImages", "Annotations", "meta.json")
+    videos = _read_json(src / "meta.json").get("videos")
+    if not isinstance(videos, dict):
+        raise InputError(f'{src / "meta.json"} has no object "videos".')
+    for video in sorted(videos):
+        folder = src / "JPEGImages" / video
+        if not folder.is_dir():
+            yield Reject("missing folder", "meta.json names it.", folder)
+            continue
+        try:
+            objects = {int(k): set(o["frames"]) for k, o in videos[video]["objects"].items()}
+        except (TypeError, KeyError, ValueError, AttributeError):
+            yield Reject("bad description", "meta.json describes it in another form.", folder)
+            continue
+        frames = defaultdict(list)
+        for number, names in objects.items():
+            for name in names:
+                frames[name].append(number)
+        yield Group(video, folder, about=dict(frames))
+
+
+def youtubevos_pictures(group: Group) -> Iterator[Picture | Reject]:
+    """The frames of a video that have objects."""
+    folder = group.folder.parent.parent / "Annotations" / group.name
+    for position, name in enumerate(in_order(group.about)):
+        frame = int(name) if re.fullmatch(r"[0-9]{1,18}", name) else position
+        objects = group.about[name]
+        known = lambda present, objects=objects: {*objects, *present[present > 0].tolist()}
+        masks = partial(_listed_masks, folder / f"{name}.png", objects=objects, known=known)
+        yield Picture(group.folder / f"{name}.jpg", frame, masks)
+
+
+def _listed_masks(path: Path, image: np.ndarray, *, objects: list[int], known) -> Iterator:
+    for label, mask in label_masks(path, image, known=known):
+        if label in objects or isinstance(mask, Reject):
+            yield label, mask
+        else:
+            yield label, Reject("object not in meta.json", f"{path} has pixels of object {label}.")
+
+
+# ---------------------------------------------------------------------------- VIPSeg
+
+
+def vipseg_groups(src: Path) -> Iterator[Group | Reject]:
+    """VIPSeg, as downloaded or as its script change2_720p.py makes it.
+
+    SRC/imgs (or SRC/images)/<video>/NNNNNNNN.jpg and SRC/panomasks/<video>/NNNNNNNN.png, whose
+    pixels are numbers: 0 is void, to 124 a kind of stuff, above category x 100 + object. Objects
+    ("things") become records, stuff does not. Without panomasks: SRC/panomasksRGB and
+    SRC/panoptic_gt_VIPSeg.json of create_panoptic_video_labels.py. Source: README.md and these
+    scripts in VIPSeg-Dataset/VIPSeg-Dataset.
+    """
+    images = "images" if (src / "images").is_dir() else "imgs"
+    plain = (src / "panomasks").is_dir()
+    _need(src, images, *([] if plain else ["panomasksRGB", "panoptic_gt_VIPSeg.json"]))
+    things = None if plain else _vipseg_things(src / "panoptic_gt_VIPSeg.json")
+    for found in _folders(src / images):
+        if isinstance(found, Reject):
+            yield found
+        elif plain:
+            yield Group(found.name, found, (src / "panomasks" / found.name, None))
+        else:
+            about = (src / "panomasksRGB" / found.name, things.get(found.name, {}))
+            yield Group(found.name, found, about)
+
+
+def _vipseg_things(path: Path) -> dict[str, dict[str, set[int]]]:
+    """The labels that are objects, by video and picture."""
+    content = _read_json(path)
+    try:
+        kinds = {c["id"] for c in content["categories"] if c["isthing"]}
+        return {
+            video["video_id"]: {
+                Path(a["file_name"]).stem: {
+                    s["id"] for s in a["segments_info"] if s["category_id"] in kinds
+                }
+                for a in video["annotations"]
+            }
+            for video in content["annotations"]
+        }
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is not in the panoptic format: {error!r}.") from error
+
+
+def vipseg_pictures(group: Group) -> Iterator[Picture | Reject]:
+    """The frames of a video."""
+    folder, things = group.about
+
+    def masks(path: Path) -> Masks:
+        if things is None:
+            known = lambda present: present[present > 124].tolist()
+        else:
+            known = lambda present: things.get(path.stem, ())
+        return partial(label_masks, folder / f"{path.stem}.png", known=known)
+
+    return _group_pictures(group.folder, masks)
+
+
+# ---------------------------------------------------------------------------- PPR10K
+
+
+def ppr10k_groups(src: Path) -> Iterator[Group | Reject]:
+    """PPR10K: groups of portraits of the same people, with a mask of them.
+
+    SRC/{train,val}/target_a/<group>_<photo>.tif and SRC/{train,val}/masks/<group>_<photo>.png, or
+    without train and val; "source" where there is no "target_a", "masks_full" or "masks_360p"
+    where there is no "masks". Source: code_3DLUT/datasets.py, utils/split_train_val.py and
+    README.md of csjliang/PPR10K. Raw photos are exported first (its docs/dataset_usage.md).
+    """
+    found = 0
+    for part in (src, src / "train", src / "val"):
+        images = next((part / n for n in ("target_a", "source") if (part / n).is_dir()), None)
+        names = ("masks", "masks_full", "masks_360p")
+        masks = next((part / n for n in names if (part / n).is_dir()), None)
+        if images is None:
+            continue
+        if masks is None:
+            raise InputError(f"{part} holds photos but no masks, masks_full or masks_360p.")
+        found += 1
+        groups = defaultdict(list)
+        for _, path in _pictures(images):
+            match = re.fullmatch(r"([0-9]+)_([0-9]+)", path.stem)
+            if match:
+                groups[match[1]].append((int(match[2]), path))
+            else:
+                yield Reject("unknown name", "It is not called <group>_<photo>.", path)
+        for name in in_order(groups):
+            yield Group(name, masks, about=groups[name])
+    if not found:
+        raise InputError(
+            f"{src} has no folder target_a or source, also not in train or val; "
+            "see docs/data_sets.md."
+        )
+
+
+def ppr10k_pictures(group: Group) -> Iterator[Picture | Reject]:
+    """The photos of a group."""
+    for frame, path in group.about:
+        yield Picture(path, frame, partial(one_mask, group.folder / f"{path.stem}.png"))
+
+
+# ---------------------------------------------------------------------------- photos
+
+
+def photos_groups(src: Path) -> Iterator[Group | Reject]:
+    """Photographs, with or without objects marked.
+
+    - SRC/NAME.jpg, and for those with objects SRC/masks/NAME.png (one object, white) or
+      SRC/masks/NAME/*.png (one file an object). Ours.
+    - COCO: SRC/annotations/instances_SET.json and SRC/SET/FILE, as it is distributed
+      (cocodataset.org/#format-data), or SRC/ANY.json and SRC/FILE. Crowds are left out.
+    """
+    described = [(p, src / p.stem.removeprefix("instances_")) for p in _jsons(src / "annotations")]
+    described += [(p, src) for p in _jsons(src)]
+    if described:
+        for path, folder in described:
+            yield from _coco_groups(path, folder)
+        return
+    for _, path in _pictures(src):
+        yield Group(path.stem, path, about=src / "masks")
+    for found in _folders(src):
+        path = found.path if isinstance(found, Reject) else found
+        if path.suffix.lower() in PICTURES or path.name == "masks":
+            continue
+        if isinstance(found, Reject):
+            yield found
+        else:
+            yield Reject("folder among photos", "Photos are not looked for in it.", path)
+
+
+def photos_pictures(group: Group) -> Iterator[Picture | Reject]:
+    """The photo."""
+    if isinstance(group.about, list):
+        yield Picture(group.folder, 0, partial(coco_masks, group.about))
+        return
+    several = group.about / group.name
+    if several.is_dir():
+        files = [p for _, p in _pictures(several)]
+        masks = lambda image: chain.from_iterable(
+            one_mask(path, image, instance=number) for number, path in enumerate(files, start=1)
+        )
+        yield Picture(group.folder, 0, masks)
+    else:
+        yield Picture(group.folder, 0, partial(one_mask, group.about / f"{group.name}.png"))
+
+
+def _jsons(folder: Path) -> list[Path]:
+    """COCO's descriptions in a folder; other JSON files, such as captions, are none."""
+    if not folder.is_dir():
+        return []
+    if folder.name == "annotations":
+        return sorted(folder.glob("instances_*.json"))
+    return [
+        p for p in sorted(folder.glob("*.json")) if {"images", "annotations"} <= {*_read_json(p)}
+    ]
+
+
+def _coco_groups(path: Path, folder: Path) -> Iterator[Group | Reject]:
+    content = _read_json(path)
+    try:
+        objects = defaultdict(list)
+        for item in content["annotations"]:
+            one = (int(item["id"]), item["segmentation"], item.get("iscrowd", 0))
+            objects[item["image_id"]].append(one)
+        files = {image["id"]: image["file_name"] for image in content["images"]}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not in COCO's format: {error!r}.") from error
+    for number in sorted(objects.keys() - files.keys(), key=str):
+        yield Reject("missing picture", f"{path.name} lists no picture {number}.", path)
+    for number, name in sorted(files.items(), key=lambda item: item[1]):
+        group = (Path(folder.name) / name if folder != path.parent else Path(name)).with_suffix("")
+        yield Group(group.as_posix(), folder / name, about=objects[number])
+
+
+# ---------------------------------------------------------------------------- folder
+
+
+def folder_groups(src: Path) -> Iterator[Group | Reject]:
+    """Your own pairs: an object, and a photo of it in place.
+
+    SRC/foreground/NAME.* and SRC/foreground_mask/NAME.png; SRC/target/NAME.*, the photo that holds
+    the object, and where in SRC/mask/NAME.png (or mask_bbox) or SRC/bbox/NAME.txt ("x0 y0 x1 y1");
+    SRC/background/NAME.*, the photo without it. Source: examples/ and scripts/inference.py of
+    bcmi/ObjectStitch-Image-Composition; "target" is ours, and training needs it.
+    """
+    _need(src, "foreground", "foreground_mask", "background")
+    for _, path in _pictures(src / "foreground"):
+        yield Group(path.stem, path, about=src)
+    for name in ("background", "target"):
+        for path in _stems(src / name).values():
+            if path.stem not in _stems(src / "foreground"):
+                yield Reject("no foreground", "No foreground has its name.", path)
+
+
+def folder_pictures(group: Group) -> Iterator[Picture | Reject]:
+    """The object's picture, frame 0, and the photo that holds it, frame 1."""
+    src, name = group.about, group.name
+    mask = _file(src / "foreground_mask", name)
+    yield Picture(group.folder, 0, partial(one_mask, mask))
+    target = _file(src / "target", name)
+    if not target.exists():
+        yield Reject("no target", "There is no photo that holds the object.", target)
+        return
+    places = [_file(src / folder, name) for folder in ("mask", "mask_bbox")]
+    place = next((p for p in places if p.exists()), None)
+    if place is not None:
+        masks = partial(one_mask, place)
+    else:
+        masks = partial(box_file, src / "bbox" / f"{name}.txt")
+    background = _file(src / "background", name)
+    yield Picture(target, 1, masks, background if background.exists() else None)
+
+
+def _stems(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for _, path in _pictures(folder)} if folder.is_dir() else {}
+
+
+def _file(folder: Path, stem: str) -> Path:
+    """The picture of that name, with any suffix; STEM.png if there is none."""
+    paths = (folder / f"{stem}{suffix}" for suffix in sorted(PICTURES))
+    return next((path for path in paths if path.exists()), folder / f"{stem}.png")
+
+
+READERS: dict[str, Reader] = {
+    "mvimgnet": Reader(mvimgnet_groups, mvimgnet_pictures),
+    # Renders are sharp and whole, on ground that is not part of the picture.
+    "objaverse": Reader(
+        objaverse_groups,
+        objaverse_pictures,
+        Filters(min_area=0.0, max_area=1.0, min_component=0.0, min_sharpness=0.0),
+    ),
+    "youtubevos": Reader(youtubevos_groups, youtubevos_pictures),
+    "vipseg": Reader(vipseg_groups, vipseg_pictures),
+    # Pieces are several people, who stay together.
+    "ppr10k": Reader(ppr10k_groups, ppr10k_pictures, Filters(min_component=0.0), group_size=7),
+    "photos": Reader(photos_groups, photos_pictures, group_size=1, backgrounds=True),
+    "folder": Reader(folder_groups, folder_pictures, group_size=2),
+}

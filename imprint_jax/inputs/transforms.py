@@ -1,10 +1,11 @@
-"""Records to samples: the perturbation P(T(.)) of the paper's Sec. 3.3, view pairs, pasted objects.
+"""Records to samples: the perturbation P(T(.)) of the paper's Sec. 3.3, view pairs, composites.
 
 A sample is `object` (s s 3), `target` (h w 3), `mask` (h w 1), all uint8; see batch.py. What is
 random comes from Grain's `rng`, which depends on the sample's place in the stream only.
 """
 
 import math
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -13,14 +14,16 @@ from PIL import Image, ImageFilter
 from imprint_jax.geometry import (
     FAINT,
     MIN_CONTEXT,
+    Crop,
     bounding_box,
     centre,
     cut_out,
+    extract,
     mask_level,
     object_crop,
 )
 from imprint_jax.images import decode_image
-from imprint_jax.inputs.pairs import WindowPartners
+from imprint_jax.inputs.pairs import make_pairs
 from imprint_jax.inputs.records import Record, RecordSource
 
 # Grid points of a colour table in each direction; its curves are smooth, 9 show no steps.
@@ -166,10 +169,86 @@ def random_square(photo: Record, size: int, rng: np.random.Generator) -> np.ndar
     return np.asarray(square)
 
 
+def context_side(mask: np.ndarray, share: float) -> int:
+    """Side of the square of a photo of which the object covers `share`.
+
+    It is larger where the context of `MIN_CONTEXT` asks for it, and never larger than the photo.
+
+    Args:
+        mask: (h w) bool, the object, not empty.
+        share: Of the square's area.
+
+    Returns:
+        Pixels.
+    """
+    x0, y0, x1, y1 = bounding_box(mask)
+    least = math.ceil(max(x1 - x0, y1 - y0) * MIN_CONTEXT)
+    return min(max(round(math.sqrt(mask.sum() / share)), least), *mask.shape)
+
+
+def random_context(mask: np.ndarray, side: int, rng: np.random.Generator) -> Crop:
+    """A random square of a photo with all of the object in it, or some where it is too long.
+
+    Args:
+        mask: (h w) bool, the object.
+        side: Pixels, from `context_side`.
+        rng: Source of randomness.
+    """
+
+    def start(occupied: np.ndarray) -> int:
+        places = np.flatnonzero(occupied)
+        low, high = places[0], places[-1] + 1
+        if high - low <= side:
+            return int(rng.integers(max(high - side, 0), min(low, len(occupied) - side) + 1))
+        seen = rng.choice(places)  # the object may have gaps
+        return int(np.clip(rng.integers(seen - side + 1, seen + 1), low, high - side))
+
+    return Crop(start(mask.any(axis=0)), start(mask.any(axis=1)), side)
+
+
 def decode_view(record: Record) -> tuple[np.ndarray, np.ndarray]:
     """A record's image (h w 3) and mask (h w), uint8; the mask's values are coverage."""
-    image = decode_image(record["image"], record["group"])[..., :3]
-    return image, decode_image(record["mask"], record["group"])[..., 0]
+    return decode_image(record["image"], record["group"])[..., :3], decode_coverage(record)
+
+
+def decode_coverage(record: Record) -> np.ndarray:
+    """A record's mask (h w), uint8."""
+    return decode_image(record["mask"], record["group"])[..., 0]
+
+
+def decode_shrunk(record: Record, mask: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """A record's image (h w 3), and its mask at the image's size.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size, which is faster, where that is
+    at least `scale` times the size.
+    """
+    least = math.ceil(min(mask.shape) * min(scale, 1))
+    image = decode_image(record["image"], record["group"], least=least)[..., :3]
+    if image.shape[:2] != mask.shape:
+        mask = np.asarray(Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.BOX))
+    return image, mask
+
+
+def perturbed_object(config, record: Record, rng: np.random.Generator) -> np.ndarray:
+    """P(T(.)) of a record's object: the object image (s s 3), with s = `config.object_size`."""
+    mask = decode_coverage(record)
+    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
+    # Twice the size leaves room for the affine change.
+    image, mask = decode_shrunk(record, mask, 2 * config.object_size / max(x1 - x0, y1 - y0))
+    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
+    image, mask = image[y0:y1, x0:x1], mask[y0:y1, x0:x1]
+    image = recolor(image, random_colors(rng, config.data.color))
+    image, mask = warp(image, mask, random_affine(rng, **config.data.affine))
+    return object_crop(image, mask, config.object_size)
+
+
+class Scene(NamedTuple):
+    """A sample but for the level of its mask."""
+
+    object: np.ndarray  # (s s 3) uint8
+    target: np.ndarray  # (h h 3) uint8
+    hole: np.ndarray  # (h h) bool, the object's outline in the target
+    records: tuple[int, int]  # the object's and the target's
 
 
 class ViewPair(grain.transforms.RandomMap):
@@ -180,23 +259,25 @@ class ViewPair(grain.transforms.RandomMap):
 
     def __init__(self, config, records: RecordSource):
         self.config, self.records = config, records
-        self.pairs = WindowPartners(records.index, config.data.window)
+        self.pairs = make_pairs("views", records.index, config.data.window)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k`; the hole is all of the target."""
         first, second = self.pairs.draw(k, rng)
         colors = random_colors(rng, self.config.data.color)
         image, mask = decode_view(self.records[first])
         crop = object_crop(recolor(image, colors), mask, self.config.object_size)
         image, mask = decode_view(self.records[second])
         size = self.config.image_size
-        return {
-            "object": crop,
-            "target": fit(cut_out(recolor(image, colors), mask), size),
-            "mask": np.ones((size, size, 1), np.uint8),
-        }
+        target = fit(cut_out(recolor(image, colors), mask), size)
+        return Scene(crop, target, np.ones((size, size), bool), (first, second))
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        scene = self.scene(k, rng)
+        return _sample(scene, scene.hole)
 
 
 class Pasted(grain.transforms.RandomMap):
@@ -208,30 +289,70 @@ class Pasted(grain.transforms.RandomMap):
 
     def __init__(self, config, records: RecordSource, backgrounds: RecordSource):
         self.config, self.records, self.backgrounds = config, records, backgrounds
-        self.pairs = WindowPartners(records.index, config.data.window)
+        self.pairs = make_pairs("pasted", records.index, config.data.window)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k` in a photo."""
         config, data = self.config, self.config.data
         first, second = self.pairs.draw(k, rng)
-        image, mask = decode_view(self.records[first])
-        image = recolor(image, random_colors(rng, data.color))
-        image, mask = warp(image, mask, random_affine(rng, **data.affine))
-        crop = object_crop(image, mask, config.object_size)
-
+        crop = perturbed_object(config, self.records[first], rng)
         photo = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
         photo = random_square(photo, config.image_size, rng)
         share = math.exp(rng.uniform(*np.log(data.share)))
         view = decode_view(self.records[second])
         target, hole = paste(photo, view, share, data.brightness_match, rng)
-        mask = mask_level(hole, int(rng.integers(4)), data.mask_sigmas)
-        return {
-            "object": crop,
-            "target": target,
-            "mask": mask[..., None].astype(np.uint8),
-        }
+        return Scene(crop, target, hole, (first, second))
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return _with_random_level(self.scene(k, rng), self.config, rng)
+
+
+class InPlace(grain.transforms.RandomMap):
+    """Stage 2 from photos and videos: pair number -> the object from one picture, and another.
+
+    The target is an untouched random square of the second picture, with the object where it is;
+    the object image is perturbed, P(T(.)). See pairs.py for the pairs.
+    """
+
+    def __init__(self, config, records: RecordSource, kind: str):
+        self.config, self.records = config, records
+        self.pairs = make_pairs(kind, records.index, config.data.window)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k`."""
+        size = self.config.image_size
+        first, second = self.pairs.draw(k, rng)
+        crop = perturbed_object(self.config, self.records[first], rng)
+        record = self.records[second]
+        share = math.exp(rng.uniform(*np.log(self.config.data.share)))
+        mask = decode_coverage(record)
+        image, mask = decode_shrunk(record, mask, size / context_side(mask >= FAINT, share))
+        hole = mask >= FAINT
+        square = random_context(hole, context_side(hole, share), rng)
+        target, hole = extract(image, square, size), extract(hole, square, size)
+        return Scene(crop, target, hole, (first, second))
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return _with_random_level(self.scene(k, rng), self.config, rng)
+
+
+def _with_random_level(scene: Scene, config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return _sample(scene, mask_level(scene.hole, int(rng.integers(4)), config.data.mask_sigmas))
+
+
+def _sample(scene: Scene, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """What the stream holds; see batch.py."""
+    return {
+        "object": scene.object,
+        "target": scene.target,
+        "mask": mask[..., None].astype(np.uint8),
+    }
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

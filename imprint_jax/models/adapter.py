@@ -9,23 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imprint_jax.models.layers import MLP, SelfAttention, layer_norm
-
-
-class AdapterBlock(nnx.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, width: int, num_heads: int, mlp_width: int, *, dtype, rngs: nnx.Rngs):
-        make = dict(dtype=dtype, rngs=rngs)
-        self.norm1 = layer_norm(width, epsilon=1e-5, **make)
-        self.attn = SelfAttention(width, num_heads, **make)
-        self.norm2 = layer_norm(width, epsilon=1e-5, **make)
-        self.mlp = MLP(width, mlp_width, **make)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(b t c) -> (b t c)."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+from imprint_jax.models.layers import Rngs, TransformerBlock, layer_norm
 
 
 class Adapter(nnx.Module):
@@ -50,14 +34,14 @@ class Adapter(nnx.Module):
         num_heads: int,
         mlp_width: int,
         dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         make = dict(dtype=dtype, rngs=rngs)
         self.dtype = dtype
         self.norm_in = layer_norm(width_in, epsilon=1e-5, **make)
         self.proj = nnx.Linear(width_in, width, **make)
         self.blocks = nnx.List(
-            [AdapterBlock(width, num_heads, mlp_width, **make) for _ in range(depth)]
+            [TransformerBlock(width, num_heads, mlp_width, **make) for _ in range(depth)]
         )
         self.norm_out = layer_norm(width, epsilon=1e-5, **make)
         self.null_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))

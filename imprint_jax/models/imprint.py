@@ -8,12 +8,15 @@ nested dict of arrays with string keys: {dinov2, adapter, unet, vae}. `bind` put
 inside a jitted function.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from imprint_jax import geometry
 from imprint_jax.models.adapter import Adapter
+from imprint_jax.models.layers import Rngs
 from imprint_jax.models.unet import UNet
 from imprint_jax.models.vae import AutoencoderKL, DCTCodec
 from imprint_jax.models.vit import DINOv2, normalize
@@ -26,17 +29,22 @@ class Imprint(nnx.Module):
 
     Args:
         config: The `model` section of a configuration (see `imprint_jax.config`).
+        remat: {"dinov2": ..., "unet": ...}: whose blocks' activations are recomputed in the
+            backward pass; None: nobody's.
         dtype: Dtype of the computation; parameters stay float32. The VAE always runs in float32:
             its activations overflow half precision.
         rngs: Source of the initial parameters.
     """
 
-    def __init__(self, config, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        autoencoder = {"kl": AutoencoderKL, "dct": DCTCodec}[config.autoencoder]
-        self.dinov2 = DINOv2(**config.dinov2, dtype=dtype, rngs=rngs)
-        self.adapter = Adapter(**config.adapter, dtype=dtype, rngs=rngs)
-        self.unet = UNet(**config.unet, dtype=dtype, rngs=rngs)
-        self.vae = autoencoder(**config.vae, rngs=rngs)
+    def __init__(
+        self, config, *, dtype=jnp.float32, remat: Mapping[str, bool] | None = None, rngs: Rngs
+    ):
+        remat = remat or {"dinov2": False, "unet": False}
+        make = dict(dtype=dtype, rngs=rngs)
+        self.dinov2 = build("dinov2", config, remat=remat["dinov2"], **make)
+        self.adapter = build("adapter", config, **make)
+        self.unet = build("unet", config, remat=remat["unet"], **make)
+        self.vae = build("vae", config, dtype=jnp.float32, rngs=rngs)
 
     def encode_object(self, objects: jax.Array) -> jax.Array:
         """The object's tokens: class and patches, without the registers.
@@ -73,26 +81,50 @@ class Imprint(nnx.Module):
         return self.vae.encode(filled), cells.astype(jnp.float32)
 
 
-def split(config, dtype=jnp.float32):
+def build(component: str, config, **make) -> nnx.Module:
+    """One of `COMPONENTS`, from the `model` section of a configuration.
+
+    Args:
+        component: Its name.
+        config: The section.
+        **make: `dtype`, `rngs`, and of DINOv2 and the UNet `remat`.
+    """
+    autoencoder = {"kl": AutoencoderKL, "dct": DCTCodec}[config.autoencoder]
+    makers = {"dinov2": DINOv2, "adapter": Adapter, "unet": UNet, "vae": autoencoder}
+    return makers[component](**config[component], **make)
+
+
+def abstract_params(make, *args, **arguments) -> dict:
+    """The shapes of a module's parameters, a nested dict of `jax.ShapeDtypeStruct`.
+
+    Args:
+        make: The module's class, or a function; called with the arguments and `rngs`.
+    """
+    module = nnx.eval_shape(lambda: make(*args, **arguments, rngs=Rngs(jax.random.key(0))))
+    return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+
+
+def abstract(component: str, config) -> dict:
+    """The shapes of one component's parameters; arguments as `build`."""
+    return abstract_params(build, component, config, dtype=jnp.float32)
+
+
+def split(config, dtype=jnp.float32, remat: Mapping[str, bool] | None = None):
     """The model's graph definition and the shapes of its parameters; allocates nothing.
 
     Args:
         config: The `model` section of a configuration.
         dtype: Dtype of the computation.
+        remat: As `Imprint` takes it.
 
     Returns:
         graphdef: For `bind`; hashable.
         abstract_params: Nested dict of `jax.ShapeDtypeStruct`.
     """
-    model = nnx.eval_shape(lambda: Imprint(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    make = lambda: Imprint(config, dtype=dtype, remat=remat, rngs=Rngs(jax.random.key(0)))
+    model = nnx.eval_shape(make)
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, _string_keys(nnx.to_pure_dict(params))
-
-
-def init(config, key: jax.Array) -> dict:
-    """Random parameters, a nested dict of float32 arrays."""
-    model = Imprint(config, rngs=nnx.Rngs(key))
-    return _string_keys(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 
 def bind(graphdef, params: dict) -> Imprint:

@@ -11,8 +11,10 @@ from flax import nnx
 
 from imprint_jax.models.layers import (
     ResnetBlock,
+    Rngs,
     attention,
     conv3x3,
+    gelu,
     group_norm,
     layer_norm,
     split_heads,
@@ -39,7 +41,7 @@ def timestep_embedding(timesteps: jax.Array, width: int) -> jax.Array:
 class TimestepMLP(nnx.Module):
     """Two linear layers from the sinusoidal features to the embedding the blocks share."""
 
-    def __init__(self, width: int, embedding: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, embedding: int, *, dtype, rngs: Rngs):
         self.linear_1 = nnx.Linear(width, embedding, dtype=dtype, rngs=rngs)
         self.linear_2 = nnx.Linear(embedding, embedding, dtype=dtype, rngs=rngs)
 
@@ -51,7 +53,7 @@ class TimestepMLP(nnx.Module):
 class CrossAttention(nnx.Module):
     """Attention of image tokens to a context; queries, keys and values without bias."""
 
-    def __init__(self, width: int, context: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, context: int, num_heads: int, *, dtype, rngs: Rngs):
         self.num_heads = num_heads
         self.to_q = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
         self.to_k = nnx.Linear(context, width, use_bias=False, dtype=dtype, rngs=rngs)
@@ -75,19 +77,19 @@ class CrossAttention(nnx.Module):
 class GEGLU(nnx.Module):
     """value * gelu(gate), both from one projection."""
 
-    def __init__(self, width: int, mlp_width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, mlp_width: int, *, dtype, rngs: Rngs):
         self.proj = nnx.Linear(width, 2 * mlp_width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b t c) -> (b t 4c)."""
         value, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return value * nnx.gelu(gate, approximate=False)
+        return value * gelu(gate)
 
 
 class FeedForward(nnx.Module):
     """GEGLU of four times the width, then back."""
 
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype, rngs: Rngs):
         # The checkpoints number the layers net.0 and net.2 (net.1 is a dropout).
         self.net = nnx.Dict(
             {
@@ -101,10 +103,10 @@ class FeedForward(nnx.Module):
         return self.net["2"](self.net["0"](x))
 
 
-class TransformerBlock(nnx.Module):
+class CrossTransformerBlock(nnx.Module):
     """Self-attention, cross-attention to the object's tokens, feed-forward; all pre-norm."""
 
-    def __init__(self, width: int, context: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, context: int, num_heads: int, *, dtype, rngs: Rngs):
         norm = dict(epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(width, **norm)
         self.attn1 = CrossAttention(width, width, num_heads, dtype=dtype, rngs=rngs)
@@ -124,13 +126,11 @@ class TransformerBlock(nnx.Module):
 class Transformer2D(nnx.Module):
     """Flattens the image to tokens for one transformer block."""
 
-    def __init__(
-        self, width: int, context: int, num_heads: int, groups: int, *, dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, width: int, context: int, num_heads: int, groups: int, *, dtype, rngs: Rngs):
         self.norm = group_norm(width, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.proj_in = nnx.Conv(width, width, (1, 1), dtype=dtype, rngs=rngs)
         self.transformer_blocks = nnx.List(
-            [TransformerBlock(width, context, num_heads, dtype=dtype, rngs=rngs)]
+            [CrossTransformerBlock(width, context, num_heads, dtype=dtype, rngs=rngs)]
         )
         self.proj_out = nnx.Conv(width, width, (1, 1), dtype=dtype, rngs=rngs)
 
@@ -149,12 +149,17 @@ class Transformer2D(nnx.Module):
 class Resample(nnx.Module):
     """Halves the size by a strided convolution, or convolves (after nearest upsampling)."""
 
-    def __init__(self, width: int, *, stride: int, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, stride: int, dtype, rngs: Rngs):
         self.conv = conv3x3(width, width, stride=stride, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b h w c) -> (b h/stride w/stride c)."""
         return self.conv(x)
+
+
+def run(module: nnx.Module, *args, remat: bool) -> jax.Array:
+    """Calls a module; with `remat` its activations are recomputed in the backward pass."""
+    return nnx.remat(lambda m, *a: m(*a))(module, *args) if remat else module(*args)
 
 
 class Level(nnx.Module):
@@ -168,9 +173,11 @@ class Level(nnx.Module):
         transformer: dict | None,
         groups: int,
         *,
+        remat: bool,
         dtype,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
+        self.remat = remat
         self.resnets = nnx.List(
             [
                 ResnetBlock(w, width, embedding, groups, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -186,15 +193,17 @@ class Level(nnx.Module):
 
     def block(self, i: int, x: jax.Array, temb: jax.Array, keys_values: list) -> jax.Array:
         """Residual block i and its transformer, which takes its keys and values off the list."""
-        x = self.resnets[i](x, temb)
-        return self.attentions[i](x, keys_values.pop(0)) if len(self.attentions) else x
+        x = run(self.resnets[i], x, temb, remat=self.remat)
+        if not len(self.attentions):
+            return x
+        return run(self.attentions[i], x, keys_values.pop(0), remat=self.remat)
 
 
 class DownBlock(Level):
     """A level of the encoder; all but the last end by halving the size."""
 
-    def __init__(self, *args, downsample: bool, dtype, rngs: nnx.Rngs):
-        super().__init__(*args, dtype=dtype, rngs=rngs)
+    def __init__(self, *args, downsample: bool, remat: bool, dtype, rngs: Rngs):
+        super().__init__(*args, remat=remat, dtype=dtype, rngs=rngs)
         width = self.resnets[-1].conv2.out_features
         resamplers = [Resample(width, stride=2, dtype=dtype, rngs=rngs)] if downsample else []
         self.downsamplers = nnx.List(resamplers)
@@ -212,8 +221,8 @@ class DownBlock(Level):
 class UpBlock(Level):
     """A level of the decoder; takes the encoder's features, all but the last double the size."""
 
-    def __init__(self, *args, upsample: bool, dtype, rngs: nnx.Rngs):
-        super().__init__(*args, dtype=dtype, rngs=rngs)
+    def __init__(self, *args, upsample: bool, remat: bool, dtype, rngs: Rngs):
+        super().__init__(*args, remat=remat, dtype=dtype, rngs=rngs)
         width = self.resnets[-1].conv2.out_features
         resamplers = [Resample(width, stride=1, dtype=dtype, rngs=rngs)] if upsample else []
         self.upsamplers = nnx.List(resamplers)
@@ -231,8 +240,17 @@ class MidBlock(nnx.Module):
     """Two residual blocks around a transformer, at the smallest size."""
 
     def __init__(
-        self, width: int, embedding: int, transformer: dict, groups: int, *, dtype, rngs: nnx.Rngs
+        self,
+        width: int,
+        embedding: int,
+        transformer: dict,
+        groups: int,
+        *,
+        remat: bool,
+        dtype,
+        rngs: Rngs,
     ):
+        self.remat = remat
         self.resnets = nnx.List(
             [
                 ResnetBlock(width, width, embedding, groups, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -244,9 +262,9 @@ class MidBlock(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, temb: jax.Array, keys_values: list) -> jax.Array:
-        x = self.resnets[0](x, temb)
-        x = self.attentions[0](x, keys_values.pop(0))
-        return self.resnets[1](x, temb)
+        x = run(self.resnets[0], x, temb, remat=self.remat)
+        x = run(self.attentions[0], x, keys_values.pop(0), remat=self.remat)
+        return run(self.resnets[1], x, temb, remat=self.remat)
 
 
 class UNet(nnx.Module):
@@ -261,6 +279,7 @@ class UNet(nnx.Module):
         context_width: Width of the context's tokens.
         num_heads: Attention heads, the same at every level.
         norm_groups: Groups of every GroupNorm.
+        remat: Recompute each block's activations in the backward pass.
         dtype: Dtype of the computation; parameters stay float32.
         rngs: Source of the initial parameters.
     """
@@ -276,8 +295,9 @@ class UNet(nnx.Module):
         context_width: int,
         num_heads: int,
         norm_groups: int,
+        remat: bool = False,
         dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         make = dict(dtype=dtype, rngs=rngs)
         first, last = block_widths[0], block_widths[-1]
@@ -303,13 +323,14 @@ class UNet(nnx.Module):
                     transformer if has_attention else None,
                     norm_groups,
                     downsample=downsample,
+                    remat=remat,
                     **make,
                 )
             )
             width = out
             skips += [out] * (layers_per_block + downsample)
 
-        self.mid_block = MidBlock(last, embedding, transformer, norm_groups, **make)
+        self.mid_block = MidBlock(last, embedding, transformer, norm_groups, remat=remat, **make)
 
         self.up_blocks = nnx.List([])
         for level, (out, has_attention) in enumerate(reversed(levels)):
@@ -322,6 +343,7 @@ class UNet(nnx.Module):
                     transformer if has_attention else None,
                     norm_groups,
                     upsample=level < len(levels) - 1,
+                    remat=remat,
                     **make,
                 )
             )
@@ -342,6 +364,11 @@ class UNet(nnx.Module):
         blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
         return [a.keys_values(context) for block in blocks for a in block.attentions]
 
+    def embed_time(self, timesteps: jax.Array) -> jax.Array:
+        """What the blocks are told of the timestep: (b,) integers, 0 to 999 -> (b e)."""
+        features = timestep_embedding(timesteps, self.width).astype(self.dtype)
+        return self.time_embedding(features)
+
     def __call__(
         self,
         latents: jax.Array,
@@ -358,9 +385,19 @@ class UNet(nnx.Module):
         Returns:
             (b h w out_channels) float32.
         """
+        return self.denoise(latents, self.embed_time(timesteps), keys_values)
+
+    def denoise(
+        self,
+        latents: jax.Array,
+        temb: jax.Array,
+        keys_values: list[tuple[jax.Array, jax.Array]],
+    ) -> jax.Array:
+        """As calling it, with the timesteps' embeddings (b e), or (1 e) for all, from `embed_time`.
+
+        A sampler computes them for all its steps at once.
+        """
         keys_values = list(keys_values)
-        features = timestep_embedding(timesteps, self.width).astype(self.dtype)
-        temb = self.time_embedding(features)
         x = self.conv_in(latents.astype(self.dtype))
         skips = [x]
         for block in self.down_blocks:

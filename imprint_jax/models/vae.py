@@ -12,6 +12,7 @@ from flax import nnx
 
 from imprint_jax.models.layers import (
     ResnetBlock,
+    Rngs,
     attention,
     conv3x3,
     group_norm,
@@ -23,7 +24,7 @@ from imprint_jax.models.layers import (
 class VAEAttention(nnx.Module):
     """Single-head self-attention over the pixels of the smallest feature map."""
 
-    def __init__(self, width: int, groups: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, groups: int, *, dtype, rngs: Rngs):
         linear = lambda: nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.group_norm = group_norm(width, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.to_q, self.to_k, self.to_v = linear(), linear(), linear()
@@ -40,7 +41,7 @@ class VAEAttention(nnx.Module):
 class VAEMidBlock(nnx.Module):
     """Residual block, attention, residual block."""
 
-    def __init__(self, width: int, groups: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, groups: int, *, dtype, rngs: Rngs):
         make = dict(dtype=dtype, rngs=rngs)
         self.resnets = nnx.List(
             [ResnetBlock(width, width, None, groups, epsilon=1e-6, **make) for _ in range(2)]
@@ -55,7 +56,7 @@ class VAEMidBlock(nnx.Module):
 class VAEDownsample(nnx.Module):
     """Strided convolution padded at the bottom and right only, as the reference does."""
 
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype, rngs: Rngs):
         padding = ((0, 1), (0, 1))
         self.conv = nnx.Conv(
             width, width, (3, 3), strides=2, padding=padding, dtype=dtype, rngs=rngs
@@ -69,7 +70,7 @@ class VAEDownsample(nnx.Module):
 class VAEUpsample(nnx.Module):
     """Nearest upsampling and a convolution."""
 
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype, rngs: Rngs):
         self.conv = conv3x3(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,9 +81,7 @@ class VAEUpsample(nnx.Module):
 class VAELevel(nnx.Module):
     """Residual blocks at one resolution."""
 
-    def __init__(
-        self, width_in: int, width: int, layers: int, groups: int, *, dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, width_in: int, width: int, layers: int, groups: int, *, dtype, rngs: Rngs):
         widths_in = [width_in] + [width] * (layers - 1)
         self.resnets = nnx.List(
             [
@@ -109,7 +108,7 @@ class Encoder(nnx.Module):
         groups: int,
         *,
         dtype,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         make = dict(dtype=dtype, rngs=rngs)
         self.conv_in = conv3x3(3, block_widths[0], **make)
@@ -146,7 +145,7 @@ class Decoder(nnx.Module):
         groups: int,
         *,
         dtype,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         make = dict(dtype=dtype, rngs=rngs)
         width = block_widths[-1]
@@ -194,7 +193,7 @@ class AutoencoderKL(nnx.Module):
         norm_groups: int,
         scaling_factor: float,
         dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.dtype = dtype
         self.scaling_factor = scaling_factor
@@ -257,13 +256,13 @@ class DCTCodec(nnx.Module):
         chroma: int,
         scaling_factor: float,
         dtype=jnp.float32,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs | None = None,
     ):
         del dtype, rngs
         self.factor = patch
-        basis, spread = dct_basis(patch, luma, chroma)
-        self.basis = nnx.Param(jnp.asarray(basis))
-        self.gain = nnx.Param(jnp.asarray(scaling_factor / np.sqrt(spread)))
+        tables = dct_codec_params(patch, luma, chroma, scaling_factor)
+        self.basis = nnx.Param(jnp.asarray(tables["basis"]))
+        self.gain = nnx.Param(jnp.asarray(tables["gain"]))
 
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """(b H W 3) in [-1, 1] -> (b H/patch W/patch luma+2*chroma); nothing to sample."""
@@ -281,6 +280,14 @@ class DCTCodec(nnx.Module):
         blocks = latents / self.gain[...] @ self.basis[...].T
         blocks = blocks.reshape(b, h, w, p, p, 3).transpose(0, 1, 3, 2, 4, 5)
         return blocks.reshape(b, h * p, w * p, 3)
+
+
+def dct_codec_params(
+    patch: int, luma: int, chroma: int, scaling_factor: float
+) -> dict[str, np.ndarray]:
+    """`DCTCodec`'s tables, for the same arguments: its basis and each channel's gain."""
+    basis, spread = dct_basis(patch, luma, chroma)
+    return {"basis": basis, "gain": scaling_factor / np.sqrt(spread)}
 
 
 def dct_basis(patch: int, luma: int, chroma: int) -> tuple[np.ndarray, np.ndarray]:

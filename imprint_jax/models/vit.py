@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imprint_jax.models.layers import MLP, SelfAttention, SwiGLU, layer_norm
+from imprint_jax.models.layers import MLP, Rngs, SelfAttention, SwiGLU, layer_norm
 
 # ImageNet's channel statistics for RGB in [0, 1], which DINOv2 was trained with
 # (dinov2/data/transforms.py).
@@ -31,9 +31,7 @@ class LayerScale(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm self-attention and feed-forward, each scaled."""
 
-    def __init__(
-        self, width: int, num_heads: int, mlp: str, mlp_width: int, *, dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, width: int, num_heads: int, mlp: str, mlp_width: int, *, dtype, rngs: Rngs):
         make = dict(dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(width, epsilon=1e-6, **make)
         self.attn = SelfAttention(width, num_heads, **make)
@@ -51,7 +49,7 @@ class Block(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Non-overlapping patches, linearly embedded."""
 
-    def __init__(self, width: int, patch_size: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, patch_size: int, *, dtype, rngs: Rngs):
         patch = (patch_size, patch_size)
         self.proj = nnx.Conv(
             3, width, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
@@ -74,6 +72,7 @@ class DINOv2(nnx.Module):
         mlp: "gelu" (S, B, L) or "swiglu" (g).
         mlp_width: Hidden channels of the feed-forward.
         num_registers: Register tokens; 0 for the models without.
+        remat: Recompute each block's activations in the backward pass.
         dtype: Dtype of the computation; parameters stay float32.
         rngs: Source of the initial parameters.
     """
@@ -89,12 +88,14 @@ class DINOv2(nnx.Module):
         mlp: str,
         mlp_width: int,
         num_registers: int,
+        remat: bool = False,
         dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.dtype = dtype
         self.patch_size = patch_size
         self.num_registers = num_registers
+        self.remat = remat
         self.grid = image_size // patch_size
         normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
         make = dict(dtype=dtype, rngs=rngs)
@@ -107,10 +108,10 @@ class DINOv2(nnx.Module):
             self.register_tokens = normal(1, num_registers, width)
 
         @nnx.vmap
-        def stacked(rngs: nnx.Rngs) -> Block:
-            return Block(width, num_heads, mlp, mlp_width, dtype=dtype, rngs=rngs)
+        def stacked(key: jax.Array) -> Block:
+            return Block(width, num_heads, mlp, mlp_width, dtype=dtype, rngs=Rngs(key))
 
-        self.blocks = stacked(rngs.split(depth))
+        self.blocks = stacked(jax.random.split(rngs.params(), depth))
         self.norm = layer_norm(width, epsilon=1e-6, **make)
 
     def position_embedding(self, height: int, width: int) -> jax.Array:
@@ -158,7 +159,10 @@ class DINOv2(nnx.Module):
             x = jnp.concatenate([x[:, :1], registers.astype(self.dtype), x[:, 1:]], axis=1)
 
         graphdef, stacked = nnx.split(self.blocks)
-        x, _ = jax.lax.scan(lambda x, params: (nnx.merge(graphdef, params)(x), None), x, stacked)
+        block = lambda x, params: (nnx.merge(graphdef, params)(x), None)
+        # Inside a scan nothing can be merged with the recomputation: no barrier is needed.
+        block = jax.checkpoint(block, prevent_cse=False) if self.remat else block
+        x, _ = jax.lax.scan(block, x, stacked)
         return self.norm(x).astype(jnp.float32)
 
 

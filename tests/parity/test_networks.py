@@ -1,28 +1,37 @@
 """Tiny networks equal PyTorch's to float32 rounding, forward and backward."""
 
-import diffusers
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
-import transformers
-from flax import nnx, traverse_util
+from flax import nnx
 
-from imprint_jax.models.unet import UNet
-from imprint_jax.models.vae import AutoencoderKL
+from imprint_jax import config, diffusion
+from imprint_jax.convert import rules, sd
+from imprint_jax.convert.sources import find
+from imprint_jax.models import imprint
+from imprint_jax.models.clip import CLIPVision
 from imprint_jax.models.vit import DINOv2
 from tests.parity import reference
 
 
-def bound(make, params: dict):
-    """Our module with these parameters; fails unless names and shapes are exactly the module's."""
-    graphdef, state = nnx.split(nnx.eval_shape(make), nnx.Param)
-    ours = traverse_util.flatten_dict(nnx.to_pure_dict(state))
-    ours = {".".join(map(str, path)): x.shape for path, x in ours.items()}
-    given = traverse_util.flatten_dict(params, sep=".")
-    assert ours == {path: x.shape for path, x in given.items()}
-    return nnx.merge(graphdef, jax.tree.map(jax.numpy.asarray, params))
+def converted(model: torch.nn.Module, folder: Path, kind: str = "auto"):
+    """The reference saved by its own library and read by our converter: our module, bound."""
+    model.save_pretrained(folder)
+    (part,) = find(folder, kind).components
+    params = rules.read(part.table, part.tensors, part.abstract, part.source)
+    if part.name == "clip":
+        make = lambda: CLIPVision(**part.settings, rngs=nnx.Rngs(0))
+    else:
+        model = config.default().model
+        with model.unlocked():
+            model[part.name] = part.settings
+        make = lambda: imprint.build(part.name, model, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graphdef, _ = nnx.split(nnx.eval_shape(make), nnx.Param)
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, params))
 
 
 def nchw(x: np.ndarray) -> torch.Tensor:
@@ -41,30 +50,9 @@ def assert_close(ours, theirs):
 
 
 @pytest.fixture(scope="module")
-def unets():
-    theirs = reference.randomize(
-        diffusers.UNet2DConditionModel(
-            block_out_channels=(32, 64, 64),
-            layers_per_block=2,
-            cross_attention_dim=24,
-            attention_head_dim=4,
-            norm_num_groups=8,
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        )
-    )
-    make = lambda: UNet(
-        in_channels=4,
-        out_channels=4,
-        block_widths=(32, 64, 64),
-        layers_per_block=2,
-        attention_levels=(True, True, False),
-        context_width=24,
-        num_heads=4,
-        norm_groups=8,
-        rngs=nnx.Rngs(0),
-    )
-    return bound(make, reference.to_flax(theirs.state_dict())), theirs
+def unets(tmp_path_factory):
+    theirs = reference.unet()
+    return converted(theirs, tmp_path_factory.mktemp("unet")), theirs
 
 
 @pytest.mark.parametrize("height, width", [(16, 16), (8, 24)])
@@ -90,27 +78,63 @@ def test_unet_equals_diffusers(unets, height, width):
         np.testing.assert_allclose(got, want, rtol=0, atol=3e-5 * np.abs(want).max())
 
 
+def test_unets_blocks_equal_diffusers(unets):
+    ours, theirs = unets
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    x, temb, context = normal(2, 8, 12, 32), normal(2, 128), normal(2, 7, 24)
+    wide = normal(2, 8, 12, 64)
+    torch_of = torch.from_numpy
+
+    level, level_torch = ours.down_blocks[0], theirs.down_blocks[0]
+    got = level.resnets[0](x, temb)
+    assert_close(got, nhwc(level_torch.resnets[0](nchw(x), torch_of(temb))))
+    attention = level.attentions[0]
+    got = attention(x, attention.keys_values(context))
+    want = level_torch.attentions[0](nchw(x), encoder_hidden_states=torch_of(context)).sample
+    assert_close(got, nhwc(want))
+    assert_close(level.downsamplers[0](x), nhwc(level_torch.downsamplers[0](nchw(x))))
+    middle = ours.mid_block
+    got = middle(wide, temb, [middle.attentions[0].keys_values(context)])
+    want = theirs.mid_block(nchw(wide), torch_of(temb), encoder_hidden_states=torch_of(context))
+    assert_close(got, nhwc(want))
+    last, last_torch = ours.up_blocks[0], theirs.up_blocks[0]
+    widths = [resnet.conv1.in_features - 64 for resnet in last.resnets]
+    skips = [normal(2, 8, 12, width) for width in reversed(widths)]
+    want = last_torch(nchw(wide), tuple(nchw(s) for s in skips), torch_of(temb))
+    assert_close(last(wide, temb, [], list(skips)), nhwc(want))
+
+
+@pytest.mark.parametrize("kind", sd.INPAINTING)
+def test_inpainting_unets_see_the_same(tmp_path, kind):
+    """Our channels, as `diffusion.network_input` lays them, against each family's own layout."""
+    theirs = reference.unet(in_channels=9)
+    ours = converted(theirs, tmp_path, kind)
+    rng = np.random.default_rng(0)
+    latents, background = rng.normal(size=(2, 2, 8, 16, 4)).astype(np.float32)
+    context = rng.normal(size=(2, 7, 24)).astype(np.float32)
+    hole = np.zeros((2, 8, 16, 1), np.float32)
+    hole[0, 2:6, 4:9] = 1
+    hole[1, :3, 10:] = 1  # touches two edges, where a convolution's padding shows
+    if kind == "sd-inpainting":
+        parts = (latents, hole, background)
+    else:
+        parts = (latents, background, 1 - hole)
+    x_torch = nchw(np.concatenate(parts, axis=-1))
+    timesteps = np.array([3, 981])
+    want = theirs(x_torch, torch.from_numpy(timesteps), torch.from_numpy(context)).sample
+
+    settings = config.default().diffusion
+    settings.update(find(tmp_path, kind).released["diffusion"])
+    seen = diffusion.network_input(settings, latents, background, hole, latents, jnp.float32(0.5))
+    got = jax.jit(lambda x: ours(x, timesteps, ours.keys_values(context)))(seen)
+    assert_close(got, nhwc(want))
+
+
 @pytest.fixture(scope="module")
-def vaes():
-    theirs = reference.randomize(
-        diffusers.AutoencoderKL(
-            latent_channels=4,
-            block_out_channels=(16, 32, 32),
-            layers_per_block=2,
-            norm_num_groups=8,
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-        )
-    )
-    make = lambda: AutoencoderKL(
-        latent_channels=4,
-        block_widths=(16, 32, 32),
-        layers_per_block=2,
-        norm_groups=8,
-        scaling_factor=0.18215,
-        rngs=nnx.Rngs(0),
-    )
-    return bound(make, reference.to_flax(theirs.state_dict())), theirs
+def vaes(tmp_path_factory):
+    theirs = reference.vae()
+    return converted(theirs, tmp_path_factory.mktemp("vae")), theirs
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (16, 48)])
@@ -122,6 +146,22 @@ def test_vae_equals_diffusers(vaes, height, width):
     assert_close(ours.encode(images), nhwc(latents))
     decoded = theirs.decode(latents / 0.18215).sample
     assert_close(ours.decode(nhwc(latents)), nhwc(decoded))
+
+
+def test_vaes_gradients_equal_diffusers(vaes):
+    ours, theirs = vaes
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, size=(1, 16, 32, 3)).astype(np.float32)
+    latents = rng.normal(size=(1, 4, 8, 4)).astype(np.float32)
+    images_torch, latents_torch = nchw(images).requires_grad_(), nchw(latents).requires_grad_()
+    ((theirs.encode(images_torch).latent_dist.mean * 0.18215) ** 2).sum().backward()
+    (theirs.decode(latents_torch / 0.18215).sample ** 2).sum().backward()
+    encode = jax.jit(jax.grad(lambda x: (ours.encode(x) ** 2).sum()))
+    decode = jax.jit(jax.grad(lambda x: (ours.decode(x) ** 2).sum()))
+    pairs = ((encode(images), images_torch.grad), (decode(latents), latents_torch.grad))
+    for got, want in pairs:
+        # A sum of squares over all outputs: errors add up over two passes through the network.
+        np.testing.assert_allclose(got, nhwc(want), rtol=0, atol=3e-5 * np.abs(want).max())
 
 
 def test_vae_samples_its_posterior(vaes):
@@ -136,37 +176,8 @@ def test_vae_samples_its_posterior(vaes):
 @pytest.mark.parametrize("registers", [4, 0])
 @pytest.mark.parametrize("swiglu", [True, False])
 def test_dinov2_equals_transformers(tmp_path, registers, swiglu):
-    settings = dict(
-        hidden_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        use_swiglu_ffn=swiglu,
-        image_size=70,
-        patch_size=14,
-    )
-    if registers:
-        settings |= dict(num_register_tokens=registers)
-        config = transformers.Dinov2WithRegistersConfig(**settings)
-        theirs = transformers.Dinov2WithRegistersModel(config)
-    else:
-        theirs = transformers.Dinov2Model(transformers.Dinov2Config(**settings))
-    reference.randomize(theirs)
-    theirs.save_pretrained(tmp_path)
-    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
-    params = reference.dinov2_to_flax(tensors)
-    mlp_width = (int(48 * 4 * 2 / 3) + 7) // 8 * 8 if swiglu else 192
-    make = lambda: DINOv2(
-        image_size=70,
-        patch_size=14,
-        width=48,
-        depth=3,
-        num_heads=4,
-        mlp="swiglu" if swiglu else "gelu",
-        mlp_width=mlp_width,
-        num_registers=registers,
-        rngs=nnx.Rngs(0),
-    )
-    ours = bound(make, params)
+    theirs = reference.dinov2(registers=registers, swiglu=swiglu)
+    ours = converted(theirs, tmp_path)
     rng = np.random.default_rng(0)
     # Without registers transformers resizes the position embedding by another rule than the
     # original code, which ours follows: see the next test.
@@ -175,6 +186,29 @@ def test_dinov2_equals_transformers(tmp_path, registers, swiglu):
         images = rng.normal(size=(2, height, width, 3)).astype(np.float32)
         want = theirs(nchw(images)).last_hidden_state.detach().numpy()
         assert_close(jax.jit(ours)(images), want)
+
+
+@pytest.mark.parametrize("registers", [4, 0])
+def test_dinov2s_gradients_equal_transformers(tmp_path, registers):
+    theirs = reference.dinov2(registers=registers, swiglu=True)
+    ours = converted(theirs, tmp_path)
+    images = np.random.default_rng(0).normal(size=(2, 70, 70, 3)).astype(np.float32)
+    images_torch = nchw(images).requires_grad_()
+    (theirs(images_torch).last_hidden_state ** 2).sum().backward()
+    gradient = jax.jit(jax.grad(lambda x: (ours(x) ** 2).sum()))(images)
+    want = nhwc(images_torch.grad)
+    # A sum of squares over all outputs: errors add up over two passes through the network.
+    np.testing.assert_allclose(gradient, want, rtol=0, atol=3e-5 * np.abs(want).max())
+
+
+def test_clip_equals_transformers(tmp_path):
+    theirs = reference.clip()
+    ours = converted(theirs, tmp_path)
+    images = np.random.default_rng(0).normal(size=(3, 64, 64, 3)).astype(np.float32)
+    want = theirs.get_image_features(pixel_values=nchw(images)).pooler_output.detach()
+    assert_close(jax.jit(ours)(images), want)
+    tokens = theirs.vision_model(nchw(images)).last_hidden_state.detach()
+    assert_close(ours.tokens(images), tokens)
 
 
 @pytest.mark.parametrize("height, width", [(4, 7), (9, 5), (2, 2)])

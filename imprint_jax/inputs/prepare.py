@@ -1,0 +1,548 @@
+"""`prepare`: a data set as its authors distribute it becomes records; what is left out is listed.
+
+    groups of the set -> chunks -> each, in some process, to shards of its own -> merged
+
+Chunks depend on the groups only, and a chunk's folder appears when it is whole. So the result has
+the same bytes for any number of processes, and a run that was stopped goes on where it was.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import threading
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imprint_jax.errors import InputError
+from imprint_jax.images import decode_image, encode_png, too_large
+from imprint_jax.inputs.filters import Filters, Reject
+from imprint_jax.inputs.masks import NO_MASK
+from imprint_jax.inputs.records import (
+    VERSION,
+    Record,
+    ShardWriter,
+    check_unused,
+    merge_shards,
+)
+from imprint_jax.inputs.segment import Segmenter
+from imprint_jax.inputs.sources import ARCHIVES, READERS, Group, Picture
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+UNITS = ("video", "object", "photo")
+
+# A chunk becomes a shard a split. As many pictures make some 1 GB of frames; small sets still give
+# `MIN_CHUNKS` processes something to do.
+CHUNK_PICTURES = 4096
+MIN_CHUNKS = 64
+
+NO_SPLIT = "in no split"
+
+# Formats that records keep as they came; others are stored as PNG. MPO is a phone's JPEG with more
+# pictures after the first.
+KEPT_FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do with every chunk; sent to the processes once."""
+
+    name: str
+    src: Path
+    chunks: Path  # the folder for the chunks' folders
+    filters: Filters
+    max_side: int | None
+    unit: str  # one of UNITS
+    split_of: dict[str, str] | None  # of units; None: by `fractions`
+    fractions: tuple[float, ...]  # shares of SPLITS
+    segment: Path | None
+
+
+def prepare(
+    name: str,
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+    splits_file: str | os.PathLike | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    max_side: int | None = None,
+    limit: int | None = None,
+    max_reject: float | None = None,
+    split_by: str | None = None,
+    fractions: Sequence[float] = (0.9, 0.05, 0.05),
+    filters: Iterable[str] = (),
+    segment: str | os.PathLike | None = None,
+) -> dict[str, dict[str, int]]:
+    """Makes a prepared data set (see records.py) of a folder. Stopped, it is started again.
+
+    Args:
+        name: One of `READERS`.
+        src: The folder as downloaded or rendered.
+        dst: Folder to make. Until it is whole, the work is in .NAME.building beside it.
+        splits_file: JSON `{"train": [...], "validation": [...], "test": [...]}` of units (see
+            `split_by`); or, for several data sets in one file, such an object under the data set's
+            name. What it does not name is left out. None: everything is "train", or what
+            `fractions` says where `split_by` is given.
+        workers: Processes that read and check; 1: this one. Their number does not change the
+            result.
+        progress: Called as progress(done, total) with groups (objects, videos or photos).
+        max_side: Pictures with a longer side are shrunk to it (pixels) and stored as JPEG of
+            quality 95; decoding is what a large photo costs the training. None: all as they came.
+        limit: Only the first so many groups.
+        max_reject: Percent of pictures and objects; more rejects are an error.
+        split_by: What is never divided between splits: "video" (a record's group, also for a photo
+            or an object alone; the default), "object" (GROUP/INSTANCE, or the group where the
+            instance is 0) or "photo" (a picture's path without suffix).
+        fractions: Shares of train, validation and test; a unit's name decides, by its hash.
+        filters: Limits to change, "name=number"; see filters.py.
+        segment: An ONNX file that finds objects in pictures without masks; see segment.py.
+
+    Returns:
+        {"records": {split: count}, "rejects": {reason: count}}. DST/rejects.jsonl has a line
+        {"path", "reason", "detail"} for everything left out, DST/splits.json the units by split.
+
+    Raises:
+        InputError: Unknown name, missing folder, unusable splits file, no usable picture, too many
+            rejects, `dst` is not empty, or a stopped run had other settings.
+    """
+    src, dst = Path(src).absolute(), Path(dst)
+    check_unused(dst)
+    if name not in READERS:
+        raise InputError(f"There is no reader {name!r}; known are {', '.join(READERS)}.")
+    if not src.is_dir():
+        hint = "; unpack it first" if src.suffix.lower() in ARCHIVES and src.exists() else ""
+        raise InputError(f"There is no folder {src}{hint}.")
+    building = dst.with_name(f".{dst.name}.building")
+    job = Job(
+        name=name,
+        src=src,
+        chunks=building / "chunks",
+        filters=Filters.changed(READERS[name].filters, filters),
+        max_side=max_side,
+        unit=_check_unit(split_by),
+        split_of=_read_splits(splits_file, name) if splits_file else None,
+        fractions=_check_fractions(fractions) if split_by else (1.0, 0.0, 0.0),
+        segment=Segmenter(segment).path if segment else None,
+    )
+    try:
+        groups = list(itertools.islice(READERS[name].groups(src), limit))
+    except OSError as error:
+        raise InputError(f"Cannot list {error.filename}: {error.strerror}.") from error
+    if not any(isinstance(group, Group) for group in groups):
+        reasons = Counter(group.reason for group in groups)
+        raise InputError(
+            f"{src} holds no usable picture{_archives(src)}; left out: {_list(reasons)}."
+        )
+    size = min(-(-len(groups) // MIN_CHUNKS), CHUNK_PICTURES // READERS[name].group_size)
+    chunks = [groups[start : start + size] for start in range(0, len(groups), size)]
+    with _alone(building):
+        _start(building, _fingerprint(job, chunks))
+        done = 0
+        for number in _run(job, chunks, workers):
+            done += len(chunks[number])
+            if progress:
+                progress(done, len(groups))
+        return _finish(job, len(chunks), building, dst, max_reject)
+
+
+# ---------------------------------------------------------------------------- all chunks
+
+
+@contextlib.contextmanager
+def _alone(building: Path) -> Iterator[None]:
+    """Makes the folder of the work, and keeps others from working in it.
+
+    Raises:
+        InputError: Another process does.
+    """
+    building.mkdir(parents=True, exist_ok=True)
+    with open(building / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"Another `prepare` is at work in {building}.") from None
+        yield
+
+
+def _start(building: Path, fingerprint: dict) -> None:
+    """Begins, or finds what a stopped run has left.
+
+    Raises:
+        InputError: That run had other settings.
+    """
+    plan = building / "plan.json"
+    if plan.exists():
+        found = json.loads(plan.read_text())
+        if found != fingerprint:
+            changed = [k for k, value in fingerprint.items() if found.get(k) != value]
+            raise InputError(
+                f"{building} is a stopped run with other {', '.join(changed)}; start it again as it"
+                " was, or delete that folder."
+            )
+        for partial in (building / "chunks").glob(".*"):
+            shutil.rmtree(partial)
+        return
+    (building / "chunks").mkdir(exist_ok=True)
+    partial = building / ".plan.json"
+    partial.write_text(json.dumps(fingerprint, indent=1))
+    os.replace(partial, plan)
+
+
+def _fingerprint(job: Job, chunks: list) -> dict:
+    """What must be the same for a stopped run to go on, as JSON."""
+    listing = hashlib.sha256()
+    for chunk in chunks:
+        listing.update(repr(chunk).encode("utf-8", "surrogateescape"))
+    return {
+        "version": VERSION,
+        "reader": job.name,
+        "source folder": str(job.src.absolute()),
+        "files": listing.hexdigest(),
+        "filters": dataclasses.asdict(job.filters),
+        "max_side": job.max_side,
+        "split_by": job.unit,
+        "splits": hashlib.sha256(json.dumps(job.split_of).encode()).hexdigest(),
+        "fractions": list(job.fractions),
+        "segment": str(job.segment),
+    }
+
+
+def _run(job: Job, chunks: list, workers: int) -> Iterator[int]:
+    """Does what chunks are missing; yields the number of each when it is there."""
+    todo = []
+    for number in range(len(chunks)):
+        if _chunk_folder(job, number).exists():
+            yield number
+        else:
+            todo.append(number)
+    if workers == 1 or len(todo) < 2:
+        for number in todo:
+            _do_chunk(job, number, chunks[number])
+            yield number
+        return
+    # Spawned, since threads of this process may hold locks; `_job` is sent once a process.
+    pool = ProcessPoolExecutor(
+        min(workers, len(todo)), multiprocessing.get_context("spawn"), _set_job, (job,)
+    )
+    with pool:
+        try:
+            futures = [pool.submit(_do_chunk_there, number, chunks[number]) for number in todo]
+            for number, future in zip(todo, futures, strict=True):
+                future.result()
+                yield number
+        except BrokenProcessPool as error:
+            raise InputError(
+                "A process was killed, perhaps for want of memory. Run the same command again: it"
+                " goes on where it was; fewer --workers need less memory."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_job: Job
+
+
+def _set_job(job: Job) -> None:
+    global _job
+    _job = job
+    # A killed parent's processes would wait for work for ever, or finish a chunk that the next run
+    # does too.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _do_chunk_there(number: int, groups: list) -> None:
+    _do_chunk(_job, number, groups)
+
+
+def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float | None) -> dict:
+    """Merges the chunks to DST."""
+    final = building / "final"
+    final.mkdir(exist_ok=True)
+    rejects, units, stems = Counter(), defaultdict(set), {}
+    with open(final / "rejects.jsonl", "w") as log:
+        for number in range(count):
+            folder = _chunk_folder(job, number)
+            about = json.loads((folder / "about.json").read_text())
+            rejects.update(about["rejects"])
+            for split, names in about["units"].items():
+                units[split].update(names)
+                stems.setdefault(split, []).append(folder / split)
+            log.write((folder / "rejects.jsonl").read_text())
+    if not stems:
+        shutil.rmtree(building)
+        raise InputError(f"{job.src} holds no usable picture; left out: {_list(rejects)}.")
+    _report_unused(job, units)
+    lists = {split: sorted(units.get(split, ())) for split in SPLITS}
+    (final / "splits.json").write_text(json.dumps(lists, indent=1) + "\n")
+    stems = {split: stems[split] for split in SPLITS if split in stems}
+    counts = {s: sum(_length(stem) for stem in stems[s]) for s in stems}
+    _check_rejects(rejects, sum(counts.values()), max_reject, final)
+    merge_shards(final, job.name, stems)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(final, dst)
+    shutil.rmtree(building)
+    logger.info("%s: %s records, %s left out", dst, counts, dict(rejects))
+    return {"records": counts, "rejects": dict(rejects)}
+
+
+def _length(stem: Path) -> int:
+    with np.load(f"{stem}.index.npz", allow_pickle=False) as index:
+        return len(index["frame"])
+
+
+def _check_rejects(rejects: Counter, records: int, max_reject: float | None, final: Path) -> None:
+    left_out = rejects.total() - rejects[NO_SPLIT]
+    share = 100 * left_out / max(left_out + records, 1)
+    if max_reject is not None and share > max_reject:
+        raise InputError(
+            f"{share:.1f} % were left out, more than --max-reject {max_reject:g}: {_list(rejects)}."
+            f" {final / 'rejects.jsonl'} lists them. With a higher limit the same command keeps"
+            " what was made."
+        )
+
+
+def _report_unused(job: Job, units: dict[str, set[str]]) -> None:
+    if job.split_of:
+        missing = sorted(job.split_of.keys() - set().union(*units.values()))
+        if missing:
+            some = ", ".join(missing[:10])
+            logger.warning("%d names in the splits file have no record: %s", len(missing), some)
+
+
+# ---------------------------------------------------------------------------- one chunk
+
+
+def _chunk_folder(job: Job, number: int) -> Path:
+    return job.chunks / f"{number:06d}"
+
+
+def _do_chunk(job: Job, number: int, groups: list[Group | Reject]) -> None:
+    """Reads some groups; their shards, rejects and units appear in one step, as a folder."""
+    folder = job.chunks / f".{number:06d}.{uuid.uuid4().hex}"
+    folder.mkdir()
+    shards: dict[str, ShardWriter] = {}
+    units: dict[str, set[str]] = defaultdict(set)
+    rejects: Counter = Counter()
+    with open(folder / "rejects.jsonl", "w") as log:
+        for outcome in itertools.chain.from_iterable(_read_group(job, group) for group in groups):
+            if isinstance(outcome, Reject):
+                line = {
+                    "path": _relative(job, outcome.path),
+                    "reason": outcome.reason,
+                    "detail": outcome.detail,
+                }
+                log.write(json.dumps(line) + "\n")
+                rejects[outcome.reason] += 1
+                continue
+            split, unit, record = outcome
+            if split not in shards:
+                shards[split] = ShardWriter(folder / split)
+            shards[split].write(record)
+            units[split].add(unit)
+    for shard in shards.values():
+        shard.close()
+    about = {"rejects": rejects, "units": {split: sorted(names) for split, names in units.items()}}
+    (folder / "about.json").write_text(json.dumps(about))
+    os.replace(folder, _chunk_folder(job, number))
+
+
+def _relative(job: Job, path: Path) -> str:
+    return path.relative_to(job.src).as_posix() if path.is_relative_to(job.src) else str(path)
+
+
+def _read_group(job: Job, group: Group | Reject) -> Iterator[Reject | tuple[str, str, Record]]:
+    """Split, unit and record of each object in each picture of a group, or why there is none."""
+    if isinstance(group, Reject):
+        yield group
+        return
+    try:
+        group.name.encode()
+    except UnicodeEncodeError:
+        yield Reject("name not UTF-8", "Records hold names as UTF-8; rename it.", group.folder)
+        return
+    try:
+        pictures = list(READERS[job.name].pictures(group))
+    except OSError as error:
+        yield Reject("unreadable", f"{error.strerror}.", group.folder)
+        return
+    for picture in pictures:
+        if isinstance(picture, Reject):
+            yield picture
+            continue
+        try:
+            yield from _read_picture(job, group, picture)
+        except Reject as reject:
+            yield Reject(reject.reason, reject.detail, reject.path or picture.path)
+
+
+def _read_picture(
+    job: Job, group: Group, picture: Picture
+) -> Iterator[Reject | tuple[str, str, Record]]:
+    photo = Path(_relative(job, picture.path)).with_suffix("").as_posix()
+    if job.unit != "object":  # decided before anything is read
+        unit = group.name if job.unit == "video" else photo
+        split = _split(job, unit)
+    data, image = _load(picture.path)
+    job.filters.check_picture(image)
+    background = _load(picture.background)[0] if picture.background else b""
+    for instance, mask in picture.masks(image):
+        try:
+            if job.unit == "object":
+                unit = f"{group.name}/{instance}" if instance else group.name
+                split = _split(job, unit)
+            record = Record(
+                image=data,
+                mask=encode_png(_check_mask(job, image, mask)),
+                background=background,
+                group=group.name,
+                instance=int(instance),
+                frame=picture.frame,
+                dataset=job.name,
+            )
+        except Reject as reject:
+            what = f" (object {instance})" if instance else ""
+            yield Reject(reject.reason, reject.detail + what, picture.path)
+        else:
+            yield split, unit, record if job.max_side is None else _shrink(record, job.max_side)
+
+
+def _check_mask(job: Job, image: np.ndarray, mask: np.ndarray | Reject) -> np.ndarray:
+    """The object's coverage, (h w) uint8, if it is worth keeping."""
+    if isinstance(mask, Reject):
+        if mask.reason != NO_MASK:
+            raise mask
+        if job.segment is not None:
+            mask = Segmenter(job.segment)(image[..., :3])
+        elif READERS[job.name].backgrounds:
+            return np.zeros(image.shape[:2], np.uint8)
+        else:
+            raise mask
+    job.filters.check_object(image, mask)
+    return mask
+
+
+def _split(job: Job, unit: str) -> str:
+    """The split of a unit: that of the file, or by its name's hash."""
+    if job.split_of is not None:
+        if unit not in job.split_of:
+            raise Reject(NO_SPLIT, f"The splits file does not name {unit}.")
+        return job.split_of[unit]
+    place = int.from_bytes(hashlib.sha256(unit.encode()).digest()[:8]) / 2**64
+    bounds = np.cumsum(job.fractions)
+    return SPLITS[min(int(np.searchsorted(bounds, place, side="right")), 2)]
+
+
+def _load(path: Path) -> tuple[bytes, np.ndarray]:
+    """A picture's file, in a format that records hold, and its pixels."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Reject("missing picture", "There is no such file.", path) from None
+    except OSError as error:
+        raise Reject("unreadable", f"{error.strerror}.", path) from error
+    if too_large(data):
+        raise Reject("too large", "It has more pixels than are read safely, 89 million.", path)
+    try:
+        image = decode_image(data, path.name)
+    except InputError as error:
+        raise Reject("unreadable", str(error), path) from error
+    if Image.open(io.BytesIO(data)).format not in KEPT_FORMATS:
+        data = encode_png(image)
+    return data, image
+
+
+def _shrink(record: Record, max_side: int) -> Record:
+    """The record with its pictures at most `max_side` pixels high and wide."""
+    image = Image.fromarray(decode_image(record["image"], record["group"]))
+    mask = Image.fromarray(decode_image(record["mask"], record["group"])[..., 0])
+    if max(image.size) <= max_side:
+        return record
+    size = tuple(max(round(side * max_side / max(image.size)), 1) for side in image.size)
+
+    def jpeg(picture: Image.Image) -> bytes:
+        buffer = io.BytesIO()
+        picture = picture.resize(size, Image.Resampling.LANCZOS).convert("RGB")
+        picture.save(buffer, "JPEG", quality=95, subsampling=0)
+        return buffer.getvalue()
+
+    background = record["background"]
+    if background:
+        background = jpeg(Image.fromarray(decode_image(background, record["group"])))
+    mask = encode_png(np.asarray(mask.resize(size, Image.Resampling.LANCZOS)))
+    return record | {"image": jpeg(image), "mask": mask, "background": background}
+
+
+# ---------------------------------------------------------------------------- what users say
+
+
+def _check_unit(split_by: str | None) -> str:
+    unit = split_by or "video"
+    if unit not in UNITS:
+        raise InputError(f"--split-by is {unit!r}; it must be one of {', '.join(UNITS)}.")
+    return unit
+
+
+def _check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
+    fractions = tuple(float(share) for share in fractions)
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(
+            f"The shares of train, validation and test must be three numbers that add up to 1, not"
+            f" {', '.join(f'{share:g}' for share in fractions)}."
+        )
+    return fractions
+
+
+def _archives(src: Path) -> str:
+    found = sorted(path.name for path in src.iterdir() if path.suffix.lower() in ARCHIVES)
+    return f" but archives ({', '.join(found[:3])}...): unpack them" if found else ""
+
+
+def _list(counts: Counter) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
+
+
+def _read_splits(path: str | os.PathLike, name: str) -> dict[str, str]:
+    """The split of each unit.
+
+    Raises:
+        InputError: No such file, not the JSON described in `prepare`, or a unit in two splits.
+    """
+    try:
+        splits = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read the splits file {path}: {error}.") from error
+    if not isinstance(splits, dict):
+        raise InputError(f"{path} must be a JSON object of lists of names, by split.")
+    splits = splits.get(name, splits)
+    split_of = {}
+    for split in SPLITS:
+        for unit in splits.get(split, ()):
+            if unit in split_of:
+                raise InputError(f"{path} has {unit} in {split_of[unit]} and in {split}.")
+            split_of[unit] = split
+    if not split_of:
+        raise InputError(f'{path} names nothing under "train", "validation" or "test".')
+    return split_of

@@ -1,0 +1,1 @@
+"""What composites are measured by, one file a family."""

@@ -1,0 +1,90 @@
+"""CLIP's vision tower, for metrics and as another encoder; OpenAI's B/32 and L/14.
+
+The equal blocks are stacked and run by one scan, as DINOv2's are. Radford et al. 2021; the layers
+are those of transformers' CLIPVisionModelWithProjection.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imprint_jax.models.layers import Rngs, TransformerBlock, gelu, layer_norm, quick_gelu
+
+# The channel statistics CLIP was trained with, for RGB in [0, 1] (clip/clip.py in openai/CLIP).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class CLIPVision(nnx.Module):
+    """Image to an embedding that CLIP compares with texts and other images.
+
+    Args:
+        image_size: Side of the images in pixels; other sizes are not taken.
+        patch_size: Side of a patch in pixels.
+        width: Channels of a token.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_width: Hidden channels of the feed-forwards.
+        projection: Channels of the embedding.
+        activation: "quick_gelu" (OpenAI's weights) or "gelu".
+        dtype: Dtype of the computation; parameters stay float32.
+        rngs: Source of the initial parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_width: int,
+        projection: int,
+        activation: str,
+        dtype=jnp.float32,
+        rngs: Rngs,
+    ):
+        make = dict(dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+        function = {"quick_gelu": quick_gelu, "gelu": gelu}[activation]
+        normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+        patch = (patch_size, patch_size)
+        self.patch_embed = nnx.Conv(
+            3, width, patch, strides=patch, padding="VALID", use_bias=False, **make
+        )
+        self.cls_token = normal(width)
+        self.pos_embed = normal(1 + (image_size // patch_size) ** 2, width)
+        self.norm_in = layer_norm(width, epsilon=1e-5, **make)
+
+        @nnx.vmap
+        def stacked(key: jax.Array) -> TransformerBlock:
+            return TransformerBlock(
+                width, num_heads, mlp_width, activation=function, dtype=dtype, rngs=Rngs(key)
+            )
+
+        self.blocks = stacked(jax.random.split(rngs.params(), depth))
+        self.norm_out = layer_norm(width, epsilon=1e-5, **make)
+        self.proj = nnx.Linear(width, projection, use_bias=False, **make)
+
+    def tokens(self, images: jax.Array) -> jax.Array:
+        """All tokens after the last block, without the final norm.
+
+        Args:
+            images: (b image_size image_size 3) normalised by `CLIP_MEAN` and `CLIP_STD`.
+
+        Returns:
+            (b 1+patches width) float32: the class token, the patches in row-major order.
+        """
+        patches = self.patch_embed(images.astype(self.dtype))
+        b, h, w, c = patches.shape
+        cls = jnp.broadcast_to(self.cls_token[...], (b, 1, c)).astype(self.dtype)
+        x = jnp.concatenate([cls, patches.reshape(b, h * w, c)], axis=1)
+        x = self.norm_in(x + self.pos_embed[...].astype(self.dtype))
+        graphdef, stacked = nnx.split(self.blocks)
+        x, _ = jax.lax.scan(lambda x, params: (nnx.merge(graphdef, params)(x), None), x, stacked)
+        return x.astype(jnp.float32)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """(b image_size image_size 3), as `tokens` -> the embedding (b projection) float32."""
+        return self.proj(self.norm_out(self.tokens(images)[:, 0])).astype(jnp.float32)

@@ -1,0 +1,202 @@
+"""Files of named tensors, read one tensor at a time: safetensors, and PyTorch's own.
+
+A file is opened as a dict of `StoredTensor`s: names, shapes and dtypes are known at once, values
+are read when asked for. PyTorch's files are pickles; they are opened only in the mode that builds
+tensors and plain containers and refuses everything else (`weights_only`), so that no file runs
+code.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from imprint_jax.errors import InputError
+
+# safetensors' names of the dtypes that weights come in.
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+}
+TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
+# The one global that Stable Diffusion's original checkpoints name beside tensors: the class of a
+# training callback, as a key of a dict. An empty class stands in for it.
+CHECKPOINT_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        shape: Its shape.
+        dtype: NumPy dtype; bfloat16 is ml_dtypes'.
+        read: Reads it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+def open_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file, by its suffix: .safetensors, .bin, .pth, .pt, .ckpt.
+
+    Raises:
+        InputError: No such file, another suffix, a damaged file, or a pickle with more in it than
+            tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"The weights file {path} is missing.")
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _open_torch(path)
+    raise InputError(
+        f"{path} is no weights file; known are .safetensors, {', '.join(TORCH_SUFFIXES)}."
+    )
+
+
+def open_folder(folder: Path, stem: str) -> dict[str, StoredTensor]:
+    """The tensors of a Hugging Face folder: one file, or shards listed by an index.
+
+    Taken is the first there is of STEM.safetensors, STEM.safetensors.index.json, and the same of
+    `.bin`; else the one variant (STEM.fp16.safetensors).
+
+    Args:
+        folder: Where the files are.
+        stem: "diffusion_pytorch_model" or "model".
+
+    Raises:
+        InputError: None is there, several variants are, or as `open_tensors`.
+    """
+    # transformers calls its pickles pytorch_model.bin.
+    stems = (stem, "pytorch_model") if stem == "model" else (stem,)
+    for name in stems:
+        for suffix in (".safetensors", ".bin"):
+            if (folder / f"{name}{suffix}").is_file():
+                return open_tensors(folder / f"{name}{suffix}")
+            if (folder / f"{name}{suffix}.index.json").is_file():
+                return _open_shards(folder / f"{name}{suffix}.index.json")
+    variants = sorted(p for name in stems for p in folder.glob(f"{name}.*.safetensors"))
+    if len(variants) == 1:
+        return open_tensors(variants[0])
+    found = f"only {', '.join(p.name for p in variants)}: keep one" if variants else "none"
+    raise InputError(f"{folder} should hold {stem}.safetensors or its shards; there is {found}.")
+
+
+def _open_shards(index: Path) -> dict[str, StoredTensor]:
+    weight_map = json.loads(index.read_text())["weight_map"]
+    shards = {name: open_tensors(index.parent / name) for name in sorted(set(weight_map.values()))}
+    lacking = sorted(key for key, name in weight_map.items() if key not in shards[name])
+    if lacking:
+        raise InputError(f"The shards of {index} lack {', '.join(lacking)}.")
+    return {key: shards[name][key] for key, name in weight_map.items()}
+
+
+def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    try:
+        # Mapped pages would count as this process's memory; read, they are gone when freed.
+        file = safetensors.safe_open(path, framework="np", backend="pread")
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}.") from error
+    tensors = {}
+    for key in file.keys():
+        entry = file.get_slice(key)
+        if entry.get_dtype() not in DTYPES:
+            raise InputError(
+                f"{path}: {key} is of dtype {entry.get_dtype()}, which is no weight's."
+            )
+        read = lambda key=key: file.get_tensor(key)
+        tensors[key] = StoredTensor(tuple(entry.get_shape()), DTYPES[entry.get_dtype()], read)
+    return tensors
+
+
+def _open_torch(path: Path) -> dict[str, StoredTensor]:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"Reading {path.suffix} files needs PyTorch: pip install 'imprint_jax[torch]', or get"
+            " the weights as .safetensors."
+        ) from error
+
+    stand_in = type("ModelCheckpoint", (), {})
+    try:
+        with torch.serialization.safe_globals([(stand_in, CHECKPOINT_CALLBACK)]):
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        # PyTorch's message names the global, and advises to load the file without protection.
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise InputError(
+                f"{path} is refused: it holds {refused[1]}, which is no tensor and could run code."
+            ) from error
+        raise InputError(f"{path} is damaged, or no file of PyTorch tensors.") from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).partition("\n")[0] or "it ends too early"
+        raise InputError(f"{path} is damaged: {reason}.") from error
+
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
+
+    def stored(tensor) -> StoredTensor:
+        if tensor.dtype == torch.bfloat16:  # which NumPy has not
+            bits = tensor.contiguous().view(torch.int16)
+            bfloat16 = DTYPES["BF16"]
+            return StoredTensor(tuple(tensor.shape), bfloat16, lambda: bits.numpy().view(bfloat16))
+        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        return StoredTensor(tuple(tensor.shape), dtype, tensor.numpy)
+
+    return {key: stored(x) for key, x in content.items() if isinstance(x, torch.Tensor)}
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file; under its name it is whole or not at all.
+
+    Args:
+        path: The file; replaced if it exists.
+        tensors: Contiguous arrays.
+        metadata: Texts for the file's header.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        safetensors.numpy.save_file(dict(tensors), temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """The file's SHA-256, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_hash(tensors: Mapping[str, StoredTensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values, whatever files they are in; hexadecimal."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensor.read()).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,129 @@
+"""What a request is made of, and what it says of pictures that do not fit."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imprint_jax import Placement, Request, geometry
+from imprint_jax.errors import InputError
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (30, 20, 3), dtype=np.uint8)
+OBJECT = np.dstack([RGB, np.full((30, 20), 255, np.uint8)])
+PHOTO = RNG.integers(0, 256, (90, 140, 3), dtype=np.uint8)
+HOLE = geometry.box_mask((60, 30, 100, 55), 90, 140)
+
+
+def make(object=OBJECT, background=PHOTO, mask=HOLE, object_mask=None, **fields) -> Request:
+    return Request(background, [Placement(object, mask, object_mask)], **fields)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(object=RGB), "no transparency: give an object mask"),
+        (dict(object=OBJECT * np.array([1, 1, 1, 0], np.uint8)), "object's mask is empty"),
+        (dict(object=OBJECT / 255.0), "object's picture is float64; it must be uint8"),
+        (dict(object=OBJECT.astype(np.int32)), "is int32; it must be uint8"),
+        (dict(object=OBJECT[:0]), r"must be .h w 3. or .h w 4."),
+        (dict(object=OBJECT[None]), r"must be .h w 3. or .h w 4."),
+        (dict(object=[]), "0 pictures of the object"),
+        (dict(object=[OBJECT, RGB]), "no transparency"),
+        (dict(object=Image.new("F", (20, 30))), "floating-point pixels"),
+        (dict(object_mask=np.ones((3, 3), bool)), r"object mask has shape \(3, 3\)"),
+        (dict(object_mask=np.zeros((30, 20), bool)), "object's mask is empty"),
+        (dict(object_mask=np.ones((30, 20))), "object mask is float64"),
+        (dict(object_mask=np.eye(30, 20, dtype=np.uint8)), "nowhere brighter than 1 of 255"),
+        (dict(object_mask=[np.ones((30, 20), bool)] * 2), "1 pictures .* but 2 masks"),
+        (dict(background=PHOTO[..., :2]), r"must be .h w 3."),
+        (dict(background=PHOTO / 255), "background is float64"),
+        (dict(background=PHOTO[:, :0]), r"must be .h w 3."),
+        (dict(mask=HOLE[:-1]), r"mask has shape \(89, 140\)"),
+        (dict(mask=HOLE.T), r"mask has shape \(140, 90\)"),
+        (dict(mask=np.dstack([HOLE] * 3)), r"mask has shape \(90, 140, 3\)"),
+        (dict(mask=HOLE & False), "mask is empty: mark .* in white"),
+        (dict(mask=HOLE | True, invert_mask=True), "mask is empty: mark .* in black"),
+        (dict(mask=HOLE * 1.0), "mask is float64; it must be bool, or uint8"),
+        (dict(mask=HOLE.astype(np.uint8)), "nowhere brighter than 1 of 255; paint it white"),
+        (dict(mask=Image.fromarray(HOLE[:50])), "give a mask of the picture's size"),
+        (dict(num=0), "number of pictures must be a whole number 1 to"),
+        (dict(num=2.0), "number of pictures must be a whole number"),
+        (dict(num=10**9), "number of pictures must be a whole number"),
+        (dict(seed=-1), "seed must be a whole number 0 to 4294967295"),
+        (dict(seed=2**32), "seed must be a whole number"),
+        (dict(seed=None), "seed must be a whole number"),
+        (dict(mask_level=4), "mask level must be a whole number 0 to 3"),
+        (dict(mask_level=True), "mask level must be a whole number"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    with pytest.raises(InputError, match=message):
+        make(**change)
+
+
+def test_of_several_objects_the_wrong_one_is_named():
+    with pytest.raises(InputError, match="object 2's picture has no transparency"):
+        Request(PHOTO, [Placement(OBJECT, HOLE), Placement(RGB, HOLE)])
+    with pytest.raises(InputError, match="mask 2 is empty"):
+        Request(PHOTO, [Placement(OBJECT, HOLE), Placement(OBJECT, HOLE & False)])
+    with pytest.raises(InputError, match="no object"):
+        Request(PHOTO, [])
+
+
+def test_numpy_integers_are_whole_numbers():
+    assert make(seed=np.uint32(7), num=np.int64(2)).seed == 7
+
+
+def test_pil_and_numpy_give_the_same_request():
+    ours = make()
+    pil = make(Image.fromarray(OBJECT), Image.fromarray(PHOTO), Image.fromarray(HOLE))
+    np.testing.assert_array_equal(pil.photo, ours.photo)
+    np.testing.assert_array_equal(pil.parts[0].hole, ours.parts[0].hole)
+    for mine, theirs in zip(pil.parts[0].views[0], ours.parts[0].views[0], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_mask_drawn_as_transparency_is_read():
+    drawn = np.zeros((90, 140, 4), np.uint8)
+    drawn[HOLE] = 255
+    drawn[..., :3] = 7
+    np.testing.assert_array_equal(make(mask=Image.fromarray(drawn)).parts[0].hole, HOLE)
+
+
+def test_inverted_masks_are_warned_of_and_flipped(caplog):
+    make()
+    assert not caplog.text
+    make(mask=~HOLE)
+    assert "mask looks inverted" in caplog.text and "give --invert-mask" in caplog.text
+    caplog.clear()
+    np.testing.assert_array_equal(make(mask=~HOLE, invert_mask=True).parts[0].hole, HOLE)
+    assert not caplog.text
+    make(invert_mask=True)
+    assert "leave out --invert-mask" in caplog.text
+
+
+def test_soft_masks_are_cut_at_half_and_said_so(caplog):
+    caplog.set_level(logging.INFO)
+    make(mask=HOLE.astype(np.uint8) * 255)
+    assert "soft" not in caplog.text
+    soft = np.where(HOLE, 200, 40).astype(np.uint8)
+    np.testing.assert_array_equal(make(mask=soft).parts[0].hole, HOLE)
+    assert "mask is soft" in caplog.text and "cut at half" in caplog.text
+
+
+def test_scribbles_are_filled_and_said_so(caplog):
+    caplog.set_level(logging.INFO)
+    strokes = HOLE.copy()
+    strokes[33:52, 63:97] = False
+    filled = make(mask=strokes, scribble=True).parts[0].hole
+    np.testing.assert_array_equal(filled, HOLE)
+    assert "scribble" in caplog.text
+
+
+def test_overlaps_are_said(caplog):
+    caplog.set_level(logging.INFO)
+    other = geometry.box_mask((80, 30, 120, 55), 90, 140)
+    Request(PHOTO, [Placement(OBJECT, HOLE), Placement(OBJECT, other)])
+    assert "object 2 covers 50 % of object 1's hole" in caplog.text
