@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from imprint_jax.errors import InputError
-from imprint_jax.images import read_image
+from imprint_jax.images import MASK_THRESHOLD, read_image
 from imprint_jax.raytracer import (
     FIELD_OF_VIEW,
     FILL,
@@ -362,8 +362,9 @@ def _render_scene(
             samples=samples,
         )
         for index, view in enumerate(scene_views(scene, size, samples)):
-            if view.mask.mean() / 255 < MIN_COVERAGE:
-                raise RejectedModel(path, "hidden", "less than 1 % of a view shows the object")
+            if (view.mask >= MASK_THRESHOLD).mean() < MIN_COVERAGE:
+                detail = "less than 1 % of a view shows the object, or it is see-through"
+                raise RejectedModel(path, "hidden", detail)
             for name, picture in (("target", view.target), ("background", view.background)):
                 file = building / f"{index:03d}_{name}.webp"
                 Image.fromarray(picture).save(file, quality=QUALITY, method=4)

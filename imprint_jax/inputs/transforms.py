@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
+from scipy import ndimage
 
+from imprint_jax.errors import InputError
 from imprint_jax.geometry import (
     FAINT,
     MIN_CONTEXT,
@@ -30,6 +32,11 @@ from imprint_jax.inputs.records import Record, RecordSource
 LUT_SIZE = 9
 # The smallest background crop, as a share of the photo's shorter side.
 MIN_ZOOM = 0.3
+# How often the hole in a scene holds the object's shadow too; how much darker than the background a
+# shadow is, of 255; how far from the object it is looked for, of the object's longer side. Ours.
+SHADOW_SHARE = 0.5
+SHADOW_DEPTH = 6
+SHADOW_REACH = 0.5
 # Limits of the factor by which a pasted object is made darker or brighter.
 MAX_GAIN = 1.6
 
@@ -249,6 +256,7 @@ class Scene(NamedTuple):
     target: np.ndarray  # (h h 3) uint8
     hole: np.ndarray  # (h h) bool, the object's outline in the target
     records: tuple[int, int]  # the object's and the target's
+    background: np.ndarray | None = None  # (h h 3) uint8, the target without object and shadow
 
 
 class ViewPair(grain.transforms.RandomMap):
@@ -342,17 +350,83 @@ class InPlace(grain.transforms.RandomMap):
         return _with_random_level(self.scene(k, rng), self.config, rng)
 
 
+class InScene(grain.transforms.RandomMap):
+    """Stage 2 from rendered scenes: pair number -> the object from one view, and another with it.
+
+    The target is a random square of the second view. In use, a photo has neither the object nor
+    its shadow, and nothing outside the hole changes. So the sample's target is the scene with the
+    object inside the hole, and the scene without it outside: the network does not see a shadow
+    beyond the hole, which would tell it where the light comes from and what shape the object has,
+    and what it learns to paint ends where its paste-back will end. Half of the holes hold the
+    object's shadow too, or what is near of it: where a user leaves room for a shadow, it is to be
+    painted. The object image is perturbed, P(T(.)).
+    """
+
+    def __init__(self, config, records: RecordSource):
+        self.config, self.records = config, records
+        self.pairs = make_pairs("scenes", records.index, config.data.window)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k`.
+
+        Raises:
+            InputError: The record has no background.
+        """
+        size = self.config.image_size
+        first, second = self.pairs.draw(k, rng)
+        crop = perturbed_object(self.config, self.records[first], rng)
+        record = self.records[second]
+        if not record["background"]:
+            raise InputError(f'{record["group"]} has no background; the kind "scenes" needs it.')
+        share = math.exp(rng.uniform(*np.log(self.config.data.share)))
+        image, mask = decode_view(record)
+        hole = mask >= FAINT
+        square = random_context(hole, context_side(hole, share), rng)
+        background = decode_image(record["background"], record["group"])[..., :3]
+        target, background, hole = (extract(x, square, size) for x in (image, background, hole))
+        if rng.random() < SHADOW_SHARE:
+            hole = with_shadow(target, background, hole)
+        return Scene(crop, target, hole, (first, second), background)
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return _with_random_level(self.scene(k, rng), self.config, rng)
+
+
+def with_shadow(target: np.ndarray, background: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """The object and where it darkens what is next to it: (h w) bool.
+
+    Args:
+        target: (h w 3) uint8, with the object.
+        background: (h w 3) uint8, without it.
+        hole: (h w) bool, the object.
+    """
+    x0, y0, x1, y1 = bounding_box(hole)
+    reach = round(SHADOW_REACH * max(x1 - x0, y1 - y0))
+    near = np.s_[max(y0 - reach, 0) : y1 + reach, max(x0 - reach, 0) : x1 + reach]
+    difference = ImageChops.subtract(*map(Image.fromarray, (background[near], target[near])))
+    # The noise of compression is as strong as a faint shadow, but fine.
+    smooth = difference.convert("L").filter(ImageFilter.BoxBlur(len(hole) / 64))
+    dark = (np.asarray(smooth) >= SHADOW_DEPTH) | hole[near]
+    parts, count = ndimage.label(dark)
+    touching = np.bincount(parts[hole[near]], minlength=count + 1) > 0
+    result = np.zeros_like(hole)
+    result[near] = touching[parts]
+    return result
+
+
 def _with_random_level(scene: Scene, config, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return _sample(scene, mask_level(scene.hole, int(rng.integers(4)), config.data.mask_sigmas))
 
 
 def _sample(scene: Scene, mask: np.ndarray) -> dict[str, np.ndarray]:
     """What the stream holds; see batch.py."""
-    return {
-        "object": scene.object,
-        "target": scene.target,
-        "mask": mask[..., None].astype(np.uint8),
-    }
+    mask, target = mask[..., None], scene.target
+    if scene.background is not None:
+        target = np.where(mask, target, scene.background)
+    return {"object": scene.object, "target": target, "mask": mask.astype(np.uint8)}
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
