@@ -30,6 +30,8 @@ def default() -> ConfigDict:
     c.init_from = ConfigDict({"dinov2": "", "adapter": "", "unet": "", "vae": ""})
 
     c.model = ConfigDict()
+    # What the component `dinov2` is: "dinov2", or "clip" with the fields of `CLIPVision`.
+    c.model.encoder = "dinov2"
     c.model.autoencoder = "kl"  # "kl": Stable Diffusion's VAE; "dct": closed-form codec
     c.model.dinov2 = ConfigDict(
         dict(  # ViT-g/14 with registers (facebookresearch/dinov2, vit_giant2)
@@ -90,7 +92,8 @@ def default() -> ConfigDict:
     # foreground and its target; "pasted": one view pasted into one of `backgrounds`.
     c.data.sources = ()
     c.data.split = "train"
-    c.data.window = 7  # frames two views of an object are apart at most (Sec. 3.1)
+    # Frames two views of an object are apart at most (Sec. 3.1); 0: each view with itself.
+    c.data.window = 7
     c.data.color = 0.5  # strength of the colour and light perturbation P, 0 to 1 (open)
     # The affine perturbation T of the object image: degrees, log of the stretch, degrees,
     # probability of mirroring (open).
