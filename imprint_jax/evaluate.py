@@ -30,12 +30,29 @@ from imprint_jax.metrics.seam import seam_error
 from imprint_jax.request import Request
 from imprint_jax.tensors import file_hash
 
-# Encoders that identity is measured by: option, crop rule, what is reported.
+# Encoders that identity is measured by: their kind, crop rule, and what is reported.
 IDENTITY = {
-    "clip": ("box", "CLIP-score: 100 cos of CLIP's embeddings of the hole's box and the object's"),
-    "dino": ("box", "DINO-score: 100 cos of DINOv2's class tokens of the hole's box and the object's"),
-    "ours": ("cut", "100 cos of our encoder's mean tokens of what is in the hole and the object"),
-}  # fmt: skip
+    "clip": (
+        "clip",
+        "box",
+        "CLIP-score: 100 cos of CLIP's embeddings of the hole's box and the object",
+    ),
+    "dino": (
+        "dinov2",
+        "box",
+        "DINO-score: 100 cos of DINOv2's class tokens of the hole's box and the object",
+    ),
+    "ours": (
+        "imprint",
+        "cut",
+        "100 cos of our encoder's mean tokens of what is in the hole and the object",
+    ),
+}
+# The options that weights come from, for messages.
+OPTIONS = {"clip": "--clip", "dino": "--dino", "ours": "--encoder"}
+# Measures by which pictures can be sorted, where they were computed.
+SORTABLE = ("kept", "drift", "seam", "changed", "adherence", "copied", "psnr", "ssim", "lpips",
+            "clip", "clip_top1", "dino", "dino_top1", "ours", "ours_top1")  # fmt: skip
 # Around the hole's box a salient object is looked for in a square this many times as wide. Ours.
 SEARCH = 1.5
 
@@ -57,25 +74,57 @@ class Measure:
     stand_in: str = ""
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Paths of the user's weights; a measure whose path is None is not computed.
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """The networks that measure; a measure whose network is None is not computed.
 
     Attributes:
+        judges: Encoders by their names in `IDENTITY`.
+        lpips: LPIPS.
+        backbone: The encoder for FID and KID.
+        segmenter: Finds objects.
+    """
+
+    judges: dict[str, encoders.Encoder]
+    lpips: perceptual.Lpips | None
+    backbone: encoders.Encoder | None
+    segmenter: Segmenter | None
+
+
+def load_networks(
+    *,
+    clip: Path | None = None,
+    dino: Path | None = None,
+    ours: str | Path | None = "mini",
+    lpips: Path | None = None,
+    backbone: Path | None = None,
+    segment: Path | None = None,
+) -> Networks:
+    """Loads what there are weights of; call it before any long work.
+
+    Args:
         clip: CLIP's vision tower, see metrics/encoders.py.
         dino: DINOv2.
         ours: A model that ships, a released model or a run; its encoder measures identity.
         lpips: See `perceptual.load_lpips`.
         backbone: An encoder for FID and KID.
         segment: ONNX weights that find objects, see inputs/segment.py.
-    """
 
-    clip: Path | None = None
-    dino: Path | None = None
-    ours: str | Path | None = "mini"
-    lpips: Path | None = None
-    backbone: Path | None = None
-    segment: Path | None = None
+    Raises:
+        InputError: Weights are missing, damaged, or of another kind.
+    """
+    judges = {}
+    for name, path in (("clip", clip), ("dino", dino), ("ours", ours)):
+        if path is not None:
+            judges[name], kind = encoders.load(path), IDENTITY[name][0]
+            if judges[name].name != kind:
+                raise InputError(f"{OPTIONS[name]} {path} holds {judges[name].name}, not {kind}.")
+    return Networks(
+        judges,
+        perceptual.load_lpips(lpips) if lpips else None,
+        encoders.load(backbone) if backbone else None,
+        Segmenter(segment) if segment else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -192,7 +241,7 @@ def find_shots(entries: Iterable[Entry], results: dict[str, Path]) -> list[Shot]
 def evaluate(
     entries: list[Entry],
     results: dict[str, Path],
-    weights: Weights,
+    networks: Networks,
     cache: Path,
     *,
     reference: Path | None = None,
@@ -203,21 +252,24 @@ def evaluate(
     Args:
         entries: The manifest's.
         results: {method: folder of pictures, named as `Entry.names` says}.
-        weights: What networks there are.
+        networks: From `load_networks`.
         cache: Folder of the scores that are known, see the module.
         reference: Folder of photographs for FID and KID; None: the entries' targets.
         track: (iterable, description, total) -> the iterable, with a progress bar.
 
     Raises:
-        InputError: Pictures are missing, weights or pictures cannot be read.
+        InputError: Pictures are missing or cannot be read.
     """
     run = _Run(find_shots(entries, results), Cache(cache), track)
-    run.plain(Segmenter(weights.segment) if weights.segment else None)
-    for name in IDENTITY:
-        run.identity(name, getattr(weights, name))
-    run.lpips(weights.lpips)
+    run.plain(networks.segmenter)
+    for name, option in OPTIONS.items():
+        if name in networks.judges:
+            run.identity(name, networks.judges[name])
+        else:
+            run.not_computed[name] = f"needs weights: {option}"
+    run.lpips(networks.lpips)
     run.diversity()
-    run.distribution(weights.backbone, reference, entries)
+    run.distribution(networks.backbone, reference, entries)
     run.not_computed["dreamsim"] = "not implemented here: it is a mix of three networks"
     return Evaluation(run.shots, run.rows, run.sets, run.measures, run.not_computed)
 
@@ -243,7 +295,9 @@ class _Run:
 
     def key(self, shot: Shot, settings: dict) -> str:
         """Of a score of a picture."""
-        return key_of(self.hash_of(shot.path), self.inputs_hash(shot.entry), settings_hash(settings))
+        return key_of(
+            self.hash_of(shot.path), self.inputs_hash(shot.entry), settings_hash(settings)
+        )
 
     def results(self, wanted: dict, function: Callable, about: str) -> dict[str, np.ndarray]:
         """`cached`, with a progress bar over what is wanted."""
@@ -281,22 +335,17 @@ class _Run:
                 yield np.array([values.get(name, math.nan) for name in names])
 
         keys = [self.key(shot, settings) for shot in self.shots]
-        wanted = {key: (lambda shot=shot: (shot,)) for key, shot in zip(keys, self.shots, strict=True)}
+        wanted = {
+            key: (lambda shot=shot: (shot,)) for key, shot in zip(keys, self.shots, strict=True)
+        }
         found = self.results(wanted, compute, "pixels")
         for key, row in zip(keys, self.rows, strict=True):
             row |= dict(zip(names, found[key].tolist(), strict=True))
         self.measures |= measures
 
-    def identity(self, name: str, path: Path | None) -> None:
+    def identity(self, name: str, encoder: encoders.Encoder) -> None:
         """Cosines with the object, and whether it is the nearest of all the manifest's objects."""
-        option = {"clip": "--clip", "dino": "--dino", "ours": "--encoder"}[name]
-        if path is None:
-            self.not_computed[name] = f"needs weights: {option}"
-            return
-        encoder, (crop, about) = encoders.load(path), IDENTITY[name]
-        wanted_kind = {"clip": "clip", "dino": "dinov2", "ours": "imprint"}[name]
-        if encoder.name != wanted_kind:
-            raise InputError(f"{option} {path} holds {encoder.name}, not {wanted_kind}.")
+        _, crop, about = IDENTITY[name]
         settings = encoder.settings() | {"size": encoder.size, "crop": crop}
         made, asked = self._embeddings(encoder, crop, settings)
         objects = {key: i for i, key in enumerate(dict.fromkeys(asked))}
@@ -344,13 +393,12 @@ class _Run:
         made = {where: found[key] for where, key in place.items()}
         return made, {name: found[key] for name, key in asked.items()}
 
-    def lpips(self, path: Path | None) -> None:
+    def lpips(self, network: perceptual.Lpips | None) -> None:
         """To the target, and between the pictures of an entry."""
-        if path is None:
+        if network is None:
             for name in ("lpips", "diversity_lpips"):
                 self.not_computed[name] = "needs weights: --lpips"
             return
-        network = perceptual.load_lpips(path)
         settings = {"network": network.network, "weights": network.weights}
         settings |= {"crop": "box", "size": perceptual.LPIPS_SIZE}
         with_target = [i for i, shot in enumerate(self.shots) if shot.entry.target]
@@ -395,9 +443,7 @@ class _Run:
             return float(np.sqrt(np.mean((one - other) ** 2)))
 
         settings = {"difference": "root mean square over the hole, grey levels"}
-        keys = {
-            pair: key_of(*(self.key(self.shots[k], settings) for k in pair)) for pair in pairs
-        }
+        keys = {pair: key_of(*(self.key(self.shots[k], settings) for k in pair)) for pair in pairs}
         compute = lambda items: (np.array(apart(*pair)) for pair in items)
         wanted = {key: (lambda pair=pair: pair) for pair, key in keys.items()}
         found = self.results(wanted, compute, "diversity")
@@ -422,9 +468,11 @@ class _Run:
         for i, values in mine.items():
             self.rows[i][name] = float(np.mean(values))
 
-    def distribution(self, path: Path | None, reference: Path | None, entries: list[Entry]) -> None:
+    def distribution(
+        self, encoder: encoders.Encoder | None, reference: Path | None, entries: list[Entry]
+    ) -> None:
         """FID and KID of a method's pictures to photographs."""
-        if path is None:
+        if encoder is None:
             reason = "needs a backbone and photographs: --backbone, --reference"
             self.not_computed |= {"fid": reason, "kid": reason}
             return
@@ -433,7 +481,6 @@ class _Run:
             reason = "needs photographs: --reference, or targets in the manifest"
             self.not_computed |= {"fid": reason, "kid": reason}
             return
-        encoder = encoders.load(path)
         settings = encoder.settings() | {"size": encoder.size, "crop": "whole picture, squashed"}
         features = self._whole_pictures(photos, encoder, settings)
         known = key_of("statistics", *sorted(map(self.hash_of, photos)), settings_hash(settings))
@@ -560,9 +607,7 @@ def _result_item(shot: Shot, index: int, crop: str, size: int) -> tuple[np.ndarr
     return (identity.result_crop(result, request.parts[index].hole, crop, size),)
 
 
-def _reference_item(
-    entry: Entry, index: int, view: int, crop: str, size: int
-) -> tuple[np.ndarray]:
+def _reference_item(entry: Entry, index: int, view: int, crop: str, size: int) -> tuple[np.ndarray]:
     picture = entry.request().parts[index].views[view]
     return (identity.reference_crop(*picture, crop, size),)
 

@@ -233,9 +233,7 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _cut(
-    path: Path, masks: Path | None, relative: Path, segmenter: Segmenter | None
-) -> np.ndarray:
+def _cut(path: Path, masks: Path | None, relative: Path, segmenter: Segmenter | None) -> np.ndarray:
     """An object's picture with its mask as transparency, (h w 4) uint8."""
     picture = images.read_image(path)
     if picture.shape[2] == 4:

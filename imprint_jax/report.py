@@ -233,7 +233,7 @@ def _html_table(summary: dict) -> str:
 
 def _html_settings(summary: dict) -> str:
     lines = [
-        f"<li><code>{m['hash']}</code> {html.escape(name)}: {html.escape(json.dumps(m['settings']))}"
+        f"<li><code>{m['hash']}</code> " + html.escape(f"{name}: {json.dumps(m['settings'])}")
         for name, m in summary["measures"].items()
     ]
     absent = [

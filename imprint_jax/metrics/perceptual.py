@@ -85,8 +85,8 @@ def load_lpips(path: Path) -> Lpips:
     )
     if network is None or sorted(heads) != list(range(5)):
         raise InputError(
-            f"{path} holds no LPIPS: it needs the convolutions of AlexNet or VGG-16 (features.0.weight"
-            " ...) and five heads (lin0.model.1.weight ...); there are"
+            f"{path} holds no LPIPS: it needs the convolutions of AlexNet or VGG-16"
+            " (features.0.weight ...) and five heads (lin0.model.1.weight ...); there are"
             f" {len(backbone)} tensors of a backbone and {len(heads)} heads."
         )
     params = {
