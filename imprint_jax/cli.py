@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,10 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Make and prepare training data.", no_args_is_help=True)
 app.add_typer(data, name="data")
+testset = typer.Typer(help="Write test sets, as manifests.", no_args_is_help=True)
+app.add_typer(testset, name="testset")
+study = typer.Typer(help="Compare two methods by asking people.", no_args_is_help=True)
+app.add_typer(study, name="study")
 
 console = Console(stderr=True)
 
@@ -231,18 +236,39 @@ def train(
     workdir: Annotated[Path, typer.Option(help="Folder of the run.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run there.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show configuration, groups and shardings.")
+    ] = False,
+    multi_process: Annotated[
+        bool,
+        typer.Option("--distributed", help="One of several processes (SLURM, Open MPI, TPU pod)."),
+    ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0, where nothing tells.")
+    ] = None,
+    num_processes: Annotated[int | None, typer.Option(help="With --coordinator.")] = None,
+    process_id: Annotated[int | None, typer.Option(help="With --coordinator, from 0.")] = None,
 ) -> None:
-    """Train one stage: `--config mini_stage1 --workdir runs/stage1 [--config.a.b=value ...]`."""
+    """Train one stage: `--config mini_stage1 --workdir runs/stage1 [--config.a.b=value ...]`.
+
+    Ends with exit code 0 when all steps are done, and 143 after SIGTERM, with the state saved.
+    """
     from absl import flags
 
     from imprint_jax import config as configs
+    from imprint_jax import distributed
 
     settings = configs.load(config, context.args)
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
     _use_compilation_cache()
+    if multi_process or coordinator or num_processes or process_id is not None:
+        distributed.initialize(coordinator, num_processes, process_id)
     from imprint_jax.train import train as run
 
-    run(settings, workdir, resume=resume, overwrite=overwrite, console=console)
+    code = run(
+        settings, workdir, resume=resume, overwrite=overwrite, dry_run=dry_run, console=console
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -485,6 +511,300 @@ def check(
     if report.problems:
         raise typer.Exit(1)
     console.print("nothing is damaged")
+
+
+# Options of the commands that measure.
+Clip = Annotated[Path | None, typer.Option(help="CLIP's weights: a folder, converted or not.")]
+Dino = Annotated[Path | None, typer.Option(help="DINOv2's weights: a folder or file, likewise.")]
+Judge = Annotated[str, typer.Option("--encoder", help="A model whose encoder judges identity.")]
+LpipsFiles = Annotated[Path | None, typer.Option(help="LPIPS's weights: a file, or a folder.")]
+Backbone = Annotated[Path | None, typer.Option(help="Weights of an encoder, for FID and KID.")]
+Reference = Annotated[
+    Path | None, typer.Option(help="Photos for FID and KID (default: the manifest's targets).")
+]
+SegmentFile = Annotated[Path | None, typer.Option("--segment", help="ONNX that finds objects.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps (default: the model's own).")]
+
+
+def _track(items, about: str, total: int):
+    return track(items, about, total=total, console=console)
+
+
+@app.command()
+def evaluate(
+    manifest: Annotated[
+        Path,
+        typer.Option(help="JSON lines or a folder, as `compose` takes it (docs/composing.md)."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the report.")],
+    results: Annotated[
+        list[str] | None, typer.Option(help="A folder of pictures, DIR or NAME=DIR; again: more.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model that composes them first; again: more.")
+    ] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="paste or poisson, no model; again: the other.")
+    ] = None,
+    clip: Clip = None,
+    dino: Dino = None,
+    encoder: Judge = "mini",
+    lpips: LpipsFiles = None,
+    backbone: Backbone = None,
+    reference: Reference = None,
+    segment: SegmentFile = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where scores are kept (default: OUT/cache).")
+    ] = None,
+    worst: Annotated[
+        str | None, typer.Option(help="Sort the page by this measure, worst first.")
+    ] = "ours",
+    show_pictures: Annotated[
+        int, typer.Option("--show", help="Compositions on the page, at most.", min=0)
+    ] = 200,
+    steps: Steps = None,
+) -> None:
+    """Measure and show what methods make of a manifest: a table, a CSV file, a page of pictures."""
+    from imprint_jax import evaluate as evaluation
+    from imprint_jax import manifest as manifests
+    from imprint_jax import report
+    from imprint_jax.compose import Settings
+
+    folders = {}
+    named = [text.partition("=") for text in results or []]
+    asked = [(name, Path(folder)) if equals else (Path(name).name, Path(name))
+             for name, equals, folder in named]  # fmt: skip
+    asked += [(Path(name).name, out / "results" / Path(name).name) for name in model or []]
+    asked += [(name, out / "results" / name) for name in baseline or []]
+    for name, folder in asked:
+        if name in folders:
+            raise InputError(f"Two methods are called {name!r}; name them: --results NAME=DIR.")
+        folders[name] = folder
+    if not folders:
+        raise InputError("Give --results, --model or --baseline: something to measure.")
+    if worst is not None and worst not in evaluation.SORTABLE:
+        raise InputError(f"--worst is {worst!r}; use one of {', '.join(evaluation.SORTABLE)}.")
+    entries = manifests.read(manifest)
+    _use_compilation_cache()
+    networks = evaluation.load_networks(
+        clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone, segment=segment
+    )
+    for name in model or []:
+        folder = folders[Path(name).name]
+        evaluation.compose_results(name, entries, folder, Settings(num_steps=steps), _track)
+    for name in baseline or []:
+        evaluation.paste_results(name, entries, folders[name], _track)
+    found = evaluation.evaluate(
+        entries, folders, networks, cache or out / "cache", reference=reference, track=_track
+    )
+    summary = report.summarize(found)
+    page = report.write(found, summary, out, worst=worst, limit=show_pictures)
+    console.print(report.table(summary))
+    for name, reason in summary["not_computed"].items():
+        console.print(f"not computed: {name} ({reason})", soft_wrap=True)
+    console.print(f"wrote {page}", soft_wrap=True)
+
+
+@app.command()
+def probe(
+    records: Annotated[Path, typer.Argument(help="A prepared data set of views of objects.")],
+    encoder: Annotated[
+        list[str], typer.Option(help="A model, run or weights of CLIP or DINOv2; again: more.")
+    ],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    apart: Annotated[
+        int, typer.Option(help="Leave out views of the same object fewer frames apart.", min=1)
+    ] = 9,
+    color: Annotated[
+        float, typer.Option(help="Change each view's colours and light, 0 to 1.", min=0, max=1)
+    ] = 0.0,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Also with each model's initial random weights.")
+    ] = False,
+) -> None:
+    """Ask encoders which views show the same object: top-1 and mean average precision."""
+    from imprint_jax.inputs.records import RecordSource
+    from imprint_jax.metrics import encoders
+    from imprint_jax.probe import probe as run
+
+    source = RecordSource(records, split)
+    _use_compilation_cache()
+    table = Table(title=f"{records}, {split}: views {apart} frames apart, colour {color}")
+    for column in ("encoder", "top-1", "mAP", "chance", "views", "objects"):
+        table.add_column(column, justify="left" if column == "encoder" else "right")
+    for path in encoder:
+        tried = {path: encoders.load(path)}
+        if untrained:
+            tried[f"{path}, untrained"] = encoders.untrained(path)
+        for name, one in tried.items():
+            found = run(one, source, apart=apart, color=color, track=_track)
+            shares = (f"{x:.3f}" for x in (found.top1, found.mean_precision, found.chance))
+            table.add_row(name, *shares, str(found.views), str(found.objects))
+    console.print(table)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ablate(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder of runs, pictures and the table.")],
+    suite: Annotated[
+        str, typer.Option(help="core, paper, or names of ablations joined by commas.")
+    ] = "core",
+    scale: Annotated[
+        str, typer.Option(help="mini, paper, or a folder with stage1.py and stage2.py.")
+    ] = "mini",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of a second stage; all else goes along.", min=1)
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Trainings of each, by seed.", min=1)] = 1,
+    seeds: Annotated[int, typer.Option(help="Pictures of each entry, by seed.", min=1)] = 3,
+    manifest: Annotated[
+        Path | None, typer.Option(help="What to compose (default: a set of the test split).")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Entries of that set, at most.", min=2)] = 60,
+    clip: Clip = None,
+    dino: Dino = None,
+    encoder: Judge = "mini",
+    lpips: LpipsFiles = None,
+    backbone: Backbone = None,
+    sampling_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps (default: the models' own).")
+    ] = None,
+) -> None:
+    """Train and measure the paper's ablations; `--config.a.b=value` changes all trainings."""
+    from absl import flags
+
+    from imprint_jax import ablate as ablation
+    from imprint_jax import evaluate as evaluation
+    from imprint_jax import manifest as manifests
+    from imprint_jax.compose import Settings
+
+    variants = ablation.variants(suite, scale, steps=steps, repeats=repeats, overrides=context.args)
+    if manifest is None:
+        entries = ablation.held_out_set(scale, out / "set", seeds=seeds, limit=limit, size=256)
+    else:
+        entries = manifests.read(manifest)
+    flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
+    _use_compilation_cache()
+    networks = evaluation.load_networks(
+        clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone
+    )
+    table = ablation.ablate(
+        variants,
+        out,
+        scale=scale,
+        entries=entries,
+        networks=networks,
+        settings=Settings(num_steps=sampling_steps),
+        command=shlex.join(["imprint", *sys.argv[1:]]),
+        console=console,
+        track=_track,
+    )
+    console.print(table.read_text(), markup=False, highlight=False)
+
+
+@study.command("make")
+def make_study(
+    first: Annotated[Path, typer.Argument(help="A method's results.")],
+    second: Annotated[Path, typer.Argument(help="The other's.")],
+    manifest: Annotated[Path, typer.Option(help="What both composed.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: page/ and key.json.")],
+    limit: Annotated[int | None, typer.Option(help="Pairs to ask about, drawn.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Decides order and sides.")] = 0,
+) -> None:
+    """Write a page that shows both methods' pictures side by side, not saying which is whose."""
+    from imprint_jax import manifest as manifests
+    from imprint_jax import study as studies
+
+    page = studies.make(manifests.read(manifest), first, second, out, limit=limit, seed=seed)
+    console.print(f"wrote {page}; keep {out / 'key.json'} to yourself", soft_wrap=True)
+
+
+@study.command("count")
+def count_answers(
+    folder: Annotated[Path, typer.Argument(help="What `study make` wrote.")],
+    answers: Annotated[list[Path], typer.Argument(help="Files of answers.")],
+) -> None:
+    """Count the answers that people saved from the page."""
+    from imprint_jax import study as studies
+
+    methods, counts = studies.count(folder, answers)
+    table = Table(title=f"{len(answers)} files of answers")
+    for column in ("question", methods["first"], methods["second"], "same", "p (sign test)"):
+        table.add_column(column, justify="left" if column == "question" else "right")
+    for question, c in counts.items():
+        table.add_row(question, str(c.first), str(c.second), str(c.same), f"{c.p:.2g}")
+    console.print(table)
+
+
+Num = Annotated[int, typer.Option(help="Pictures to make of each entry, by seed.", min=1)]
+Limit = Annotated[int | None, typer.Option(help="Entries at most, evenly spread.", min=1)]
+Level = Annotated[int, typer.Option(help="The hole's precision: 0 outline, 3 box.", min=0, max=3)]
+Split = Annotated[str, typer.Option(help="train, validation or test.")]
+
+
+@testset.command("dreambooth")
+def dreambooth_set(
+    pairs: Annotated[Path, typer.Argument(help="CSV: object,background,x0,y0,x1,y1.")],
+    objects: Annotated[Path, typer.Argument(help="Folder of the objects' pictures.")],
+    backgrounds: Annotated[Path, typer.Argument(help="Folder of the backgrounds.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, with manifest.jsonl.")],
+    masks: Annotated[Path | None, typer.Option(help="Folder of the objects' masks.")] = None,
+    segment: SegmentFile = None,
+    num: Num = 1,
+) -> None:
+    """Objects in several backgrounds, from a list of pairs (docs/evaluation.md)."""
+    from imprint_jax import protocols
+    from imprint_jax.inputs.segment import Segmenter
+
+    segmenter = Segmenter(segment) if segment else None
+    options = dict(masks=masks, segmenter=segmenter, num=num)
+    written = protocols.dreambooth(pairs, objects, backgrounds, out, **options)
+    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+
+
+@testset.command("perturbed")
+def perturbed_set(
+    records: Annotated[Path, typer.Argument(help="A prepared set of photos with masks.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, with manifest.jsonl.")],
+    split: Split = "test",
+    num: Num = 1,
+    limit: Limit = None,
+    mask_level: Level = 0,
+    seed: Annotated[int, typer.Option(help="Decides the perturbations.")] = 0,
+) -> None:
+    """Photos whose object is perturbed and to be put back; the photo is the truth."""
+    from imprint_jax import config, protocols
+    from imprint_jax.inputs.records import RecordSource
+
+    options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
+    source = RecordSource(records, split)
+    written = protocols.perturbed(config.default(), source, out, **options)
+    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+
+
+@testset.command("pasted")
+def pasted_set(
+    records: Annotated[Path, typer.Argument(help="A prepared set of views of objects.")],
+    backgrounds: Annotated[Path, typer.Argument(help="A prepared set of photos.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, with manifest.jsonl.")],
+    config: Annotated[str, typer.Option(help="The recipe whose data settings count.")] = "stage2",
+    split: Split = "test",
+    size: Annotated[int, typer.Option(help="Side of the photos, pixels.", min=32)] = 512,
+    num: Num = 1,
+    limit: Limit = None,
+    mask_level: Level = 0,
+    seed: Annotated[int, typer.Option(help="Decides pairs, places and perturbations.")] = 0,
+) -> None:
+    """Views of objects pasted into photos; another view is given, the pasted one is the truth."""
+    from imprint_jax import config as configs
+    from imprint_jax import protocols
+    from imprint_jax.inputs.records import RecordSource
+
+    options = dict(size=size, num=num, limit=limit, mask_level=mask_level, seed=seed)
+    sources = (RecordSource(folder, split) for folder in (records, backgrounds))
+    written = protocols.pasted(configs.load(config), *sources, out, **options)
+    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
 
 
 def _numbers(option: str, text: str, count: int) -> list[float]:

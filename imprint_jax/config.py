@@ -6,6 +6,7 @@ types here.
 """
 
 import ast
+import inspect
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ def default() -> ConfigDict:
     c.init_from = ConfigDict({"dinov2": "", "adapter": "", "unet": "", "vae": ""})
 
     c.model = ConfigDict()
+    # What the component `dinov2` is: "dinov2", or "clip" with the fields of `CLIPVision`.
+    c.model.encoder = "dinov2"
     c.model.autoencoder = "kl"  # "kl": Stable Diffusion's VAE; "dct": closed-form codec
     c.model.dinov2 = ConfigDict(
         dict(  # ViT-g/14 with registers (facebookresearch/dinov2, vit_giant2)
@@ -91,7 +94,8 @@ def default() -> ConfigDict:
     # views of one object in rendered scenes.
     c.data.sources = ()
     c.data.split = "train"
-    c.data.window = 7  # frames two views of an object are apart at most (Sec. 3.1)
+    # Frames two views of an object are apart at most (Sec. 3.1); 0: each view with itself.
+    c.data.window = 7
     c.data.color = 0.5  # strength of the colour and light perturbation P, 0 to 1 (open)
     # The affine perturbation T of the object image: degrees, log of the stretch, degrees,
     # probability of mirroring (open).
@@ -162,7 +166,8 @@ def config_file(name: str) -> Path:
     for folder in folders:
         if (folder / f"{name}.py").is_file():
             return folder / f"{name}.py"
-    known = sorted({p.stem for f in folders for p in f.glob("*.py")})
+    found = {p.relative_to(f).with_suffix("") for f in folders for p in f.rglob("*.py")}
+    known = sorted(path.as_posix() for path in found)
     raise InputError(f"Unknown config {name!r}; known are {', '.join(known)}, or give a .py file.")
 
 
@@ -170,23 +175,75 @@ def load(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The configuration of a recipe, with overrides applied, locked.
 
     Args:
-        name: A recipe's name ("mini_stage1") or a path ending in .py that defines `get_config()`.
+        name: A recipe's name ("mini_stage1") or a path ending in .py that defines `get_config()`;
+            arguments of that function may follow behind a colon ("ablations/no_swap:mini,2").
         overrides: Arguments of the form "--config.a.b=value".
 
     Raises:
-        InputError: Unknown recipe, field, or a value of another type than the field's.
+        InputError: Unknown recipe, field, or a value of another type than the field's; or a recipe
+            that has nothing to train with these arguments.
+    """
+    before, _, given = name.rpartition(":")
+    if len(before) > 1:  # else it is the colon of a drive, or there is none
+        name = before
+    else:
+        given = ""
+    arguments = [int(x) if x.isdecimal() else x for x in given.split(",")] if given else []
+    config = load_recipe(name, *arguments)
+    if config is None:
+        raise InputError(f"{name} trains nothing with {given}.")
+    for override in overrides:
+        apply(config, override)
+    return config.lock()
+
+
+def load_recipe(name: str, *arguments) -> ConfigDict | None:
+    """What a recipe's `get_config` returns for these arguments, unlocked.
+
+    Raises:
+        InputError: Unknown recipe, or it takes other arguments.
     """
     path = config_file(name)
     recipe = runpy.run_path(str(path))
     if "get_config" not in recipe:
         raise InputError(f"{path} defines no get_config().")
-    config = recipe["get_config"]()
-    for override in overrides:
-        _apply(config, override)
-    return config.lock()
+    try:
+        inspect.signature(recipe["get_config"]).bind(*arguments)
+    except TypeError as error:
+        raise InputError(f"{path} does not take {arguments}: {error}.") from error
+    return recipe["get_config"](*arguments)
 
 
-def _apply(config: ConfigDict, override: str) -> None:
+def stage_recipe(scale: str, stage: int) -> ConfigDict:
+    """The recipe of a stage that ablations start from, unlocked.
+
+    Args:
+        scale: "paper", "mini", or a folder with stage1.py and stage2.py.
+        stage: 1 or 2.
+
+    Raises:
+        InputError: There is no such recipe.
+    """
+    names = {"paper": f"stage{stage}", "mini": f"mini_stage{stage}"}
+    return load_recipe(names.get(scale, f"{scale}/stage{stage}.py")).unlock()
+
+
+def rate(groups, name: str):
+    """The learning rate of a group of `config.groups`."""
+    return next(rate for group, _, rate in groups if group == name)
+
+
+def with_rate(groups, name: str, rate) -> tuple:
+    """`config.groups` with another rate for one group."""
+    return tuple((g, pattern, rate if g == name else old) for g, pattern, old in groups)
+
+
+def apply(config: ConfigDict, override: str) -> None:
+    """Sets a field as "--config.a.b=value" says.
+
+    Raises:
+        InputError: Unknown field, or a value of another type than the field's.
+    """
     name, equals, text = override.partition("=")
     if not name.startswith("--config.") or not equals:
         raise InputError(f"Cannot read {override!r}; overrides look like --config.seed=1.")

@@ -165,6 +165,7 @@ def load_component(source: str, component: str, abstract: dict) -> dict:
     """One component's parameters, from a released folder or a training run's averaged weights.
 
     A UNet without channels for a concatenated background starts one with them: their weights are 0.
+    A folder of converted CLIP weights is taken as the component "dinov2".
 
     Args:
         source: Path of the folder.
@@ -179,7 +180,12 @@ def load_component(source: str, component: str, abstract: dict) -> dict:
     """
     folder = Path(source)
     if (folder / "checkpoints").is_dir():
-        params = checkpoint.load_params(folder)[1][component]
+        params = checkpoint.load_component(folder, component)
+    elif component == "dinov2" and component_file(folder, "clip").is_file():
+        settings = json.loads((folder / "config.json").read_text())["clip"]
+        model = ConfigDict({"encoder": "clip", "dinov2": settings})
+        flat = dict(_read(component_file(folder, "clip"), component, model))
+        params = traverse_util.unflatten_dict(flat, sep="/")
     else:
         folder = model_folder(source)
         file = component_file(folder, component)

@@ -23,6 +23,7 @@ def tiny_config(stage: int):
         num_heads=2,
         norm_groups=8,
     )
+    c.validation.every = c.preview.every = 0
     c.init_from.update(dinov2="", adapter="", unet="", vae="")
     return c
 
@@ -72,3 +73,42 @@ def write_records(folder: Path) -> tuple[str, str]:
     prepare("objaverse", folder / "objects", folder / "object_records")
     prepare("photos", folder / "photos", folder / "photo_records")
     return str(folder / "object_records"), str(folder / "photo_records")
+
+
+SCALE_RECIPE = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.tiny import tiny_config
+
+
+def get_config():
+    c = tiny_config({stage})
+    c.data.sources = ({source!r},)
+    if {stage} == 2:
+        c.init_from.unet = "stage 1"
+    return c
+"""
+
+
+def write_scale(folder: Path) -> Path:
+    """Recipes stage1.py and stage2.py, tiny, over records with a test split; returns their folder.
+
+    Two objects and a photo to train on, two and one to test.
+    """
+    write_objects(folder / "objects", objects=4)
+    write_photos(folder / "photos")
+    splits = folder / "splits.json"
+    splits.write_text(
+        '{"objaverse": {"train": ["object0", "object1"], "test": ["object2", "object3"]},'
+        ' "photos": {"train": ["photo0"], "test": ["photo1"]}}'
+    )
+    prepare("objaverse", folder / "objects", folder / "object_records", splits)
+    prepare("photos", folder / "photos", folder / "photo_records", splits)
+    views = dict(kind="views", records=str(folder / "object_records"), weight=1.0)
+    pasted = views | dict(kind="pasted", backgrounds=str(folder / "photo_records"))
+    root = str(Path(__file__).parent.parent)
+    (folder / "scale").mkdir()
+    for stage, source in ((1, views), (2, pasted)):
+        recipe = SCALE_RECIPE.format(root=root, stage=stage, source=source)
+        (folder / "scale" / f"stage{stage}.py").write_text(recipe)
+    return folder / "scale"

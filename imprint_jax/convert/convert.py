@@ -133,6 +133,10 @@ def _torch_target(part: Component, released: dict) -> tuple[rules.Table, dict, s
                 )
             settings = sd.vae_config(part.settings, released["image_size"])
             return sd.diffusers_table(part.abstract), settings, f"{sd.STEM}.safetensors"
+        case "dinov2" if "projection" in part.settings:
+            raise InputError(
+                f"{part.source} is CLIP's; only models whose encoder is DINOv2 can be converted."
+            )
         case "dinov2":
             settings = dinov2.hf_config(part.settings)
             return dinov2.hf_table(part.abstract), settings, "model.safetensors"

@@ -133,6 +133,7 @@ def _component(name: str, settings: dict, tensors, make_table, source: str) -> C
     else:
         model = config.default().model
         model.autoencoder = "dct" if "patch" in settings and name == "vae" else "kl"
+        model.encoder = "clip" if "projection" in settings and name == "dinov2" else "dinov2"
         with model.unlocked():
             model[name] = settings
         abstract = imprint.abstract(name, model)

@@ -1,7 +1,8 @@
 """Which two records make a pair: all the rules (paper, Sec. 3.1 and 3.3).
 
 kind of source    data sets              object from         target
-views, pasted     mvimgnet, objaverse    a view              another, `window` frames away at most
+views, pasted     mvimgnet, objaverse    a view              another, `window` frames away at most;
+                                                             itself with a `window` of 0
 video             youtubevos, vipseg     a frame             any other frame of the object
 video             ppr10k                 a photo             any other photo of the group
 pair              folder                 the foreground      the target
@@ -27,7 +28,7 @@ def make_pairs(kind: str, index: dict[str, np.ndarray], window: int):
     """
     match kind:
         case "views" | "pasted":
-            return WindowPartners(index, window)
+            return WindowPartners(index, window) if window else Itself(index)
         case "video":
             return WindowPartners(index, None)
         case "pair":

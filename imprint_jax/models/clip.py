@@ -27,6 +27,7 @@ class CLIPVision(nnx.Module):
         mlp_width: Hidden channels of the feed-forwards.
         projection: Channels of the embedding.
         activation: "quick_gelu" (OpenAI's weights) or "gelu".
+        remat: Recompute each block's activations in the backward pass.
         dtype: Dtype of the computation; parameters stay float32.
         rngs: Source of the initial parameters.
     """
@@ -42,11 +43,13 @@ class CLIPVision(nnx.Module):
         mlp_width: int,
         projection: int,
         activation: str,
+        remat: bool = False,
         dtype=jnp.float32,
         rngs: Rngs,
     ):
         make = dict(dtype=dtype, rngs=rngs)
         self.dtype = dtype
+        self.remat = remat
         function = {"quick_gelu": quick_gelu, "gelu": gelu}[activation]
         normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
         patch = (patch_size, patch_size)
@@ -82,9 +85,31 @@ class CLIPVision(nnx.Module):
         x = jnp.concatenate([cls, patches.reshape(b, h * w, c)], axis=1)
         x = self.norm_in(x + self.pos_embed[...].astype(self.dtype))
         graphdef, stacked = nnx.split(self.blocks)
-        x, _ = jax.lax.scan(lambda x, params: (nnx.merge(graphdef, params)(x), None), x, stacked)
+        block = lambda x, params: (nnx.merge(graphdef, params)(x), None)
+        # Inside a scan nothing can be merged with the recomputation: no barrier is needed.
+        block = jax.checkpoint(block, prevent_cse=False) if self.remat else block
+        x, _ = jax.lax.scan(block, x, stacked)
         return x.astype(jnp.float32)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(b image_size image_size 3), as `tokens` -> the embedding (b projection) float32."""
         return self.proj(self.norm_out(self.tokens(images)[:, 0])).astype(jnp.float32)
+
+    def class_and_patches(self, images: jax.Array) -> jax.Array:
+        """What stands for an object in the place of DINOv2's tokens: all, after the final norm.
+
+        The open ObjectStitch applies CLIP's last norm to all tokens
+        (bcmi/ObjectStitch-Image-Composition, ldm/modules/encoders/modules.py).
+
+        Args:
+            images: (b image_size image_size 3) in [-1, 1].
+
+        Returns:
+            (b 1+patches width) float32.
+        """
+        return self.norm_out(self.tokens(self.normalize(images))).astype(jnp.float32)
+
+    @staticmethod
+    def normalize(images: jax.Array) -> jax.Array:
+        """RGB in [-1, 1] -> by CLIP's statistics, what the tower takes."""
+        return ((images + 1) / 2 - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_STD)

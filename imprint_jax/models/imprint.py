@@ -16,16 +16,19 @@ from flax import nnx
 
 from imprint_jax import geometry
 from imprint_jax.models.adapter import Adapter
+from imprint_jax.models.clip import CLIPVision
 from imprint_jax.models.layers import Rngs
 from imprint_jax.models.unet import UNet
 from imprint_jax.models.vae import AutoencoderKL, DCTCodec
-from imprint_jax.models.vit import DINOv2, normalize
+from imprint_jax.models.vit import DINOv2
 
 COMPONENTS = ("dinov2", "adapter", "unet", "vae")
 
 
 class Imprint(nnx.Module):
     """DINOv2, content adapter, UNet and VAE, built from `config.model`.
+
+    The component called `dinov2` is CLIP's vision tower where `config.model.encoder` says so.
 
     Args:
         config: The `model` section of a configuration (see `imprint_jax.config`).
@@ -55,9 +58,7 @@ class Imprint(nnx.Module):
         Returns:
             (b 1+patches context_width) float32.
         """
-        tokens = self.dinov2(normalize(objects))
-        registers = self.dinov2.num_registers
-        return self.adapter(jnp.concatenate([tokens[:, :1], tokens[:, 1 + registers :]], axis=1))
+        return self.adapter(self.dinov2.class_and_patches(objects))
 
     def encode_background(
         self, images: jax.Array, mask: jax.Array, hole_fill: str
@@ -89,9 +90,14 @@ def build(component: str, config, **make) -> nnx.Module:
         config: The section.
         **make: `dtype`, `rngs`, and of DINOv2 and the UNet `remat`.
     """
-    autoencoder = {"kl": AutoencoderKL, "dct": DCTCodec}[config.autoencoder]
-    makers = {"dinov2": DINOv2, "adapter": Adapter, "unet": UNet, "vae": autoencoder}
-    return makers[component](**config[component], **make)
+    match component:
+        case "dinov2":  # models released before there was a choice do not name theirs
+            maker = {"dinov2": DINOv2, "clip": CLIPVision}[config.get("encoder", "dinov2")]
+        case "vae":
+            maker = {"kl": AutoencoderKL, "dct": DCTCodec}[config.autoencoder]
+        case _:
+            maker = {"adapter": Adapter, "unet": UNet}[component]
+    return maker(**config[component], **make)
 
 
 def abstract_params(make, *args, **arguments) -> dict:

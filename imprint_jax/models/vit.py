@@ -165,6 +165,18 @@ class DINOv2(nnx.Module):
         x, _ = jax.lax.scan(block, x, stacked)
         return self.norm(x).astype(jnp.float32)
 
+    def class_and_patches(self, images: jax.Array) -> jax.Array:
+        """What stands for an object: the tokens without the registers.
+
+        Args:
+            images: (b H W 3) in [-1, 1].
+
+        Returns:
+            (b 1+patches width) float32.
+        """
+        tokens = self(normalize(images))
+        return jnp.concatenate([tokens[:, :1], tokens[:, 1 + self.num_registers :]], axis=1)
+
 
 def _bicubic_weights(size_in: int, size_out: int) -> jax.Array:
     """PyTorch's bicubic resampling (a = -0.75, borders repeated) at DINOv2's offset scale.

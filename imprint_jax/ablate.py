@@ -1,0 +1,319 @@
+"""`imprint ablate`: the paper's Sec. 4.7 as one command: train what is missing, measure, tabulate.
+
+OUT/runs/NAME-STAGE-HASH/   trainings; the hash is of the configuration, so that variants share
+                            what they have in common, and nothing stale is taken for new
+OUT/models/NAME/            released folders of the second stages
+OUT/set/                    the test set, unless a manifest is given
+OUT/ablation.md             the table; with metrics.csv, summary.json and index.html of report.py
+"""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from imprint_jax import checkpoint, config, evaluate, manifest, pretrained, probe, protocols, report
+from imprint_jax.compose import Settings
+from imprint_jax.errors import InputError
+from imprint_jax.inputs.records import RecordSource
+from imprint_jax.metrics import encoders
+from imprint_jax.train import train
+
+log = logging.getLogger(__name__)
+
+# "full" is the method itself; the others are configs/ablations/NAME.py.
+CORE = ("full", "single_stage", "frozen_dinov2", "no_swap")
+SUITES = {
+    "core": CORE,
+    "paper": (
+        *CORE,
+        "dinov2_in_stage2",
+        "multiview_in_stage2",
+        "no_multiview",
+        "clip_encoder",
+        "background_noised",
+        "background_concat",
+        "no_hole_fill",
+        "window_1",
+        "window_3",
+        "window_15",
+    ),
+}
+# What the table shows, in this order, where it was computed.
+COLUMNS = ("clip", "dino", "ours", "ours_top1", "lpips", "psnr", "ssim", "seam", "copied", "fid",
+           "probe_top1", "probe_map")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant in one training seed: its stages' configurations; no first one in `single_stage`.
+
+    Attributes:
+        name: Of the ablation.
+        seed: Of the training.
+        stage1: Configuration, or None.
+        stage2: Configuration without where its encoder starts from.
+        inherits: Components that start from stage 1.
+    """
+
+    name: str
+    seed: int
+    stage1: ConfigDict | None
+    stage2: ConfigDict
+    inherits: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The name, with the seed where it is not the first."""
+        return f"{self.name}_{self.seed}" if self.seed else self.name
+
+
+def variants(
+    suite: str,
+    scale: str,
+    *,
+    steps: int | None = None,
+    repeats: int = 1,
+    overrides: Sequence[str] = (),
+) -> list[Variant]:
+    """The variants of a suite.
+
+    Args:
+        suite: A name in `SUITES`, or names of ablations joined by commas.
+        scale: "mini", "paper", or a folder with stage1.py and stage2.py.
+        steps: Steps of the plain second stage; other trainings' steps, warm-up and saving go in
+            proportion. None: as the recipes say.
+        repeats: Trainings of each variant, which differ by their seed.
+        overrides: `--config.a.b=value`, for both stages of all.
+
+    Raises:
+        InputError: No such suite, ablation, scale or field.
+    """
+    names = SUITES.get(suite, tuple(suite.split(",")))
+    full = config.stage_recipe(scale, 2)
+    share = 1.0 if steps is None else steps / full.total_steps
+    # At full size the UNet starts from Stable Diffusion in both stages, at mini size from stage 1.
+    inherits = ("dinov2", "adapter", *(["unet"] if full.init_from.unet else []))
+    found = []
+    for name in names:
+        stages = [_stage(name, scale, stage, share, overrides) for stage in (1, 2)]
+        for seed in range(repeats):
+            first, second = (_with_seed(c, seed) for c in stages)
+            found.append(Variant(name, seed, first, second, inherits if first else ()))
+    return found
+
+
+def _stage(name: str, scale: str, stage: int, share: float, overrides) -> ConfigDict | None:
+    if name == "full":
+        c = config.stage_recipe(scale, stage)
+    else:
+        c = config.load_recipe(f"ablations/{name}", scale, stage)
+    if c is None:
+        return None
+    for override in overrides:
+        config.apply(c, override)
+    if share != 1.0:
+        for section, field in ((c, "total_steps"), (c.optim, "warmup_steps"), (c, "save_every")):
+            section[field] = max(round(section[field] * share), 1)
+    return c
+
+
+def _with_seed(c: ConfigDict | None, seed: int) -> ConfigDict | None:
+    if c is None:
+        return None
+    c = c.copy_and_resolve_references()
+    c.unlock()
+    c.seed += seed
+    return c
+
+
+def ablate(
+    suite: list[Variant],
+    out: Path,
+    *,
+    scale: str,
+    entries: list[manifest.Entry],
+    networks: evaluate.Networks,
+    settings: Settings,
+    command: str,
+    console,
+    track: Callable,
+) -> Path:
+    """Trains what is missing, composes, measures and writes the table as it came out.
+
+    Args:
+        suite: From `variants`.
+        out: Folder of it all, see the module.
+        scale: As `variants`; says which records the probe looks at.
+        entries: What every model composes; the k-th picture of each is seed k.
+        networks: For the measures.
+        settings: How to sample.
+        command: What the user called, for the table.
+        console: A rich console, for `train`.
+        track: (iterable, description, total) -> the iterable, with a progress bar.
+
+    Returns:
+        The table's file.
+
+    Raises:
+        InputError: As `train` and `evaluate.evaluate`.
+    """
+    results, probes = {}, {}
+    records = RecordSource(_probe_records(scale), "test")
+    for variant in suite:
+        run = _trained(variant, out / "runs", console)
+        model = _exported(run, out / "models" / variant.label)
+        results[variant.label] = out / "results" / variant.label
+        evaluate.compose_results(model, entries, results[variant.label], settings, track)
+        probes[variant.label] = probe.probe(encoders.load(model), records, track=track)
+    baselines = ["paste", *(["poisson"] if importlib.util.find_spec("cv2") else [])]
+    for baseline in baselines:
+        results[baseline] = out / "results" / baseline
+        evaluate.paste_results(baseline, entries, results[baseline], track)
+    found = evaluate.evaluate(entries, results, networks, out / "cache", track=track)
+    about = {"records": "test split", "apart": 9, "crop": "cut"}
+    for name, text in (("probe_top1", "top-1 accuracy"), ("probe_map", "mean average precision")):
+        found.measures[name] = evaluate.Measure(
+            "higher", f"the encoder alone: {text} of same-object retrieval across views", about
+        )
+    for label, result in probes.items():
+        found.sets[label] |= {"probe_top1": result.top1, "probe_map": result.mean_precision}
+    summary = report.summarize(found)
+    report.write(found, summary, out, worst=None, limit=60)
+    steps = {v.label: _steps(v) for v in suite}
+    text = _table(suite, baselines, summary, steps, command)
+    partial = out / ".ablation.md.tmp"
+    partial.write_text(text)
+    os.replace(partial, out / "ablation.md")
+    return out / "ablation.md"
+
+
+def held_out_set(
+    scale: str, out: Path, *, seeds: int, limit: int | None, size: int
+) -> list[manifest.Entry]:
+    """What the suite is measured on unless told otherwise: the test split of the plain stage 2.
+
+    Args:
+        scale: As `variants`.
+        out: Folder to make; read if it is there.
+        seeds: Pictures of each entry.
+        limit: Entries at most.
+        size: Side of the pictures that objects are pasted into, pixels.
+
+    Raises:
+        InputError: The recipe's first source is no prepared data set with a test split.
+    """
+    if not out.exists():
+        c = config.stage_recipe(scale, 2)
+        source = c.data.sources[0]
+        records = RecordSource(source["records"], "test")
+        if source["kind"] == "pasted":
+            photos = RecordSource(source["backgrounds"], "test")
+            protocols.pasted(c, records, photos, out, size=size, num=seeds, limit=limit)
+        else:
+            protocols.perturbed(c, records, out, num=seeds, limit=limit)
+    entries = manifest.read(out / "manifest.jsonl")
+    if any(entry.num != seeds for entry in entries):
+        raise InputError(f"{out} was made for another number of seeds; delete it.")
+    return entries
+
+
+def _probe_records(scale: str) -> str:
+    return config.stage_recipe(scale, 1).data.sources[0]["records"]
+
+
+def _trained(variant: Variant, runs: Path, console) -> Path:
+    """The second stage's run, after training what is missing of both."""
+    second = variant.stage2.copy_and_resolve_references()
+    second.unlock()
+    if variant.stage1 is not None:
+        first = _run(variant.stage1, runs, variant, console)
+        for component in variant.inherits:
+            second.init_from[component] = str(first)
+    return _run(second, runs, variant, console)
+
+
+def _run(c: ConfigDict, runs: Path, variant: Variant, console) -> Path:
+    digest = hashlib.sha256(c.to_json(sort_keys=True).encode()).hexdigest()[:8]
+    there = sorted(runs.glob(f"*-stage{c.stage}-{digest}"))
+    workdir = there[0] if there else runs / f"{variant.label}-stage{c.stage}-{digest}"
+    if (workdir / "checkpoints" / str(c.total_steps)).is_dir():
+        log.info("%s: stage %d is trained: %s", variant.label, c.stage, workdir)
+    else:
+        log.info("%s: training stage %d in %s", variant.label, c.stage, workdir)
+        train(c.lock(), workdir, resume=True, console=console)
+    return workdir
+
+
+def _exported(run: Path, folder: Path) -> Path:
+    """A released folder of a run; `from` in it says of which, so that it is renewed."""
+    mark = folder / "from"
+    if not mark.is_file() or mark.read_text() != run.name:
+        shutil.rmtree(folder, ignore_errors=True)
+        licences = pretrained.load_licences(str(run))
+        pretrained.save(folder, *checkpoint.load_params(run), licences)
+        mark.write_text(run.name)
+    return folder
+
+
+def _steps(variant: Variant) -> str:
+    first = variant.stage1.total_steps if variant.stage1 is not None else 0
+    return f"{first} + {variant.stage2.total_steps}"
+
+
+def _table(
+    suite: list[Variant], baselines: list[str], summary: dict, steps: dict[str, str], command: str
+) -> str:
+    """Markdown: a row a variant; over several trainings the mean and spread of their means."""
+    columns = [name for name in COLUMNS if name in summary["measures"]]
+    rows = []
+    for name in dict.fromkeys(v.name for v in suite):
+        labels = [v.label for v in suite if v.name == name]
+        cells = [_cell([summary["methods"][label].get(c) for label in labels]) for c in columns]
+        rows.append([name, steps[labels[0]], *cells])
+    for name in baselines:
+        rows.append([name, "-", *(_cell([summary["methods"][name].get(c)]) for c in columns)])
+    arrow = {"higher": " ↑", "lower": " ↓", "": ""}
+    heads = [c + arrow[summary["measures"][c]["better"]] for c in columns]
+    lines = [
+        f"Made by `{command}`.",
+        "",
+        f"| variant | steps | {' | '.join(heads)} |",
+        f"|---|---|{'---:|' * len(columns)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        "Means over pictures; ± is the standard deviation between "
+        + ("trainings." if any(v.seed for v in suite) else "sampling seeds of one training."),
+        "",
+        *(
+            f"- `{c}` ({summary['measures'][c]['hash']}): {summary['measures'][c]['about']}"
+            + (
+                f"; stands in for {summary['measures'][c]['stand_in_for']}"
+                if "stand_in_for" in summary["measures"][c]
+                else ""
+            )
+            for c in columns
+        ),
+        "",
+        "Not computed: "
+        + "; ".join(f"{name} ({why})" for name, why in summary["not_computed"].items())
+        + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: list[dict | None]) -> str:
+    """The mean and spread of a measure over the trainings of a variant."""
+    means = [one["mean"] for one in found if one and one["mean"] is not None]
+    if not means:
+        return "-"
+    spread = found[0].get("between_seeds") if len(means) == 1 else float(np.std(means, ddof=1))
+    text = f"{np.mean(means):.4g}"
+    return text if spread is None else f"{text} ± {spread:.2g}"

@@ -1,0 +1,126 @@
+"""What happened around the hole, and to the hole's shape: no network is needed.
+
+Images are (h w 3) uint8, holes and masks (h w) bool.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from imprint_jax import geometry
+
+# Around a hole results may fade into the photo over this share of the longer side of its box.
+# Ours; `compose` fades over at most 0.037 (FEATHER x CONTEXT), more where a small hole is enlarged.
+RIM = 0.06
+# A pixel has changed if a channel has by so many grey levels; fewer are a JPEG's noise. Ours.
+CHANGED = 12
+# Side at which a result is compared with the object pasted as it is, pixels. Ours.
+POSE_SIZE = 64
+# Shifts tried to either side, in pixels at that size. Ours.
+SHIFTS = 4
+# Correlation from which on a result is a copy. Ours.
+COPY = 0.9
+# A mask whose overlap (IoU) with the object as it is stays below this asks for another pose. Ours.
+SAME_POSE = 0.75
+# Objects with a standard deviation below this many grey levels have no pattern to tell poses by.
+FLAT = 4.0
+
+
+def preserved(result: np.ndarray, background: np.ndarray, hole: np.ndarray) -> tuple[float, float]:
+    """Is the photo untouched outside of the hole and its rim?
+
+    Returns:
+        The share of pixels there that are the same in all channels, 0 to 1, and the mean absolute
+        difference in grey levels; both nan if nothing lies outside.
+    """
+    x0, y0, x1, y1 = geometry.bounding_box(hole)
+    rim = math.ceil(RIM * max(x1 - x0, y1 - y0)) + 2
+    outside = ndimage.distance_transform_edt(~hole) > rim
+    if not outside.any():
+        return math.nan, math.nan
+    difference = np.abs(result[outside].astype(np.int16) - background[outside])
+    return float((difference == 0).all(axis=1).mean()), float(difference.mean())
+
+
+def changed_overlap(result: np.ndarray, background: np.ndarray, hole: np.ndarray) -> float:
+    """Overlap (IoU) of the pixels that changed with the hole; a stand-in for mask adherence.
+
+    The object itself would have to be found in the result; what changed is more than it, if the
+    hole is larger, and less, where it is coloured like the photo.
+    """
+    difference = np.abs(result.astype(np.int16) - background).max(axis=-1)
+    return overlap(difference >= CHANGED, hole)
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks; 0 where both are empty."""
+    return float((a & b).sum() / max((a | b).sum(), 1))
+
+
+def pasted(view: np.ndarray, mask: np.ndarray, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An object as it is in its picture, scaled to fit into a hole's box, its shape kept.
+
+    Args:
+        view: (h w 3) uint8, the object's picture.
+        mask: (h w) bool, or uint8 coverage.
+        hole: (H W) bool.
+
+    Returns:
+        Colours (H W 3) uint8 and coverage (H W) uint8.
+    """
+    x0, y0, x1, y1 = geometry.bounding_box(mask if mask.dtype == bool else mask >= geometry.FAINT)
+    coverage = mask.astype(np.uint8) * 255 if mask.dtype == bool else mask
+    rgba = Image.fromarray(np.dstack([view, coverage])[y0:y1, x0:x1])
+    left, top, right, bottom = geometry.bounding_box(hole)
+    scale = min((right - left) / rgba.width, (bottom - top) / rgba.height)
+    width, height = (max(round(side * scale), 1) for side in rgba.size)
+    # As in training's `paste`: Lanczos would overshoot at the edge.
+    rgba = np.asarray(rgba.resize((width, height), Image.Resampling.HAMMING))
+    x, y = left + (right - left - width) // 2, top + (bottom - top - height) // 2
+    canvas = np.zeros((*hole.shape, 4), np.uint8)
+    canvas[y : y + height, x : x + width] = rgba
+    return canvas[..., :3], canvas[..., 3]
+
+
+def pose(
+    result: np.ndarray, hole: np.ndarray, view: np.ndarray, mask: np.ndarray
+) -> tuple[float, float]:
+    """Is the object copied as it is, and does the mask ask for that?
+
+    The result is compared with the object `pasted`, where both have the object, by the correlation
+    of their brightness over small shifts, so that new colours and light do not hide a copy.
+
+    Args:
+        result: (H W 3) uint8.
+        hole: (H W) bool.
+        view: (h w 3) uint8, the object's picture.
+        mask: (h w) bool, or uint8 coverage.
+
+    Returns:
+        The correlation, -1 to 1, nan for objects without a pattern; and the overlap (IoU) of the
+        object as it is with the hole: the lower, the more the mask asks for another pose.
+    """
+    x0, y0, x1, y1 = geometry.bounding_box(hole)
+    colours, coverage = pasted(view, mask, hole)
+    window = np.s_[y0:y1, x0:x1]
+    small = lambda x: np.asarray(
+        Image.fromarray(x[window]).resize((POSE_SIZE, POSE_SIZE), Image.Resampling.BOX), np.float32
+    )
+    grey = lambda x: np.asarray(Image.fromarray(x).convert("L"))
+    made, copy = small(grey(result)), small(grey(colours))
+    both = (small(coverage) >= 128) & (small(hole.astype(np.uint8) * 255) >= 128)
+    if both.sum() < 16 or copy[both].std() < FLAT:
+        return math.nan, overlap(coverage >= 128, hole)
+    best = max(
+        _correlation(np.roll(made, (dy, dx), axis=(0, 1))[both], copy[both])
+        for dy in range(-SHIFTS, SHIFTS + 1)
+        for dx in range(-SHIFTS, SHIFTS + 1)
+    )
+    return best, overlap(coverage >= 128, hole)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / max(math.sqrt((a**2).sum() * (b**2).sum()), 1e-6))

@@ -1,0 +1,268 @@
+"""What an evaluation found, for people: a table, metrics.csv, summary.json and index.html."""
+
+import csv
+import html
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.table import Table
+
+import imprint_jax
+from imprint_jax import geometry, images
+from imprint_jax.errors import InputError
+from imprint_jax.evaluate import Evaluation, Shot
+from imprint_jax.metrics.batched import settings_hash
+
+THUMBNAIL = 320  # pixels, the longer side
+
+STYLE = """
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; background: #fff; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 }
+td, th { text-align: left; padding: .15em 1em .15em 0; vertical-align: top }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+figure { display: inline-block; margin: 0 .6em 1.2em 0; vertical-align: top }
+figure img { display: block; height: 190px; background: #888 }
+figcaption { max-width: 20em; color: #555; font-size: 12px; overflow-wrap: anywhere }
+section { border-top: 1px solid #ddd; padding-top: .6em }
+"""
+
+
+def summarize(evaluation: Evaluation) -> dict:
+    """Means over pictures, their spread, and the spread of the means between seeds; for JSON.
+
+    The k-th pictures of all entries are what seed k made; `between_seeds` is the standard
+    deviation (of a sample, n - 1) of their means, absent where there is one.
+    """
+    methods = {}
+    for method in evaluation.sets:
+        rows = [
+            (shot.number, row)
+            for shot, row in zip(evaluation.shots, evaluation.rows, strict=True)
+            if shot.method == method
+        ]
+        methods[method] = {
+            name: _summary([(k, row[name]) for k, row in rows if name in row])
+            for name in evaluation.measures
+            if name not in evaluation.sets[method]
+        }
+        methods[method] |= {k: {"mean": x} for k, x in evaluation.sets[method].items()}
+    return {
+        "methods": methods,
+        "measures": {
+            name: {
+                "about": measure.about,
+                "better": measure.better,
+                "settings": measure.settings,
+                "hash": settings_hash({"name": name} | measure.settings),
+            }
+            | ({"stand_in_for": measure.stand_in} if measure.stand_in else {})
+            for name, measure in evaluation.measures.items()
+        },
+        "not_computed": evaluation.not_computed,
+        "imprint_jax": imprint_jax.__version__,
+    }
+
+
+def _summary(values: list[tuple[int, float]]) -> dict:
+    values = [(k, x) for k, x in values if not math.isnan(x)]
+    if not values:
+        return {"mean": None, "pictures": 0}
+    numbers = np.array([x for _, x in values])
+    summary = {"mean": float(numbers.mean()), "pictures": len(numbers)}
+    if len(numbers) > 1:
+        summary["deviation"] = float(numbers.std(ddof=1))
+    by_seed = {}
+    for k, x in values:
+        by_seed.setdefault(k, []).append(x)
+    if len(by_seed) > 1:
+        means = [float(np.mean(x)) for x in by_seed.values()]
+        summary |= {"seeds": means, "between_seeds": float(np.std(means, ddof=1))}
+    return summary
+
+
+def table(summary: dict) -> Table:
+    """Means for the terminal: a row a measure, a column a method."""
+    methods = summary["methods"]
+    result = Table(title="means over pictures, ± between seeds")
+    result.add_column("measure")
+    for method in methods:
+        result.add_column(method, justify="right")
+    for name, measure in summary["measures"].items():
+        arrow = {"higher": " ↑", "lower": " ↓", "": ""}[measure["better"]]
+        result.add_row(name + arrow, *(_cell(methods[m].get(name)) for m in methods))
+    return result
+
+
+def _cell(summary: dict | None) -> str:
+    if summary is None or summary["mean"] is None:
+        return "-"
+    text = f"{summary['mean']:.4g}"
+    return text + (f" ± {summary['between_seeds']:.2g}" if "between_seeds" in summary else "")
+
+
+def write(
+    evaluation: Evaluation, summary: dict, out: Path, *, worst: str | None, limit: int
+) -> Path:
+    """Writes metrics.csv, summary.json and index.html with its pictures.
+
+    Args:
+        evaluation: What was measured.
+        summary: From `summarize`.
+        out: The folder; made. What an earlier report wrote there is replaced.
+        worst: The measure by which the page is sorted, worst first, by the first method's value;
+            None keeps the manifest's order.
+        limit: How many entries' pictures the page shows, at most.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: There is no such measure, or it has no better and worse.
+    """
+    order = sorted_shots(evaluation, worst)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_text(out / "metrics.csv", _csv(evaluation))
+    _write_text(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    building = out / ".pictures.tmp"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    sections = [_section(evaluation, group, building) for group in order[:limit]]
+    shutil.rmtree(out / "pictures", ignore_errors=True)
+    os.replace(building, out / "pictures")
+    sorting = f", worst {worst} first" if worst else ""
+    head = f"<h1>Evaluation</h1>{_html_table(summary)}{_html_settings(summary)}"
+    head += f"<h2>Pictures{sorting}</h2><p>{len(order)} compositions"
+    head += f", {min(limit, len(order))} shown. Left of the results: the object, and the"
+    head += " background with its hole in grey; right of them the truth, where there is one.</p>"
+    _write_text(out / "index.html", page("Evaluation", head + "\n".join(sections)))
+    return out / "index.html"
+
+
+def sorted_shots(evaluation: Evaluation, worst: str | None) -> list[list[int]]:
+    """The places in `evaluation.shots` of each composition, one a method, in the page's order.
+
+    Raises:
+        InputError: As `write`.
+    """
+    groups: dict[tuple[str, int], list[int]] = {}
+    for i, shot in enumerate(evaluation.shots):
+        groups.setdefault((shot.entry.id, shot.number), []).append(i)
+    order = list(groups.values())
+    if worst is None:
+        return order
+    if worst not in evaluation.measures or not evaluation.measures[worst].better:
+        known = [name for name, m in evaluation.measures.items() if m.better]
+        raise InputError(f"--worst {worst!r} is no measure to sort by; {', '.join(known)} are.")
+    sign = -1 if evaluation.measures[worst].better == "lower" else 1
+    value = lambda group: evaluation.rows[group[0]].get(worst, math.nan)
+    return sorted(order, key=lambda group: (math.isnan(value(group)), sign * value(group)))
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML page."""
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n{body}\n</html>\n"
+    )
+
+
+def thumbnail(picture: np.ndarray, path: Path, side: int = THUMBNAIL) -> str:
+    """Writes a JPEG of (h w 3) uint8, `side` pixels at most; returns the file's name."""
+    image = Image.fromarray(picture)
+    image.thumbnail((side, side), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    path.write_bytes(buffer.getvalue())
+    return path.name
+
+
+def _section(evaluation: Evaluation, group: list[int], folder: Path) -> str:
+    """A composition: object, background with hole, every method's result, the truth."""
+    first = evaluation.shots[group[0]]
+    request = first.entry.request()
+    stem = f"{first.entry.id}_{first.number}"
+    cut = geometry.object_crop(*request.parts[0].views[0], THUMBNAIL)
+    marked = request.photo
+    for part in request.parts:
+        marked = geometry.fill_hole(marked, part.hole[..., None], "grey", 128)
+    figures = [
+        _figure(thumbnail(cut, folder / f"{stem}.object.jpg"), "object"),
+        _figure(thumbnail(marked, folder / f"{stem}.hole.jpg"), "hole"),
+    ]
+    for i in group:
+        shot, row = evaluation.shots[i], evaluation.rows[i]
+        picture = images.read_image(shot.path)[..., :3]
+        name = thumbnail(picture, folder / f"{stem}.{shot.method}.jpg")
+        scores = [f"{k} {x:.3g}" for k, x in row.items() if not math.isnan(x)]
+        figures.append(_figure(name, f"{shot.method}: {', '.join(scores)}"))
+    if first.entry.target:
+        target = images.read_image(first.entry.target)[..., :3]
+        figures.append(_figure(thumbnail(target, folder / f"{stem}.target.jpg"), "truth"))
+    heading = html.escape(f"{first.entry.id}, picture {first.number}")
+    return f"<section><h3>{heading}</h3>{''.join(figures)}</section>"
+
+
+def _figure(name: str, caption: str) -> str:
+    source = html.escape(f"pictures/{name}", quote=True)
+    image = f'<img src="{source}" alt="" loading="lazy">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _html_table(summary: dict) -> str:
+    methods = summary["methods"]
+    head = "".join(f'<th class="n">{html.escape(m)}' for m in methods)
+    rows = [f"<tr><th>measure<th>better{head}<th>what<th>settings"]
+    for name, measure in summary["measures"].items():
+        cells = "".join(f'<td class="n">{_cell(methods[m].get(name))}' for m in methods)
+        about = html.escape(measure["about"])
+        if "stand_in_for" in measure:
+            about += f" <em>(stands in for {html.escape(measure['stand_in_for'])})</em>"
+        rows.append(
+            f"<tr><td>{html.escape(name)}<td>{measure['better']}{cells}<td>{about}"
+            f"<td><code>{measure['hash']}</code>"
+        )
+    return f"<table>{''.join(rows)}</table><p>Means over pictures, ± between seeds.</p>"
+
+
+def _html_settings(summary: dict) -> str:
+    lines = [
+        f"<li><code>{m['hash']}</code> " + html.escape(f"{name}: {json.dumps(m['settings'])}")
+        for name, m in summary["measures"].items()
+    ]
+    absent = [
+        f"<li>{html.escape(name)}: {html.escape(reason)}"
+        for name, reason in summary["not_computed"].items()
+    ]
+    return (
+        f"<details><summary>Settings</summary><ul>{''.join(lines)}</ul></details>"
+        f"<details><summary>Not computed</summary><ul>{''.join(absent)}</ul></details>"
+    )
+
+
+def _csv(evaluation: Evaluation) -> str:
+    """One line a picture."""
+    names = [name for name in evaluation.measures if any(name in row for row in evaluation.rows)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["method", "id", "picture", "file", *names])
+    for shot, row in zip(evaluation.shots, evaluation.rows, strict=True):
+        writer.writerow(_csv_line(shot, (row.get(name, math.nan) for name in names)))
+    return buffer.getvalue()
+
+
+def _csv_line(shot: Shot, values: Iterable[float]) -> list:
+    numbers = ["" if math.isnan(x) else f"{x:.6g}" for x in values]
+    return [shot.method, shot.entry.id, shot.number, shot.path.name, *numbers]
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,195 @@
+"""A blind comparison of two methods by people: a page that asks, and what counts the answers.
+
+OUT/page/index.html, OUT/page/pictures/   for the people who answer; says nothing of which is whose
+OUT/key.json                              keep it: which side of each question is whose
+
+The page works without a server. A person's answers are a file that the page offers at its end.
+"""
+
+import html
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from imprint_jax import geometry, images
+from imprint_jax.errors import InputError
+from imprint_jax.evaluate import find_shots
+from imprint_jax.inputs.records import check_unused
+from imprint_jax.manifest import Entry
+from imprint_jax.report import page, thumbnail
+
+# What is asked of each pair, after the paper's two sides of quality (Sec. 4.2). Ours.
+QUESTIONS = {
+    "identity": "In which picture is the object more like the one on the left?",
+    "realism": "Which picture looks more like a real photo?",
+}
+ANSWERS = ("first", "second", "same")
+SIDE = 640  # pixels, the longer side of the pictures shown
+
+SCRIPT = """
+const study = %s;
+const answers = {};
+const button = document.querySelector('#save');
+document.querySelectorAll('input[type=radio]').forEach(input => input.onchange = () => {
+  answers[input.name] = input.value;
+  button.textContent = `Save my answers (${Object.keys(answers).length} of ${study.count})`;
+});
+button.onclick = () => {
+  const text = JSON.stringify({study: study.id, answers}, null, 1);
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
+  link.download = `answers_${Math.random().toString(36).slice(2, 8)}.json`;
+  link.click();
+};
+"""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Answers to one question.
+
+    Attributes:
+        first: How often the first method was chosen.
+        second: The second.
+        same: Neither.
+        p: Two-sided sign test of `first` against `second`: how likely so uneven a count is if both
+            were equal; it takes answers as independent, which those of one person are not quite.
+    """
+
+    first: int
+    second: int
+    same: int
+    p: float
+
+
+def make(
+    entries: list[Entry],
+    first: Path,
+    second: Path,
+    out: Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """Writes the page and its key.
+
+    Args:
+        entries: The manifest's; the first picture of each is shown.
+        first: Folder of a method's results.
+        second: Of the other's.
+        out: Folder to make.
+        limit: Only so many entries, drawn at random.
+        seed: Decides the order and the sides.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: `out` is not empty, or pictures are missing.
+    """
+    check_unused(out)
+    if first.resolve() == second.resolve():
+        raise InputError("Give two folders of results; these are one.")
+    shots = find_shots(entries, {"first": first, "second": second})
+    shots = [shot for shot in shots if shot.number == 0]
+    pairs = list(zip(shots[: len(entries)], shots[len(entries) :], strict=True))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(pairs))[:limit]
+    building = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    pictures = building / "page" / "pictures"
+    pictures.mkdir(parents=True)
+    try:
+        sections, key = [], {}
+        for number, place in enumerate(order):
+            swapped = bool(rng.integers(2))
+            key[str(number)] = {"id": pairs[place][0].entry.id, "swapped": swapped}
+            shown = pairs[place][::-1] if swapped else pairs[place]
+            sections.append(_section(number, shown, pictures))
+        identity = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(key)).hex[:12]
+        count = len(sections) * len(QUESTIONS)
+        script = SCRIPT % json.dumps({"id": identity, "count": count})
+        body = "<h1>Which is better?</h1>" + "\n".join(sections)
+        body += f'<p><button id="save">Save my answers</button></p><script>{script}</script>'
+        (building / "page" / "index.html").write_text(page("Comparison", body), encoding="utf-8")
+        names = {"first": first.name, "second": second.name}
+        content = {"study": identity, "methods": names, "pairs": key}
+        (building / "key.json").write_text(json.dumps(content, indent=1) + "\n")
+        if out.exists():
+            out.rmdir()
+        os.replace(building, out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return out / "page" / "index.html"
+
+
+def _section(number: int, shots: tuple, pictures: Path) -> str:
+    """A pair and its questions; pictures are encoded anew, so that no metadata tells whose."""
+    request = shots[0].entry.request()
+    cut = geometry.object_crop(*request.parts[0].views[0], SIDE // 2)
+    names = [thumbnail(cut, pictures / f"{number}_object.jpg", SIDE)]
+    for side, shot in zip("ab", shots, strict=True):
+        picture = images.read_image(shot.path)[..., :3]
+        names.append(thumbnail(picture, pictures / f"{number}_{side}.jpg", SIDE))
+    captions = ("the object", "first", "second")
+    figures = "".join(
+        f'<figure><img src="pictures/{name}" alt=""><figcaption>{caption}</figcaption></figure>'
+        for name, caption in zip(names, captions, strict=True)
+    )
+    asked = "".join(_question(number, *question) for question in QUESTIONS.items())
+    return f"<section>{figures}{asked}</section>"
+
+
+def _question(number: int, name: str, text: str) -> str:
+    choices = "".join(
+        f'<label><input type="radio" name="{number}.{name}" value="{answer}"> {answer}</label> '
+        for answer in ANSWERS
+    )
+    return f"<p>{html.escape(text)} {choices}</p>"
+
+
+def count(folder: Path, answers: Iterable[Path]) -> tuple[dict[str, str], dict[str, Count]]:
+    """Counts the answers of any number of people.
+
+    Args:
+        folder: What `make` wrote.
+        answers: Files that the page saved.
+
+    Returns:
+        The two methods' names, {"first", "second"}; and the counts by question.
+
+    Raises:
+        InputError: A file is damaged or of another study.
+    """
+    key = _json(folder / "key.json")
+    tally = {question: dict.fromkeys(ANSWERS, 0) for question in QUESTIONS}
+    for path in answers:
+        given = _json(path)
+        if not isinstance(given, dict) or given.get("study") != key["study"]:
+            raise InputError(f"{path} holds no answers to the study in {folder}.")
+        for name, answer in given["answers"].items():
+            number, _, question = name.partition(".")
+            if number not in key["pairs"] or question not in tally or answer not in ANSWERS:
+                raise InputError(f"{path}: {name!r}: {answer!r} is no answer to this study.")
+            if key["pairs"][number]["swapped"] and answer != "same":
+                answer = "second" if answer == "first" else "first"
+            tally[question][answer] += 1
+    counts = {}
+    for question, number in tally.items():
+        decided = number["first"] + number["second"]
+        p = float(stats.binomtest(number["first"], decided).pvalue) if decided else 1.0
+        counts[question] = Count(**number, p=p)
+    return key["methods"], counts
+
+
+def _json(path: Path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read {path}: {error}.") from error

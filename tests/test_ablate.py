@@ -1,0 +1,135 @@
+"""The paper's ablations: what each changes, and a suite of them at a tiny scale."""
+
+import json
+import logging
+
+import pytest
+from flax import traverse_util
+from rich.console import Console
+
+from imprint_jax import ablate, config, diffusion, evaluate
+from imprint_jax.compose import Settings
+from imprint_jax.config import config_file
+from imprint_jax.errors import InputError
+from imprint_jax.models import imprint
+from tests.tiny import write_scale
+
+ALL = [name for name in ablate.SUITES["paper"] if name != "full"]
+
+
+def differences(name: str, scale: str, stage: int) -> dict:
+    ours = config.load_recipe(f"ablations/{name}", scale, stage)
+    plain = config.stage_recipe(scale, stage)
+    a, b = (traverse_util.flatten_dict(c.to_dict(), sep=".") for c in (ours, plain))
+    return {key: a.get(key) for key in a | b if a.get(key) != b.get(key)}
+
+
+def test_every_ablation_is_in_the_suite():
+    folder = config_file("ablations/no_swap").parent
+    assert sorted(path.stem for path in folder.glob("*.py")) == sorted(ALL)
+
+
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+@pytest.mark.parametrize("name", ALL)
+def test_an_ablation_changes_something_and_leaves_a_whole_configuration(name, scale):
+    changed = {}
+    for stage in (1, 2):
+        c = config.load_recipe(f"ablations/{name}", scale, stage)
+        if c is None:
+            assert (name, stage) == ("single_stage", 1)
+            continue
+        diffusion.check_config(c)
+        if scale == "mini":
+            imprint.split(c.model)
+        changed |= differences(name, scale, stage)
+    assert changed
+
+
+@pytest.mark.parametrize(
+    "name, stage, expected",
+    [
+        ("no_hole_fill", 2, {"diffusion.hole_fill": "none"}),
+        ("background_noised", 2, {"diffusion.background_mode": "noised"}),
+        ("window_3", 1, {"data.window": 3}),
+        ("no_multiview", 1, {"data.window": 0}),
+        ("no_multiview", 2, {}),
+        ("dinov2_in_stage2", 1, {}),
+    ],
+)
+def test_what_changes_is_what_the_name_says(name, stage, expected):
+    assert differences(name, "paper", stage) == expected
+
+
+def test_rates():
+    frozen = config.load_recipe("ablations/frozen_dinov2", "paper", 1)
+    assert config.rate(frozen.groups, "dinov2") is None
+    trained = config.load_recipe("ablations/dinov2_in_stage2", "paper", 2)
+    assert config.rate(trained.groups, "dinov2") == 4e-6
+    constant = config.load_recipe("ablations/no_swap", "paper", 2)
+    rates = [config.rate(constant.groups, name) for name in ("adapter", "unet")]
+    assert rates == [4e-5, 4e-6]
+
+
+def test_single_stage_has_the_steps_of_both():
+    (full, single) = ablate.variants("full,single_stage", "mini", steps=100)
+    assert full.stage1.total_steps == full.stage2.total_steps == 100
+    assert single.stage1 is None and single.stage2.total_steps == 200
+    assert single.inherits == () and full.inherits == ("dinov2", "adapter", "unet")
+    assert not any(single.stage2.init_from.values())
+
+
+def test_at_full_size_the_unet_starts_from_stable_diffusion():
+    (variant,) = ablate.variants("no_swap", "paper", overrides=["--config.init_from.unet=SD14"])
+    assert variant.inherits == ("dinov2", "adapter")
+    assert variant.stage1.init_from.unet == variant.stage2.init_from.unet == "SD14"
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(InputError, match="Unknown config 'ablations/nope'"):
+        ablate.variants("nope", "mini")
+    with pytest.raises(InputError, match="Unknown config field"):
+        ablate.variants("full", "mini", overrides=["--config.nope=1"])
+
+
+def test_a_suite_trains_measures_and_tabulates_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "imprint_jax.ablate")
+    scale = str(write_scale(tmp_path))
+    out = tmp_path / "out"
+    names = "full,no_swap"
+
+    def run(names):
+        entries = ablate.held_out_set(scale, out / "set", seeds=2, limit=4, size=64)
+        return ablate.ablate(
+            ablate.variants(names, scale, steps=2),
+            out,
+            scale=scale,
+            entries=entries,
+            networks=evaluate.load_networks(),
+            settings=Settings(num_steps=2),
+            command="imprint ablate",
+            console=Console(quiet=True),
+            track=lambda items, about, total: items,
+        )
+
+    table = run(names).read_text()
+    rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
+    assert {*names.split(","), "paste"} <= set(rows)
+    assert "| 2 + 2 |" in rows["no_swap"] and "| - |" in rows["paste"]
+    assert "ours ↑" in rows["variant"] and "probe_map ↑" in rows["variant"]
+    assert "nan" not in table and "dreamsim (" in table
+    # no_swap starts from the first stage of full.
+    runs = sorted(path.name.rpartition("-")[0] for path in (out / "runs").iterdir())
+    assert runs == ["full-stage1", "full-stage2", "no_swap-stage2"]
+    starts = [
+        json.loads(path.read_text()) for path in (out / "runs").glob("*-stage2-*/config.json")
+    ]
+    assert len({start["init_from"]["unet"] for start in starts}) == 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(summary["methods"]["full"]["ours"]["seeds"]) == 2
+    assert (out / "index.html").is_file()
+
+    caplog.clear()
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")}
+    assert run(names).read_text() == table
+    assert "training stage" not in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")} == before
