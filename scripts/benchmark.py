@@ -10,6 +10,7 @@ data     samples/s of the input pipeline at 512 px, beside PyTorch's DataLoader 
 """
 
 import argparse
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -20,7 +21,6 @@ from pathlib import Path
 
 import benchmark_data
 import benchmark_sampling
-import jax
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="of data: processes of each loader")
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
-    print(f"Python {platform.python_version()}, jax {jax.__version__} ({jax.default_backend()})")
+    print(f"Python {platform.python_version()}, jax {importlib.metadata.version('jax')}")
     if options.what == "startup":
         startup(options.repeats)
     elif options.what == "data":

@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import time
-from contextlib import closing
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 
 from imprint_jax import config
 from imprint_jax.geometry import FAINT, MIN_CONTEXT, OBJECT_MARGIN
-from imprint_jax.inputs.pipeline import make_dataset
+from imprint_jax.inputs.pipeline import make_dataset, make_stream
 from imprint_jax.inputs.prepare import prepare
 from imprint_jax.inputs.transforms import OVERSIZE
 
@@ -26,10 +26,12 @@ SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
 PHOTOS, PHOTO_SIDE = 96, 1280  # how many, and the longer side in pixels
 BATCH = 16
+BATCHES = 20  # on the clock
 WARM_UP = 6  # batches before the clock starts: processes have started, queues are full
 
-# What an 8xA100 run of stage 2 takes, in samples a second: see docs/benchmarks.md.
-ASSUMED_RATE = 230.0
+# What 8 A100 take of stage 2, in samples a second: 312 TFLOP/s each in bfloat16 (its data sheet),
+# of which 40 % are used (assumed), at 4.2 TFLOP a sample (counted).
+ASSUMED_RATE = 8 * 312 * 0.4 / 4.2
 
 
 def write_photos(folder: Path) -> None:
@@ -182,41 +184,58 @@ def rate(batches, count: int) -> tuple[float, dict]:
     return count * BATCH / (time.perf_counter() - start), batch
 
 
+def cpu_time(get, count: int) -> float:
+    """Milliseconds of one core that a sample takes; other work on the machine hardly counts."""
+    for number in range(8):
+        get(number)
+    start = time.process_time()
+    for number in range(count):
+        get(number)
+    return (time.process_time() - start) / count * 1e3
+
+
 def data(workers: int, repeats: int) -> None:
-    """Samples a second of both loaders, in turns.
+    """Samples a second of both loaders, and CPU time a sample, in turns.
 
     Args:
         workers: Processes of each.
-        repeats: Turns; the fastest and the median count.
+        repeats: Turns.
     """
     names = ("grain", "numpy", "pillow", "torch", "albumentations", "opencv-python-headless")
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in names))
     print(f"load of the machine before: {os.getloadavg()[0]:.2f}")
+    rates, times, shapes = defaultdict(list), defaultdict(list), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_photos(folder / "photos")
         prepare("photos", folder / "photos", folder / "records")
         c = settings(folder / "records", workers)
-        rates = {"imprint_jax": [], "torch": []}
-        shapes = {}
         for _ in range(repeats):
-            with closing(iter(make_dataset(c))) as batches:
-                got, batch = rate(batches, 20)
-            rates["imprint_jax"].append(got)
-            shapes["imprint_jax"] = {k: (v.shape, str(v.dtype)) for k, v in batch.items()}
-            got, batch = rate(iter(torch_loader(folder / "photos", c, workers)), 20)
-            rates["torch"].append(got)
-            shapes["torch"] = {
-                k: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in batch.items()
-            }
+            theirs = torch_loader(folder / "photos", c, workers)
+            for loader, batches in (
+                ("imprint_jax", iter(make_dataset(c))),
+                ("torch", iter(theirs)),
+            ):
+                got, batch = rate(batches, BATCHES)
+                rates[loader].append(got)
+                kinds = {k: str(v.dtype).removeprefix("torch.") for k, v in batch.items()}
+                shapes[loader] = {k: (tuple(v.shape), kinds[k]) for k, v in batch.items()}
+                if loader == "imprint_jax":
+                    batches.close()
+            del theirs, batches, batch  # its processes end
+            stream, photos = make_stream(c), torch_loader(folder / "photos", c, 1).dataset
+            times["imprint_jax"].append(cpu_time(lambda k: stream[k], PHOTOS))
+            times["torch"].append(cpu_time(lambda k: photos[k % PHOTOS], PHOTOS))
+    print(f"load of the machine after: {os.getloadavg()[0]:.2f}")
     if shapes["imprint_jax"] != shapes["torch"]:
         raise AssertionError(f"the loaders' batches differ: {shapes}")
     print(f"batches of both: {shapes['torch']}\n")
-    print("| loader | samples/s, median | fastest |")
-    print("|---|---|---|")
-    for name, values in rates.items():
-        print(f"| {name} | {np.median(values):.1f} | {max(values):.1f} |")
-    ratio = np.median(rates["imprint_jax"]) / np.median(rates["torch"])
-    each = np.median(rates["imprint_jax"]) / workers
-    print(f"\nratio {ratio:.2f}; {each:.1f} samples/s a process")
-    print(f"cores for {ASSUMED_RATE:g} samples/s: {math.ceil(ASSUMED_RATE / each)}")
+    rates, times = ({k: np.median(v) for k, v in both.items()} for both in (rates, times))
+    print("| | samples/s | CPU ms a sample |\n|---|---|---|")
+    for loader in rates:
+        print(f"| {loader} | {rates[loader]:.1f} | {times[loader]:.1f} |")
+    faster = rates["imprint_jax"] / rates["torch"], times["torch"] / times["imprint_jax"]
+    print(f"| times as fast | {faster[0]:.2f} | {faster[1]:.2f} |\n")
+    cores = {k: ASSUMED_RATE * v / 1e3 for k, v in times.items()}
+    print(f"cores for {ASSUMED_RATE:.0f} samples/s: ", end="")
+    print(", ".join(f"{loader} {count:.1f}" for loader, count in cores.items()))
