@@ -56,5 +56,8 @@ def get_config():
     )
     c.optim.warmup_steps = 100
     c.optim.ema_decay = 0.998
+    c.remat.update(dinov2=False, unet=False)
     c.save_every = 250
+    c.validation.update(every=250, batches=2)
+    c.preview.every = 650
     return c

@@ -9,6 +9,8 @@
 | index  | (b)       | int32 | 0 ...    | position in the endless stream of samples, modulo 2^31  |
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -53,17 +55,23 @@ def check_batch(batch: dict[str, np.ndarray], config) -> None:
         raise InputError("batch['index'] is negative.")
 
 
-def picture(batch: dict[str, np.ndarray], rows: int = 8) -> np.ndarray:
+def picture(
+    batch: dict[str, np.ndarray], rows: int = 8, made: Sequence[np.ndarray] = ()
+) -> np.ndarray:
     """A host batch to look at: one sample a row, with object, target, and target with a red hole.
 
+    Args:
+        batch: This host's samples.
+        rows: How many of them, at most.
+        made: Further columns: pictures (rows h w 3) uint8.
+
     Returns:
-        (rows * side, 3 * side, 3) uint8, where side is the larger of object and target; fewer rows
-        if the batch has fewer.
+        (rows * side, columns * side, 3) uint8, where side is the larger of object and target.
     """
     target = batch["target"][:rows]
     hole = batch["mask"][:rows] * np.array([255, 0, 0], np.uint8)
     marked = np.where(batch["mask"][:rows] > 0, target // 2 + hole // 2, target)
-    columns = [batch["object"][:rows], target, marked]
+    columns = [batch["object"][:rows], target, marked, *made]
     side = max(images.shape[1] for images in columns)
     grid = np.zeros((len(target), side, len(columns), side, 3), np.uint8)
     for column, images in enumerate(columns):

@@ -1,12 +1,16 @@
 """A run's checkpoints: Orbax, one item a component, the data's position beside the weights.
 
 WORKDIR/config.json           the resolved configuration
-WORKDIR/frozen/               frozen parameters, written once
+WORKDIR/frozen/               frozen parameters as they were loaded, written once
 WORKDIR/checkpoints/STEP/     dinov2 adapter unet vae (trained parameters), ema, opt, data, meta
+WORKDIR/checksums/STEP.json   of the checkpoint's files, written when all of them are
+WORKDIR/damaged/STEP/         a checkpoint whose files were not as they had been written
 """
 
 import json
 import logging
+import threading
+import zlib
 from pathlib import Path
 
 import jax
@@ -14,7 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from imprint_jax import optim
+from imprint_jax import distributed, optim
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.state import TrainState
@@ -28,16 +32,26 @@ class Checkpoints:
     Args:
         workdir: The run's folder.
         keep: How many of the newest checkpoints stay.
+        keep_every: Checkpoints at multiples of so many steps stay too; 0: none.
     """
 
-    def __init__(self, workdir: Path, keep: int):
-        self.frozen_dir = workdir.resolve() / "frozen"
+    def __init__(self, workdir: Path, keep: int, keep_every: int = 0):
+        self.workdir = workdir.resolve()
+        self.frozen_dir = self.workdir / "frozen"
+        self.folder = self.workdir / "checkpoints"
         self.manager = ocp.CheckpointManager(
-            workdir.resolve() / "checkpoints",
+            self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                max_to_keep=keep,
+                keep_period=keep_every or None,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
             ),
         )
+        self.closing = threading.Event()
+        self.checksums = threading.Thread(target=self._write_checksums, daemon=True)
+        if distributed.is_main():
+            self.checksums.start()
 
     def save_frozen(self, frozen: dict) -> None:
         """Writes the parameters that never change; a run without any writes nothing."""
@@ -63,34 +77,117 @@ class Checkpoints:
         self.manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, abstract: TrainState, shardings: TrainState) -> tuple[TrainState, int]:
-        """The newest checkpoint, each array placed as `shardings` says, and the data's position."""
+        """The newest checkpoint whose files are whole, and the data's position.
+
+        One that is damaged is moved to WORKDIR/damaged, and said so.
+
+        Args:
+            abstract: Shapes and dtypes of the state.
+            shardings: Where each array goes, on any mesh.
+
+        Raises:
+            InputError: All are damaged.
+        """
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
         )
-        step = self.manager.latest_step()
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            if damage := self._damage(step):
+                self._set_aside(step, damage)
+                continue
+            restored = self._restore_step(step, target)
+            log.info("resumed from step %d of %s", step, self.folder)
+            return self._state(step, restored, target), restored["data"]["position"]
+        raise InputError(f"All checkpoints of {self.workdir} are damaged; see its damaged/.")
+
+    def _write_checksums(self) -> None:
+        """Of every checkpoint, once it is complete: Orbax gives it its name in one step then."""
+        folder = self.workdir / "checksums"
+        while True:
+            last = self.closing.wait(1.0)
+            steps = {path.name for path in self.folder.glob("*") if path.name.isdecimal()}
+            known = {path.stem for path in folder.glob("*.json")}
+            for step in known - steps:
+                (folder / f"{step}.json").unlink()
+            for step in steps - known:
+                files = sorted(path for path in (self.folder / step).rglob("*") if path.is_file())
+                try:
+                    found = {f.relative_to(self.folder / step).as_posix(): _crc32(f) for f in files}
+                except FileNotFoundError:  # it was old, and is being deleted
+                    continue
+                folder.mkdir(exist_ok=True)
+                temporary = folder / f".{step}.tmp"
+                temporary.write_text(json.dumps(found, indent=0) + "\n")
+                temporary.replace(folder / f"{step}.json")
+            if last:
+                return
+
+    def _damage(self, step: int) -> str:
+        """What is wrong with a checkpoint's files; "" if nothing is, or if nothing tells."""
+        checksums = self.workdir / "checksums" / f"{step}.json"
+        if not checksums.exists():  # the process ended between the checkpoint and its checksums
+            return ""
+        for name, checksum in json.loads(checksums.read_text()).items():
+            path = self.folder / str(step) / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if _crc32(path) != checksum:
+                return f"{name} has changed"
+        return ""
+
+    def _restore_step(self, step: int, target: TrainState):
         items = {name: ocp.args.StandardRestore(tree) for name, tree in target.trained.items()}
         items["ema"] = ocp.args.StandardRestore(target.ema)
         items["opt"] = ocp.args.StandardRestore(target.opt_state)
         items["data"] = ocp.args.JsonRestore()
-        restored = self.manager.restore(step, args=ocp.args.Composite(**items))
+        return self.manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _state(self, step: int, restored, target: TrainState) -> TrainState:
         frozen = {}
         if target.frozen:
             with ocp.StandardCheckpointer() as checkpointer:
                 frozen = checkpointer.restore(self.frozen_dir, target.frozen)
-        state = TrainState(
-            step=jax.device_put(jnp.asarray(step, jnp.int32), shardings.step),
+        return TrainState(
+            step=jax.device_put(jnp.asarray(step, jnp.int32), target.step.sharding),
             trained={name: restored[name] for name in target.trained},
             frozen=frozen,
             ema=restored["ema"],
             opt_state=restored["opt"],
         )
-        log.info("resumed from step %d of %s", step, self.manager.directory)
-        return state, restored["data"]["position"]
+
+    def _set_aside(self, step: int, damage: str) -> None:
+        damaged = self.workdir / "damaged" / str(step)
+        log.warning(
+            "the checkpoint of step %d is damaged: %s; it is moved to %s, the one before is taken",
+            *(step, damage, damaged),
+        )
+        distributed.wait_for_all(f"damaged {step}")
+        if distributed.is_main():
+            damaged.parent.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(damaged)
+            (self.workdir / "checksums" / f"{step}.json").unlink()
+        distributed.wait_for_all(f"moved {step}")
+        self.manager.reload()
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until everything is on disk.
+
+        Raises:
+            Exception: What went wrong while writing in the background, as a full disk.
+        """
         self.manager.wait_until_finished()
+        self.closing.set()
+        if self.checksums.is_alive():
+            self.checksums.join()
         self.manager.close()
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def load_config(workdir: Path) -> ConfigDict:
@@ -99,7 +196,7 @@ def load_config(workdir: Path) -> ConfigDict:
 
 
 def load_params(workdir: Path, *, ema: bool = True) -> tuple[ConfigDict, dict]:
-    """A run's configuration and its newest parameters, NumPy arrays.
+    """A run's configuration and its newest parameters, float32 NumPy arrays.
 
     Args:
         workdir: The run's folder.
@@ -109,25 +206,55 @@ def load_params(workdir: Path, *, ema: bool = True) -> tuple[ConfigDict, dict]:
         InputError: The run has no checkpoint yet.
     """
     config = load_config(workdir)
-    checkpoints = Checkpoints(workdir, keep=config.keep)
-    step = checkpoints.manager.latest_step()
-    if step is None:
+    params = {name: load_component(workdir, name, ema=ema) for name in imprint.COMPONENTS}
+    return config, params
+
+
+def load_component(workdir: Path, component: str, *, ema: bool = True) -> dict:
+    """One component of a run's newest parameters; reads no other.
+
+    Args:
+        workdir: The run's folder.
+        component: One of `imprint.COMPONENTS`.
+        ema: The averaged parameters rather than the last step's.
+
+    Returns:
+        Nested dict of float32 NumPy arrays.
+
+    Raises:
+        InputError: The run has no checkpoint yet.
+    """
+    config = load_config(workdir)
+    checkpoints = workdir.resolve() / "checkpoints"
+    steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.is_dir() else []
+    if not steps:
         raise InputError(f"{workdir} has no checkpoint yet.")
-    _, abstract = imprint.split(config.model)
+    abstract = {component: imprint.abstract(component, config.model)}
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract
     )
     trained, frozen = optim.partition(abstract, optim.label_params(abstract, config.groups))
-    if ema:
-        args = ocp.args.Composite(ema=ocp.args.StandardRestore(trained))
-        trained = checkpoints.manager.restore(step, args=args)["ema"]
-    else:
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in trained.items()}
-        restored = checkpoints.manager.restore(step, args=ocp.args.Composite(**args))
-        trained = {name: restored[name] for name in trained}
+    newest = checkpoints / str(max(steps))
+    parts = []
+    if trained:
+        folder = newest / ("ema" if ema else component)
+        parts.append(_restore_part(folder, trained if ema else trained[component]))
+        if not ema:
+            parts[-1] = {component: parts[-1]}
     if frozen:
-        with ocp.StandardCheckpointer() as checkpointer:
-            frozen = checkpointer.restore(checkpoints.frozen_dir, frozen)
-    checkpoints.close()
-    return config, jax.device_get(optim.merge(trained, frozen))
+        parts.append(_restore_part(workdir.resolve() / "frozen", frozen))
+    return jax.device_get(optim.merge(*parts))[component]
+
+
+def _restore_part(folder: Path, abstract: dict) -> dict:
+    """The part of a saved tree that `abstract` names."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(
+            folder,
+            args=ocp.args.PyTreeRestore(
+                item=abstract,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                partial_restore=True,
+            ),
+        )

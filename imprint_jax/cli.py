@@ -236,18 +236,39 @@ def train(
     workdir: Annotated[Path, typer.Option(help="Folder of the run.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run there.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show configuration, groups and shardings.")
+    ] = False,
+    multi_process: Annotated[
+        bool,
+        typer.Option("--distributed", help="One of several processes (SLURM, Open MPI, TPU pod)."),
+    ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0, where nothing tells.")
+    ] = None,
+    num_processes: Annotated[int | None, typer.Option(help="With --coordinator.")] = None,
+    process_id: Annotated[int | None, typer.Option(help="With --coordinator, from 0.")] = None,
 ) -> None:
-    """Train one stage: `--config mini_stage1 --workdir runs/stage1 [--config.a.b=value ...]`."""
+    """Train one stage: `--config mini_stage1 --workdir runs/stage1 [--config.a.b=value ...]`.
+
+    Ends with exit code 0 when all steps are done, and 143 after SIGTERM, with the state saved.
+    """
     from absl import flags
 
     from imprint_jax import config as configs
+    from imprint_jax import distributed
 
     settings = configs.load(config, context.args)
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
     _use_compilation_cache()
+    if multi_process or coordinator or num_processes or process_id is not None:
+        distributed.initialize(coordinator, num_processes, process_id)
     from imprint_jax.train import train as run
 
-    run(settings, workdir, resume=resume, overwrite=overwrite, console=console)
+    code = run(
+        settings, workdir, resume=resume, overwrite=overwrite, dry_run=dry_run, console=console
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -314,21 +335,48 @@ def inspect(
 @data.command()
 def render(
     models: Annotated[Path, typer.Argument(help="Folder of OBJ, glTF or PLY models.")],
-    dst: Annotated[Path, typer.Argument(help="Folder to write: one folder of views an object.")],
-    views: Annotated[int, typer.Option(help="Views of an object, 6 degrees apart at most.")] = 36,
+    dst: Annotated[Path, typer.Argument(help="Folder to write: one folder an object.")],
+    scenes: Annotated[
+        int | None, typer.Option(help="Render so many scenes of each model instead of bare views.")
+    ] = None,
+    photos: Annotated[
+        Path | None, typer.Option(help="Photos for the scenes' floors, walls and backdrops.")
+    ] = None,
+    others: Annotated[int, typer.Option(help="Other models in a scene, at most.")] = 2,
+    views: Annotated[
+        int | None,
+        typer.Option(help="Views, 6 degrees apart at most (default: 36 of an object, 8 a scene)."),
+    ] = None,
     size: Annotated[int, typer.Option(help="Side of a view in pixels.")] = 256,
     workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many models.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides camera paths and light.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides camera paths, light and scenes.")] = 0,
     up: Annotated[str, typer.Option(help="The models' upward axis, y or z.")] = "y",
 ) -> None:
-    """Render textured models to RGBA views along smooth camera paths. Resumable."""
-    from imprint_jax import render
+    """Render textured models along smooth camera paths. Resumable.
 
-    results = render.render_folder(
-        models, dst, num_views=views, size=size, workers=workers, limit=limit, seed=seed, up=up
-    )
+    RGBA views on nothing; or, with --scenes, views of a model on a floor, with and without it.
+    """
+    from imprint_jax import render
+    from imprint_jax import scenes as scene_renderer
+
+    if scenes is None and photos is not None:
+        raise InputError("--photos are for scenes: add --scenes N, or leave them out.")
+    options = dict(size=size, workers=workers, limit=limit, seed=seed, up=up)
     total = min(render.count_models(models), limit or sys.maxsize)
+    if scenes is None:
+        results = render.render_folder(models, dst, num_views=views or 36, **options)
+    else:
+        results = scene_renderer.render_scenes(
+            models,
+            dst,
+            num_scenes=scenes,
+            photos_dir=photos,
+            num_others=others,
+            num_views=views or 8,
+            **options,
+        )
+        total *= scenes
     counts = Counter()
     for result in track(results, "rendering", total=total, console=console):
         counts[result.reason or result.status] += 1
@@ -340,8 +388,8 @@ def prepare(
     name: Annotated[
         str,
         typer.Argument(
-            help="The layout of SRC: mvimgnet, objaverse, youtubevos, vipseg, ppr10k, photos or"
-            " folder; docs/data_sets.md shows each."
+            help="The layout of SRC: mvimgnet, objaverse, youtubevos, vipseg, ppr10k, photos,"
+            " folder or scenes; docs/data_sets.md shows each."
         ),
     ],
     src: Annotated[Path, typer.Argument(help="The data set as downloaded or rendered.")],

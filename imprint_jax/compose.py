@@ -136,7 +136,7 @@ class Compositor:
         self.config = config
         self.max_batch = max_batch
         self.graphdef, abstract = imprint.split(config.model, dtype)
-        self.cell = imprint.bind(self.graphdef, abstract).vae.factor  # pixels
+        self._cell = imprint.bind(self.graphdef, abstract).vae.factor  # pixels
         self.dtype = jnp.dtype(dtype)
         self.devices = jax.local_devices()
         cast = lambda tree, dtype: jax.tree.map(lambda x: x.astype(dtype, copy=False), tree)
@@ -159,6 +159,10 @@ class Compositor:
         devices = compositor.devices
         kind = devices[0].device_kind
         log.info("model %s on %d x %s, %s", folder, len(devices), kind, compositor.dtype)
+        if devices[0].platform == "cpu" and compositor.dtype != jnp.float32:
+            log.warning(
+                "on CPU XLA computes %s in float32: no faster, more memory", compositor.dtype
+            )
         return compositor
 
     def __call__(
@@ -274,7 +278,8 @@ class Compositor:
         size = self.config.image_size
         crop = geometry.context_crop(hole, CONTEXT, math.ceil(size / MAX_ENLARGED))
         # Filled before resizing too, so that what is in the hole cannot leak into its rim.
-        filled = geometry.fill_hole(sample.photo, hole[..., None], "grey", grey=128)
+        mode = self.config.diffusion.hole_fill
+        filled = geometry.fill_hole(sample.photo, hole[..., None], mode, grey=128)
         cuts = [geometry.object_crop(*view, self.config.object_size) for view in views]
         square_hole = geometry.extract(hole, crop, size)[..., None]
         if sample.number == 0:
@@ -284,7 +289,7 @@ class Compositor:
     def _mention(self, hole: np.ndarray, square_hole: np.ndarray, crop: geometry.Crop) -> None:
         """Says what a user should know of a hole's size."""
         x0, y0, x1, y1 = geometry.bounding_box(hole)
-        cells = int(geometry.latent_mask(square_hole[None], self.cell).sum())
+        cells = int(geometry.latent_mask(square_hole[None], self._cell).sum())
         if cells < FEW_CELLS:
             log.warning(
                 "the hole is %d x %d pixels, %d cells of the model's grid: too small to show an"
@@ -317,8 +322,8 @@ class Compositor:
 
     def _match_colors(self, picture: np.ndarray, photo: np.ndarray, given: _Inputs) -> np.ndarray:
         # A cell that the hole touches is made anew as a whole: the ring begins around it.
-        cells = geometry.latent_mask(given.hole[None], self.cell)[0, ..., 0]
-        made = cells.repeat(self.cell, axis=0).repeat(self.cell, axis=1)
+        cells = geometry.latent_mask(given.hole[None], self._cell)[0, ..., 0]
+        made = cells.repeat(self._cell, axis=0).repeat(self._cell, axis=1)
         ring = geometry.ring_around(made, RING * self.config.image_size)
         original = geometry.extract(photo, given.crop, self.config.image_size)
         return geometry.match_colors(picture, original, ring)

@@ -90,7 +90,8 @@ def default() -> ConfigDict:
     # Where samples come from, and how often: {kind, records, backgrounds, weight}.
     # Stage 1 takes kind "views": two views of an object on black. Stage 2 takes "photo": a photo
     # and the object in it, perturbed; "video": two frames or photos of one object; "pair": a
-    # foreground and its target; "pasted": one view pasted into one of `backgrounds`.
+    # foreground and its target; "pasted": one view pasted into one of `backgrounds`; "scenes": two
+    # views of one object in rendered scenes.
     c.data.sources = ()
     c.data.split = "train"
     # Frames two views of an object are apart at most (Sec. 3.1); 0: each view with itself.

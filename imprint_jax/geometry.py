@@ -170,9 +170,13 @@ def extract(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
         (size size 3) uint8; or (size size) bool, true where any pixel below is.
     """
     height, width = image.shape[:2]
-    rows = np.clip(np.arange(crop.y0, crop.y0 + crop.side), 0, height - 1)
-    columns = np.clip(np.arange(crop.x0, crop.x0 + crop.side), 0, width - 1)
-    square = image[rows[:, None], columns]
+    right, bottom = crop.x0 + crop.side, crop.y0 + crop.side
+    if crop.x0 >= 0 and crop.y0 >= 0 and right <= width and bottom <= height:
+        square = image[crop.y0 : bottom, crop.x0 : right]  # ten times as fast as by numbers
+    else:
+        rows = np.clip(np.arange(crop.y0, bottom), 0, height - 1)
+        columns = np.clip(np.arange(crop.x0, right), 0, width - 1)
+        square = image[rows[:, None], columns]
     if image.dtype != bool:
         return _resize(square, size, size)
     # In floating point the mean of a box is positive if one pixel in it is; 8 bits would round.

@@ -44,10 +44,9 @@ def decode_image(data: bytes, name: str, least: int | None = None) -> np.ndarray
     """Decodes a picture: grey, palette, 16-bit, CMYK and the like become 8-bit RGB.
 
     Args:
-        data: The encoded file (any format of Pillow's; the first frame of an animation).
-        name: What to call it in an error.
-        least: Allows a JPEG to be decoded at half, a quarter or an eighth of its size, which is
-            faster, as long as its shorter side keeps this many pixels.
+        data: As in `open_image`.
+        name: As in `open_image`.
+        least: As in `open_image`.
 
     Returns:
         (h w 4) uint8 where the file has transparency (straight, not premultiplied), else (h w 3);
@@ -56,13 +55,26 @@ def decode_image(data: bytes, name: str, least: int | None = None) -> np.ndarray
     Raises:
         InputError: It is no picture, damaged, cut short, too large, or of an unknown range.
     """
+    image = open_image(data, name, least)
+    return np.asarray(image.convert("RGB") if image.mode == "L" else image)
+
+
+def open_image(data: bytes, name: str, least: int | None = None) -> Image.Image:
+    """As `decode_image`, as Pillow's image of mode "RGBA", "RGB", or "L" if it is grey.
+
+    Args:
+        data: The encoded file (any format of Pillow's; the first frame of an animation).
+        name: What to call it in an error.
+        least: Allows a JPEG to be decoded at half, a quarter or an eighth of its size, which is
+            faster, as long as its shorter side keeps this many pixels.
+    """
     try:
         image = Image.open(io.BytesIO(data))
         if least is not None:
             shrink = max(min(image.size) // least, 1)
             image.draft(None, (image.width // shrink, image.height // shrink))
         ImageOps.exif_transpose(image, in_place=True)
-        return _to_array(image)
+        return _to_plain(image)
     except Image.UnidentifiedImageError:
         raise InputError(f"{name} is not a picture of a known format.") from None
     except _DAMAGED as error:
@@ -234,11 +246,13 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return image
 
 
-def _to_array(image: Image.Image) -> np.ndarray:
-    """(h w 4) uint8 of an image with transparency, (h w 3) of any other."""
+def _to_plain(image: Image.Image) -> Image.Image:
+    """Mode "RGBA" of an image with transparency, "L" of a grey one, "RGB" of any other; loaded."""
     image = _to_8_bit(image)
-    mode = "RGBA" if image.has_transparency_data else "RGB"
-    return np.asarray(image if image.mode == mode else image.convert(mode))
+    image.load()
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
 def as_rgb_or_rgba(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
@@ -266,7 +280,8 @@ def as_rgb_or_rgba(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
 
 def _from_pil(image: Image.Image, name: str) -> np.ndarray:
     try:
-        return _to_array(ImageOps.exif_transpose(image))
+        plain = _to_plain(ImageOps.exif_transpose(image))
+        return np.asarray(plain.convert("RGB") if plain.mode == "L" else plain)
     except _DAMAGED as error:
         raise InputError(f"The {name} cannot be read as a picture: {error}.") from error
 

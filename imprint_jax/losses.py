@@ -27,6 +27,13 @@ class Draws(NamedTuple):
     posterior: jax.Array  # (b,) keys for sampling the VAE's posterior
 
 
+class Losses(NamedTuple):
+    """A batch's losses, and where on the noise schedule each was taken."""
+
+    values: jax.Array  # (b,) float32
+    timesteps: jax.Array  # (b,) int32
+
+
 def draw(key: jax.Array, index: jax.Array, latent_shape: tuple[int, ...], config) -> Draws:
     """Draws for the samples of these global indices.
 

@@ -180,7 +180,7 @@ def load_component(source: str, component: str, abstract: dict) -> dict:
     """
     folder = Path(source)
     if (folder / "checkpoints").is_dir():
-        params = checkpoint.load_params(folder)[1][component]
+        params = checkpoint.load_component(folder, component)
     elif component == "dinov2" and component_file(folder, "clip").is_file():
         settings = json.loads((folder / "config.json").read_text())["clip"]
         model = ConfigDict({"encoder": "clip", "dinov2": settings})

@@ -75,7 +75,7 @@ class Light:
         # which the samples take turns.
         golden = np.pi * (3 - np.sqrt(5))
         radius = np.tan(self.softness) * np.sqrt((sample + 0.5) / samples)
-        right, up = _frame(self.sun)
+        right, up = frame(self.sun)
         around = sample * golden
         sun = self.sun + radius * (np.cos(around) * right + np.sin(around) * up)
 
@@ -213,10 +213,10 @@ def _surface(mesh) -> tuple[np.ndarray, float, Image.Image | None]:
 def _corner_normals(mesh) -> np.ndarray:
     """The vertices' normals; at corners that belong to another side of an edge, the face's."""
     face = np.broadcast_to(
-        _unit(np.cross(*np.diff(mesh.triangles, axis=1).swapaxes(0, 1)))[:, None],
+        unit(np.cross(*np.diff(mesh.triangles, axis=1).swapaxes(0, 1)))[:, None],
         (len(mesh.faces), 3, 3),
     )
-    vertex = _unit(np.nan_to_num(mesh.vertex_normals))[mesh.faces]
+    vertex = unit(np.nan_to_num(mesh.vertex_normals))[mesh.faces]
     cosine = np.einsum("mij,mij->mi", vertex, face)
     return np.where(
         (np.abs(cosine) > CREASE)[..., None], vertex * np.where(cosine < 0, -1, 1)[..., None], face
@@ -268,7 +268,7 @@ def make_scene(triangles: np.ndarray):
     return scene
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-20)
 
 
@@ -276,9 +276,9 @@ def _areas(triangles: np.ndarray) -> np.ndarray:
     return np.linalg.norm(np.cross(*np.diff(triangles, axis=1).swapaxes(0, 1)), axis=-1) / 2
 
 
-def _frame(direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def frame(direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Right and up of someone looking against `direction`, which is not vertical."""
-    right = _unit(np.cross([0.0, 1, 0], direction))
+    right = unit(np.cross([0.0, 1, 0], direction))
     return right, np.cross(direction, right)
 
 
@@ -287,7 +287,7 @@ def camera_distance(points: np.ndarray, directions: np.ndarray) -> float:
     slope = FILL * np.tan(np.radians(FIELD_OF_VIEW) / 2)
     needed = []
     for direction in directions:
-        right, up = _frame(direction)
+        right, up = frame(direction)
         across = np.maximum(np.abs(points @ right), np.abs(points @ up))
         needed.append((points @ direction + across / slope).max())
     return float(max(needed))
@@ -311,28 +311,37 @@ def trace_view(
     Returns:
         (size size 4) uint8: sRGB colour, not premultiplied, and alpha.
     """
-    right, up = _frame(direction)
-    slope = np.tan(np.radians(FIELD_OF_VIEW) / 2)
     total = np.zeros((size * size, 4), np.float32)
     for sample in range(samples):
-        # Roberts' R2 sequence: even over the pixel for any number of samples.
-        dx, dy = (0.5 + sample * np.array([0.7548776662, 0.5698402910])) % 1
-        x = (2 * (np.arange(size) + dx) / size - 1) * slope
-        y = (1 - 2 * (np.arange(size) + dy) / size) * slope
-        rays = (x[None, :, None] * right + y[:, None, None] * up - direction).reshape(-1, 3)
         # A see-through surface is hit by the share of the samples that its opacity names.
-        pixel, *surface = _trace(
-            model, scene, eye, _unit(rays).astype(np.float32), (sample + 0.5) / samples
+        pixel, *surface = trace(
+            model, scene, eye, pixel_rays(direction, size, sample), (sample + 0.5) / samples
         )
-        total[pixel, :3] += _shade(shadows, *surface, *light.directions(sample, samples))
+        total[pixel, :3] += shade(shadows, *surface, *light.directions(sample, samples))
         total[pixel, 3] += 1
-    colour = total[:, :3] / np.maximum(total[:, 3:], 1)
-    colour = colour / (1 + 0.15 * colour)  # highlights roll off
-    view = np.concatenate([np.clip(colour, 0, 1) ** (1 / GAMMA), total[:, 3:] / samples], 1)
+    colour = develop(total[:, :3] / np.maximum(total[:, 3:], 1))
+    view = np.concatenate([colour, total[:, 3:] / samples], 1)
     return (view * 255).round().astype(np.uint8).reshape(size, size, 4)
 
 
-def _trace(model, scene, eye, rays, threshold):
+def pixel_rays(direction: np.ndarray, size: int, sample: int) -> np.ndarray:
+    """Unit vectors (size * size 3) float32 through a point of every pixel, row by row."""
+    right, up = frame(direction)
+    slope = np.tan(np.radians(FIELD_OF_VIEW) / 2)
+    # Roberts' R2 sequence: even over the pixel for any number of samples.
+    dx, dy = (0.5 + sample * np.array([0.7548776662, 0.5698402910])) % 1
+    x = (2 * (np.arange(size) + dx) / size - 1) * slope
+    y = (1 - 2 * (np.arange(size) + dy) / size) * slope
+    rays = (x[None, :, None] * right + y[:, None, None] * up - direction).reshape(-1, 3)
+    return unit(rays).astype(np.float32)
+
+
+def develop(colour: np.ndarray) -> np.ndarray:
+    """Linear light to sRGB, 0 to 1; highlights roll off."""
+    return np.clip(colour / (1 + 0.15 * colour), 0, 1) ** (1 / GAMMA)
+
+
+def trace(model, scene, eye, rays, threshold):
     """First surfaces with more than `threshold` opacity.
 
     Returns:
@@ -355,8 +364,8 @@ def _trace(model, scene, eye, rays, threshold):
         position = origin[alive] + hits["tfar"][hit][:, None] * ray
         seen = opacity > threshold
         towards = -np.sign(np.einsum("hi,hi->h", hits["Ng"][hit], ray))[:, None]
-        face_normal = _unit(hits["Ng"][hit]) * towards
-        normal = _unit(np.einsum("hc,hci->hi", weight, model.normals[face]))
+        face_normal = unit(hits["Ng"][hit]) * towards
+        normal = unit(np.einsum("hc,hci->hi", weight, model.normals[face]))
         normal *= np.where(np.einsum("hi,hi->h", normal, face_normal) < 0, -1, 1)[:, None]
         found.append([array[seen] for array in (alive, position, face_normal, normal, ray, colour)])
         origin[alive] = position + 1e-4 * ray
@@ -374,13 +383,13 @@ def _look_up(model: Model, face: np.ndarray, weight: np.ndarray) -> tuple[np.nda
     index = model.texture[face]
     for texture in np.unique(index[index >= 0]):
         here = np.flatnonzero(index == texture)
-        texels = _bilinear(model.textures[texture], uv[here])
+        texels = bilinear(model.textures[texture], uv[here])
         colour[here] *= texels[:, :3]
         opacity[here] *= texels[:, 3]
     return colour, opacity
 
 
-def _bilinear(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
+def bilinear(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
     height, width = texture.shape[:2]
     x, y = (uv[:, 0] % 1) * width - 0.5, ((1 - uv[:, 1]) % 1) * height - 0.5
     left, top = np.floor(x).astype(int), np.floor(y).astype(int)
@@ -397,7 +406,7 @@ def _bilinear(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
     return upper * (1 - low_share) + lower * low_share
 
 
-def _shade(shadows, position, face_normal, normal, ray, colour, directions, brings) -> np.ndarray:
+def shade(shadows, position, face_normal, normal, ray, colour, directions, brings) -> np.ndarray:
     """Linear light (h 3) that leaves a matt surface with a faint gloss; see Light.directions."""
     directions = directions.astype(np.float32)
     cosine = np.maximum(normal @ directions.T, 0)
@@ -407,6 +416,6 @@ def _shade(shadows, position, face_normal, normal, ray, colour, directions, brin
     if len(point):
         blocked = shadows.run(start[point], directions[towards], query="OCCLUDED") >= 0
         cosine[point[blocked], towards[blocked]] = 0
-    half = _unit(directions[0] - ray)
+    half = unit(directions[0] - ray)
     gloss = np.maximum(np.einsum("hi,hi->h", normal, half), 0) ** GLOSS_POWER * (cosine[:, 0] > 0)
     return colour * (cosine @ brings) + GLOSS * gloss[:, None] * brings[0]

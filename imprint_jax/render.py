@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
@@ -201,7 +201,7 @@ def render_folder(
         raise InputError(f"The image format must be webp or png, not {image_format!r}.")
     import_renderer()
     models_dir, out_dir = Path(models_dir), Path(out_dir)
-    models = _find_models(models_dir)[:limit]
+    models = find_models(models_dir)[:limit]
     settings = {
         "num_views": num_views,
         "size": size,
@@ -225,17 +225,35 @@ def render_folder(
             )
         yield Result(object_id, str(path.relative_to(models_dir)), "complete")
 
-    # A few models ahead of the workers, not all: a consumer that stops early stops the work too.
+    jobs = [(*job, models_dir, out_dir, settings) for job in todo]
+    yield from run_jobs(_render_object, jobs, out_dir / "rejects.jsonl", workers)
+
+
+def run_jobs(
+    work: Callable[..., Result], jobs: list[tuple], rejects_file: Path, workers: int | None
+) -> Iterator[Result]:
+    """Calls `work(*job)` in several processes, and lists what was rejected.
+
+    Args:
+        work: A function of a module.
+        jobs: Its arguments.
+        rejects_file: Where to: a line {"model", "reason", "detail"} each.
+        workers: Processes; None for one a core.
+
+    Yields:
+        The results in the order they come. A few jobs are ahead of the workers, not all: a
+        consumer that stops early stops the work too.
+    """
     workers = workers or os.cpu_count() or 1
-    queue = iter(todo)
+    queue = iter(jobs)
     with (
-        open(out_dir / "rejects.jsonl", "w") as rejects,
+        open(rejects_file, "w") as rejects,
         ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
         running = set()
         while True:
             while len(running) < 2 * workers and (job := next(queue, None)):
-                running.add(pool.submit(_render_object, *job, models_dir, out_dir, settings))
+                running.add(pool.submit(work, *job))
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -257,10 +275,15 @@ def count_models(models_dir: str | os.PathLike) -> int:
     Raises:
         InputError: There is none, or two would have one id.
     """
-    return len(_find_models(Path(models_dir)))
+    return len(find_models(Path(models_dir)))
 
 
-def _find_models(models_dir: Path) -> list[tuple[str, Path]]:
+def find_models(models_dir: Path) -> list[tuple[str, Path]]:
+    """Ids and files of the models under a folder, as `render_folder` takes them.
+
+    Raises:
+        InputError: There is none, or two would have one id.
+    """
     models = {}
     for path in sorted(models_dir.rglob("*")):
         if path.suffix.lower() not in MODEL_SUFFIXES or not path.is_file():
@@ -303,14 +326,8 @@ def _render_object(
     about = {
         "source": source,
         "settings": settings,
-        "azimuth": np.degrees(np.arctan2(directions[:, 0], directions[:, 2])).round(3).tolist(),
-        "elevation": np.degrees(np.arcsin(directions[:, 1])).round(3).tolist(),
-        "field_of_view": FIELD_OF_VIEW,
-        "light": {
-            "sun_direction": light.sun.round(4).tolist(),
-            "sun_colour": light.sun_colour.round(4).tolist(),
-            "sky_colour": light.sky_colour.round(4).tolist(),
-        },
+        **path_in_words(directions),
+        "light": light_in_words(light),
     }
     (building / "views.json").write_text(json.dumps(about) + "\n")
     os.replace(building, out_dir / object_id)
@@ -321,3 +338,21 @@ def _path_and_light(num_views: int, seed: int) -> tuple[np.ndarray, Light]:
     rng = np.random.default_rng(seed)
     directions = camera_path(num_views, rng)
     return directions, random_light(directions, rng)
+
+
+def path_in_words(directions: np.ndarray) -> dict:
+    """What a JSON file says of directions (n 3) to the camera: angles in degrees."""
+    return {
+        "azimuth": np.degrees(np.arctan2(directions[:, 0], directions[:, 2])).round(3).tolist(),
+        "elevation": np.degrees(np.arcsin(directions[:, 1])).round(3).tolist(),
+        "field_of_view": FIELD_OF_VIEW,
+    }
+
+
+def light_in_words(light: Light) -> dict:
+    """What a JSON file says of a light."""
+    return {
+        "sun_direction": light.sun.round(4).tolist(),
+        "sun_colour": light.sun_colour.round(4).tolist(),
+        "sky_colour": light.sky_colour.round(4).tolist(),
+    }

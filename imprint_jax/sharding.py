@@ -1,5 +1,8 @@
 """Where arrays live: a mesh of ("data", "fsdp"), the batch over both, parameters over "fsdp"."""
 
+import math
+import re
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -34,18 +37,42 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def state_sharding(mesh: Mesh, abstract_state):
-    """The sharding of each array of a state: its largest axis that divides goes over "fsdp".
+# Which axis of a parameter may be cut over "fsdp": the first pattern found in its path decides. The
+# number says from which axis on; the largest of them that divides is taken.
+RULES = (
+    (r"dinov2/blocks/", 1),  # stacked: a scan walks along the first axis
+    (r"", 0),
+)
 
-    The stacked blocks' leading axis is never cut: a scan walks along it.
+
+def state_sharding(mesh: Mesh, abstract_state):
+    """The sharding of each array of a state or of parameters, by `RULES`.
+
+    Moments and averages lie as their parameters do: their paths end alike.
     """
 
     def spec(path, leaf) -> NamedSharding:
-        stacked = "blocks" in jax.tree_util.keystr(path) and "dinov2" in jax.tree_util.keystr(path)
-        if leaf.size >= MIN_SHARDED_ELEMENTS:
-            for axis in sorted(range(leaf.ndim), key=lambda i: -leaf.shape[i]):
-                if leaf.shape[axis] % mesh.shape["fsdp"] == 0 and not (stacked and axis == 0):
-                    return NamedSharding(mesh, P(*[None] * axis, "fsdp"))
-        return replicated(mesh)
+        return NamedSharding(mesh, param_spec(_joined(path), leaf.shape, mesh.shape["fsdp"]))
 
     return jax.tree_util.tree_map_with_path(spec, abstract_state)
+
+
+def param_spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:
+    """Where one array is cut.
+
+    Args:
+        path: Its path, joined by "/".
+        shape: Its shape.
+        fsdp: Devices that share a copy.
+    """
+    first = next(first for pattern, first in RULES if re.search(pattern, path))
+    if math.prod(shape) >= MIN_SHARDED_ELEMENTS and fsdp > 1:
+        for axis in sorted(range(first, len(shape)), key=lambda i: -shape[i]):
+            if shape[axis] % fsdp == 0:
+                return P(*[None] * axis, "fsdp")
+    return P()
+
+
+def _joined(path) -> str:
+    """A key path as "a/b/c": of dicts, dataclasses and tuples."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

@@ -1,14 +1,20 @@
 """The training state: how it starts and what one step does to it."""
 
+import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax import struct
+from flax import struct, traverse_util
 
-from imprint_jax import diffusion, losses, optim, sharding
-from imprint_jax.models import imprint, initial
+from imprint_jax import batch as batches
+from imprint_jax import diffusion, flops, losses, optim, sampling, sharding
+from imprint_jax.models import imprint, initial, layers
+
+# The loss is also reported for each of so many equal ranges of timesteps.
+TIMESTEP_RANGES = 4
 
 
 @struct.dataclass
@@ -17,7 +23,7 @@ class TrainState:
 
     step: jax.Array  # int32 scalar: steps done
     trained: dict  # nested dict of float32 parameters
-    frozen: dict  # nested dict of the rest
+    frozen: dict  # nested dict of the rest, in the computation's dtype (the VAE's in float32)
     ema: dict  # the average of `trained`
     opt_state: optax.OptState
 
@@ -35,65 +41,180 @@ class Trainer:
     """
 
     def __init__(self, config, mesh: jax.sharding.Mesh):
+        layers.use_attention_backend(config.attention)
         self.config = config
         self.mesh = mesh
-        self.graphdef, self.abstract_params = imprint.split(config.model, jnp.dtype(config.dtype))
+        self.dtype = jnp.dtype(config.dtype)
+        self.graphdef, self.abstract_params = imprint.split(config.model, self.dtype, config.remat)
         self.labels = optim.label_params(self.abstract_params, config.groups)
         self.tx = optim.make_optimizer(config, self.labels)
         self.abstract_state = jax.eval_shape(self._from_params, self.abstract_params)
         self.state_sharding = sharding.state_sharding(mesh, self.abstract_state)
+        self.alphas_cumprod = diffusion.noise_schedule(config.diffusion)
 
     def _from_params(self, params: dict) -> TrainState:
         trained, frozen = optim.partition(params, self.labels)
+        # The VAE computes in float32 always; all else is rounded to the computation's dtype anyway.
+        frozen = {
+            name: tree if name == "vae" else jax.tree.map(lambda x: x.astype(self.dtype), tree)
+            for name, tree in frozen.items()
+        }
         ema = jax.tree.map(jnp.copy, trained)
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, trained, frozen, ema, self.tx.init(trained))
 
-    def init(self, loaded: dict) -> TrainState:
-        """A new state.
+    def initial_params(self, loaded: dict) -> dict:
+        """Every component's parameters on this host: those given, the rest at random.
 
         Args:
-            loaded: {component: parameters} to start from; what is missing starts at random.
+            loaded: {component: nested dict of NumPy arrays}.
         """
-
         seed, model = self.config.seed, self.config.model
-        params = {
+        return {
             name: loaded.get(name) or initial.draw(name, model, seed) for name in imprint.COMPONENTS
         }
+
+    def init(self, params: dict) -> TrainState:
+        """A new state of parameters on the host, the same on every host."""
         # Every host cuts its devices' parts out of its own copy: nothing is ever whole on a device.
         placed = jax.tree.map(
             lambda x, where: jax.make_array_from_callback(x.shape, where, x.__getitem__),
             params,
             sharding.state_sharding(self.mesh, self.abstract_params),
         )
-        return jax.jit(self._from_params, out_shardings=self.state_sharding)(placed)
+        make = jax.jit(self._from_params, out_shardings=self.state_sharding)
+        return make(placed)
+
+    def _losses(
+        self, trained: dict, frozen: dict, batch: dict, key: jax.Array, graphdef=None
+    ) -> losses.Losses:
+        model = imprint.bind(graphdef or self.graphdef, optim.merge(trained, frozen))
+        shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
+        draws = losses.draw(key, batch["index"], shape, self.config)
+        loss_fn = losses.STAGE_LOSS[self.config.stage]
+        values = loss_fn(model, batch, draws, jnp.asarray(self.alphas_cumprod), self.config)
+        return losses.Losses(values, draws.timesteps)
+
+    def gradients(
+        self, trained: dict, frozen: dict, batch: dict, key: jax.Array
+    ) -> tuple[dict, losses.Losses]:
+        """Gradients of a batch's mean loss, worked through in `config.accumulation` parts.
+
+        Args:
+            trained: Parameters to differentiate by.
+            frozen: The rest.
+            batch: See `imprint_jax.batch`.
+            key: The step's key; draws depend on it and each sample's index only.
+
+        Returns:
+            Gradients like `trained`, and the samples' losses and timesteps, (batch_size,).
+        """
+
+        def mean_loss(trained, part):
+            found = self._losses(trained, frozen, part, key)
+            return jnp.mean(found.values), found
+
+        grad_fn = jax.grad(mean_loss, has_aux=True)
+        count = self.config.accumulation
+        if count == 1:
+            return grad_fn(trained, batch)
+
+        # Part i takes every count-th sample: each device works on samples it has.
+        parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+        spread = sharding.batch_sharding(self.mesh)
+
+        def add(total, part):
+            part = jax.lax.with_sharding_constraint(part, spread)
+            grads, found = grad_fn(trained, part)
+            return jax.tree.map(lambda t, g: t + g / count, total, grads), found
+
+        grads, found = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trained), parts)
+        return grads, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), found)
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-        """One step, compiled: (state, batch) -> (state, metrics). The old state is donated."""
+        """One step, compiled: (state, batch) -> (state, metrics). The old state is donated.
+
+        Metrics are scalars: loss; loss_sum/A-B and loss_count/A-B for ranges of timesteps;
+        grad_norm, also a group; lr a group.
+        """
         config = self.config
-        alphas_cumprod = jnp.asarray(diffusion.noise_schedule(config.diffusion))
-        loss_fn = losses.STAGE_LOSS[config.stage]
         rates = optim.schedules(config)
 
         def step(state: TrainState, batch: dict):
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-
-            def mean_loss(trained):
-                model = imprint.bind(self.graphdef, optim.merge(trained, state.frozen))
-                shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
-                draws = losses.draw(key, batch["index"], shape, config)
-                return jnp.mean(loss_fn(model, batch, draws, alphas_cumprod, config))
-
-            loss, grads = jax.value_and_grad(mean_loss)(state.trained)
+            grads, found = self.gradients(state.trained, state.frozen, batch, key)
             updates, opt_state = self.tx.update(grads, state.opt_state, state.trained)
             trained = optax.apply_updates(state.trained, updates)
             done = state.step.astype(jnp.float32)
             decay = jnp.minimum(config.optim.ema_decay, (1 + done) / (10 + done))
             ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, trained)
-            metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+            metrics = {"loss": jnp.mean(found.values), "grad_norm": optax.global_norm(grads)}
+            metrics |= self._group_norms(grads) | self._by_timestep(found)
             metrics |= {f"lr/{name}": rate(state.step) for name, rate in rates.items()}
             new_state = TrainState(state.step + 1, trained, state.frozen, ema, opt_state)
             return new_state, metrics
 
         out_shardings = (self.state_sharding, sharding.replicated(self.mesh))
         return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+    def _group_norms(self, grads: dict) -> dict[str, jax.Array]:
+        groups = {}
+        for path, grad in traverse_util.flatten_dict(grads, sep="/").items():
+            groups.setdefault(self.labels[path], []).append(grad)
+        return {f"grad_norm/{name}": optax.global_norm(group) for name, group in groups.items()}
+
+    def _by_timestep(self, found: losses.Losses) -> dict[str, jax.Array]:
+        metrics = {}
+        edges = np.linspace(0, len(self.alphas_cumprod), TIMESTEP_RANGES + 1).astype(int)
+        for low, high in itertools.pairwise(edges):
+            inside = (found.timesteps >= low) & (found.timesteps < high)
+            metrics[f"loss_sum/{low}-{high - 1}"] = jnp.sum(found.values * inside)
+            metrics[f"loss_count/{low}-{high - 1}"] = jnp.sum(inside)
+        return metrics
+
+    def validation_step(self) -> Callable[[TrainState, dict], jax.Array]:
+        """(state, batch) -> the averaged weights' mean loss, with draws that never change."""
+        key = jax.random.key(self.config.seed)
+
+        def step(state: TrainState, batch: dict) -> jax.Array:
+            return jnp.mean(self._losses(state.ema, state.frozen, batch, key).values)
+
+        return jax.jit(step, out_shardings=sharding.replicated(self.mesh))
+
+    def preview_step(self) -> Callable[[TrainState, dict, float], jax.Array]:
+        """(state, batch, guidance scale) -> pictures (b h w 3) uint8 by the averaged weights."""
+        config = self.config
+        keys = lambda index: jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(
+            index
+        )
+
+        def step(state: TrainState, batch: dict, guidance_scale) -> jax.Array:
+            model = imprint.bind(self.graphdef, state.params(ema=True))
+            background, cells = model.encode_background(
+                imprint.to_float(batch["target"]), batch["mask"], config.diffusion.hole_fill
+            )
+            pictures = sampling.sample(
+                model,
+                model.encode_object(imprint.to_float(batch["object"])),
+                background,
+                cells,
+                keys(batch["index"]),
+                guidance_scale,
+                num_steps=config.sampling.num_steps,
+                config=config,
+            )
+            return jnp.round((pictures + 1.0) * 127.5).astype(jnp.uint8)
+
+        return jax.jit(step, out_shardings=sharding.replicated(self.mesh))
+
+    def model_flops(self) -> int:
+        """FLOPs of one step's forward and backward passes, recomputation left out."""
+        graphdef, _ = imprint.split(self.config.model, self.dtype)
+        state = self.abstract_state
+        batch = batches.batch_spec(self.config, self.config.batch_size)
+
+        def mean_loss(trained, frozen, batch):
+            found = self._losses(trained, frozen, batch, jax.random.key(0), graphdef)
+            return jnp.mean(found.values)
+
+        return flops.count(jax.grad(mean_loss), state.trained, state.frozen, batch)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import shutil
 import time
 from contextlib import closing
@@ -11,28 +10,55 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import traverse_util
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from imprint_jax import batch as batches
-from imprint_jax import diffusion, images, losses, optim, pretrained, sharding
+from imprint_jax import (
+    diffusion,
+    distributed,
+    flops,
+    images,
+    losses,
+    optim,
+    pretrained,
+    sharding,
+)
 from imprint_jax.checkpoint import Checkpoints
 from imprint_jax.errors import InputError
 from imprint_jax.inputs import pipeline
-from imprint_jax.state import Trainer
+from imprint_jax.state import Trainer, TrainState
+from imprint_jax.watch import Meter
 
 log = logging.getLogger(__name__)
 
+# How a process ends that was told to stop and has saved: 128 + SIGTERM, as shells report it.
+STOPPED = 143
+# The guidance scale a preview shows beside the configuration's own: without guidance.
+PLAIN = 1.0
 
-def train(config, workdir: Path, *, resume: bool = False, overwrite: bool = False, console) -> None:
+
+def train(
+    config,
+    workdir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    console,
+) -> int:
     """Trains one stage.
 
     Args:
         config: A whole, locked configuration.
-        workdir: The run's folder: config.json, first_batch.png, metrics.jsonl, checkpoints/.
+        workdir: The run's folder: config.json, licences.json, first_batch.png, metrics.jsonl,
+            tensorboard/, previews/, checkpoints/.
         resume: Continue the run in `workdir` exactly; start one if there is none.
         overwrite: Delete the run in `workdir` first.
-        console: A rich console for the table and the progress bar.
+        dry_run: Only show the configuration, what trains, and where every parameter lies.
+        console: A rich console for the tables and the progress bar.
+
+    Returns:
+        0 when all steps are done, `STOPPED` when SIGTERM came and the state was saved.
 
     Raises:
         InputError: The folder holds a run already, or the configuration or data do not fit.
@@ -40,35 +66,31 @@ def train(config, workdir: Path, *, resume: bool = False, overwrite: bool = Fals
     """
     # Whatever can be wrong is found before anything is written, or an old run deleted.
     resuming = _check_workdir(workdir, config, resume=resume, overwrite=overwrite)
-    if config.stage not in losses.STAGE_LOSS:
-        raise InputError(f"config.stage = {config.stage}; the stages are 1 and 2.")
-    diffusion.check_config(config)
-    if config.stage == 1 and config.diffusion.background_mode == "concat":
-        raise InputError("Stage 1 has no background to concatenate; use another background_mode.")
     mesh = sharding.make_mesh(config.fsdp)
-    if config.batch_size % mesh.size:
-        raise InputError(
-            f"config.batch_size = {config.batch_size} does not divide over {mesh.size} devices."
-        )
-    pipeline.check_sources(config)
+    _check_config(config, mesh)
     trainer = Trainer(config, mesh)
     console.print(_group_table(trainer))
-    initial = {} if resuming else _load_initial(trainer)
-    if overwrite and workdir.exists():
-        shutil.rmtree(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    licences = pretrained.inherited_licences(config.init_from)
-    (workdir / "licences.json").write_text(json.dumps(licences, indent=2) + "\n")
-    (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+    if dry_run:
+        console.print(config.to_json(indent=2), _sharding_table(trainer))
+        return 0
+    pipeline.check_sources(config)
+    initial = {} if resuming else _load_initial(config, trainer.abstract_params)
+    distributed.wait_for_all("checked")
+    if distributed.is_main():
+        _prepare_workdir(workdir, config, overwrite=overwrite)
+    distributed.wait_for_all("prepared")
 
-    checkpoints = Checkpoints(workdir, config.keep)
+    checkpoints = Checkpoints(workdir, config.keep, config.keep_every)
     if resuming:
         state, position = checkpoints.restore(trainer.abstract_state, trainer.state_sharding)
     else:
-        state, position = trainer.init(initial), 0
-        checkpoints.save_frozen(state.frozen)
+        params = trainer.initial_params(initial)
+        checkpoints.save_frozen(optim.partition(params, trainer.labels)[1])
+        state, position = trainer.init(params), 0
+        del params, initial
     log.info(
-        "backend %s, %d devices, compute in %s", jax.default_backend(), mesh.size, config.dtype
+        "backend %s, %d devices, compute in %s, attention %s",
+        *(jax.default_backend(), mesh.size, config.dtype, config.attention),
     )
 
     dataset = pipeline.make_dataset(
@@ -78,24 +100,53 @@ def train(config, workdir: Path, *, resume: bool = False, overwrite: bool = Fals
         process_count=jax.process_count(),
     )
     train_step = trainer.train_step()
+    known = jax.devices()[0].device_kind in flops.PEAK_FLOPS
+    meter_inputs = (int(state.step), trainer.model_flops() if known else None)
+    observer = Observer(config, workdir, trainer)
     with (
         closing(iter(dataset)) as host_batches,
-        Meter(workdir / "metrics.jsonl", config, console, start=int(state.step)) as meter,
+        Meter(workdir, config, console, *meter_inputs) as meter,
+        distributed.StopSignal() as stop,
     ):
-        for step in range(int(state.step), config.total_steps):
+        for step in range(int(state.step) + 1, config.total_steps + 1):
+            asked = time.monotonic()
             host_batch = next(host_batches)
-            if step == 0:
+            waited = time.monotonic() - asked
+            if step == 1:
                 batches.check_batch(host_batch, config)
-                images.write_png(workdir / "first_batch.png", batches.picture(host_batch))
+                if distributed.is_main():
+                    picture = batches.picture(host_batch)
+                    images.write_png(workdir / "first_batch.png", picture)
             batch = batches.to_device(host_batch, sharding.batch_sharding(mesh))
             state, metrics = train_step(state, batch)
             position += config.batch_size
-            meter.update(step + 1, metrics)
+            meter.update(metrics, waited)
+            observer(step, state, meter)
             # After the step and before the next batch is taken: state and position agree.
-            if (step + 1) % config.save_every == 0 or step + 1 == config.total_steps:
-                meter.check_finite(step + 1, metrics)
+            stopping = stop.reached(step)
+            if step % config.save_every == 0 or step == config.total_steps or stopping:
+                meter.look()  # nothing is saved unless every step since the last was finite
                 checkpoints.save(state, position)
+            if stopping:
+                checkpoints.close()
+                log.warning("stopped after step %d, which is saved; --resume goes on", step)
+                return STOPPED
     checkpoints.close()
+    return 0
+
+
+def _check_config(config, mesh: jax.sharding.Mesh) -> None:
+    if config.stage not in losses.STAGE_LOSS:
+        raise InputError(f"config.stage = {config.stage}; the stages are 1 and 2.")
+    diffusion.check_config(config)
+    if config.stage == 1 and config.diffusion.background_mode == "concat":
+        raise InputError("Stage 1 has no background to concatenate; use another background_mode.")
+    parts = mesh.size * config.accumulation
+    if config.accumulation < 1 or config.batch_size % parts:
+        raise InputError(
+            f"config.batch_size = {config.batch_size} does not divide over {mesh.size} devices"
+            f" times config.accumulation = {config.accumulation}."
+        )
 
 
 def _check_workdir(workdir: Path, config, *, resume: bool, overwrite: bool) -> bool:
@@ -124,22 +175,103 @@ def _check_workdir(workdir: Path, config, *, resume: bool, overwrite: bool) -> b
     return any(p.name.isdecimal() for p in (workdir / "checkpoints").glob("*"))
 
 
+# What may change when a run goes on: what it shows and keeps, and how it is spread over machines.
+FREE = {
+    *("log_every", "save_every", "keep", "keep_every", "data.num_workers"),
+    *("validation.every", "validation.batches", "preview.every", "preview.samples"),
+    *("fsdp", "accumulation", "remat.dinov2", "remat.unet", "attention"),
+}
+
+
 def _differences(before: dict, after: dict) -> list[str]:
-    """The fields that differ, as dotted paths; how often to log, save and keep may."""
-    free = {"log_every", "save_every", "keep", "data.num_workers"}
+    """The fields that differ and may not, as dotted paths."""
     before, after = (traverse_util.flatten_dict(x, sep=".") for x in (before, after))
     changed = {key for key in before | after if before.get(key) != after.get(key)}
-    return sorted(changed - free)
+    return sorted(changed - FREE)
 
 
-def _load_initial(trainer: Trainer) -> dict:
+def _prepare_workdir(workdir: Path, config, *, overwrite: bool) -> None:
+    if overwrite and workdir.exists():
+        shutil.rmtree(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    licences = pretrained.inherited_licences(config.init_from)
+    (workdir / "licences.json").write_text(json.dumps(licences, indent=2) + "\n")
+    (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+
+
+def _load_initial(config, abstract_params: dict) -> dict:
     loaded = {}
-    for component, source in trainer.config.init_from.items():
+    for component, source in config.init_from.items():
         log.info("%s starts from %s", component, source or "random weights")
         if source:
-            abstract = trainer.abstract_params[component]
+            abstract = abstract_params[component]
             loaded[component] = pretrained.load_component(source, component, abstract)
     return loaded
+
+
+class Observer:
+    """Every so many steps: the validation loss, and pictures, of the averaged weights.
+
+    Args:
+        config: A whole configuration.
+        workdir: The run's folder; pictures go to its previews/.
+        trainer: The run's.
+
+    Raises:
+        InputError: The data has no split "validation".
+    """
+
+    def __init__(self, config, workdir: Path, trainer: Trainer):
+        self.config, self.workdir = config, workdir
+        self.validate, self.preview = trainer.validation_step(), trainer.preview_step()
+        self.batch_sharding = sharding.batch_sharding(trainer.mesh)
+        # A preview's samples on this host: all of them together divide over the devices.
+        rounded = -(-config.preview.samples // trainer.mesh.size) * trainer.mesh.size
+        self.rows = min(rounded, config.batch_size) // jax.process_count()
+        self.batches = []
+        count = config.validation.batches if config.validation.every else 0
+        count = max(count, 1 if config.preview.every else 0)
+        if count:
+            self.batches = self._first_batches(count)
+
+    def _first_batches(self, count: int) -> list[dict]:
+        """The first batches of the validation split, on the host."""
+        held_out = self.config.copy_and_resolve_references().unlock()
+        held_out.data.split = "validation"
+        held_out.data.num_workers = 0
+        dataset = pipeline.make_dataset(
+            held_out, process_index=jax.process_index(), process_count=jax.process_count()
+        )
+        with closing(iter(dataset)) as host_batches:
+            return [next(host_batches) for _ in range(count)]
+
+    def __call__(self, step: int, state: TrainState, meter: Meter) -> None:
+        """Does what is due after this step."""
+        due = lambda section: section.every and step % section.every == 0
+        if due(self.config.validation):
+            meter.look()
+            each = [
+                self.validate(state, batches.to_device(batch, self.batch_sharding))
+                for batch in self.batches[: self.config.validation.batches]
+            ]
+            meter.add({"validation_loss": float(np.mean(jax.device_get(each)))})
+        if due(self.config.preview):
+            meter.look()
+            picture = self._picture(state)
+            if distributed.is_main():
+                (self.workdir / "previews").mkdir(exist_ok=True)
+                images.write_png(self.workdir / "previews" / f"{step:08d}.png", picture)
+                meter.add_picture("preview", picture)
+
+    def _picture(self, state: TrainState) -> np.ndarray:
+        """One sample a row: object, target, target with a red hole, without and with guidance."""
+        local = {key: value[: self.rows] for key, value in self.batches[0].items()}
+        batch = batches.to_device(local, self.batch_sharding)
+        scales = (PLAIN, self.config.sampling.guidance_scale)
+        made = [np.asarray(self.preview(state, batch, np.float32(scale))) for scale in scales]
+        # The first rows of all hosts' are the first host's own, which draws them.
+        rows = min(self.config.preview.samples, self.rows)
+        return batches.picture(local, rows, [pictures[:rows] for pictures in made])
 
 
 def _group_table(trainer: Trainer) -> Table:
@@ -154,64 +286,14 @@ def _group_table(trainer: Trainer) -> Table:
     return table
 
 
-class Meter:
-    """The progress bar and metrics.jsonl: loss, rate, time left.
-
-    Reads the device only every `config.log_every` steps, so that the host runs ahead of it.
-    """
-
-    def __init__(self, path: Path, config, console, start: int):
-        self.path, self.config = path, config
-        self.losses, self.since, self.last_step = [], time.monotonic(), start
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} samples/s"),
-            TimeRemainingColumn(),
-        )
-        self.progress = Progress(*columns, console=console)
-        self.task = self.progress.add_task(
-            f"stage {config.stage}",
-            total=config.total_steps,
-            completed=start,
-            loss=math.nan,
-            rate=math.nan,
-        )
-
-    def __enter__(self):
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exception):
-        self.progress.stop()
-
-    def update(self, step: int, metrics: dict) -> None:
-        """Takes note of a step done; every `log_every` steps writes and shows the mean."""
-        self.losses.append(metrics["loss"])
-        if step % self.config.log_every and step != self.config.total_steps:
-            return
-        values = self.check_finite(step, metrics)
-        values["loss"] = float(np.mean(jax.device_get(self.losses)))
-        now = time.monotonic()
-        rate = len(self.losses) * self.config.batch_size / (now - self.since)
-        values |= {"step": step, "samples_per_second": rate}
-        with self.path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
-        self.progress.update(self.task, completed=step, loss=values["loss"], rate=rate)
-        log.info("step %d  loss %.4f  %.1f samples/s", step, values["loss"], rate)
-        self.losses, self.since, self.last_step = [], now, step
-
-    def check_finite(self, step: int, metrics: dict) -> dict:
-        """The metrics on the host.
-
-        Raises:
-            FloatingPointError: The loss is not a number; names the steps it happened between.
-        """
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"The loss became {values['loss']} between steps {self.last_step} and {step};"
-                " nothing was saved since."
-            )
-        return values
+def _sharding_table(trainer: Trainer) -> Table:
+    """Every parameter: shape, dtype in the state, group, and which axis is cut."""
+    table = Table(title=f"Where parameters lie on {dict(trainer.mesh.shape)}")
+    for name in ("parameter", "shape", "dtype", "group", "spec"):
+        table.add_column(name, no_wrap=True)
+    state, where = trainer.abstract_state, trainer.state_sharding
+    params = optim.merge(state.trained, state.frozen)
+    specs = traverse_util.flatten_dict(optim.merge(where.trained, where.frozen), sep="/")
+    for path, x in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        table.add_row(path, str(x.shape), str(x.dtype), trainer.labels[path], str(specs[path].spec))
+    return table

@@ -32,14 +32,19 @@ def hole_mask(name: str, outline: int | None, box: geometry.Box, shape: tuple[in
     """The hole (h w) bool: the box, or a view's outline fitted into it, with level 1's slack."""
     if outline is None:
         return geometry.box_mask(box, *shape)
-    alpha = images.read_image(SAMPLES / "objects" / name / f"{outline:03d}.webp")[..., 3]
+    return geometry.mask_level(outline_mask(name, outline, box, shape), 1, (0.04, 0.12))
+
+
+def outline_mask(name: str, view: int, box: geometry.Box, shape: tuple[int, int]) -> np.ndarray:
+    """The outline of a view (h w) bool, as large as fits into the box, at its upper left corner."""
+    alpha = images.read_image(SAMPLES / "objects" / name / f"{view:03d}.webp")[..., 3]
     x0, y0, x1, y1 = geometry.bounding_box(alpha >= 128)
     scale = min((box[2] - box[0]) / (x1 - x0), (box[3] - box[1]) / (y1 - y0))
     size = round((x1 - x0) * scale), round((y1 - y0) * scale)
     drawn = Image.fromarray(alpha[y0:y1, x0:x1]).resize(size)
     hole = np.zeros(shape, bool)
     hole[box[1] : box[1] + size[1], box[0] : box[0] + size[0]] = np.asarray(drawn) >= 128
-    return geometry.mask_level(hole, 1, (0.04, 0.12))
+    return hole
 
 
 def tile(image: np.ndarray) -> np.ndarray:

@@ -6,9 +6,11 @@ import tempfile
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# The same small programs are compiled in many tests, and in processes that tests start.
-_CACHE = tempfile.TemporaryDirectory(prefix="imprint_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+# The same small programs are compiled in many tests, and in processes that tests start. Where tests
+# run in several processes, the first makes the folder for all.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="imprint_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax

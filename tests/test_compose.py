@@ -291,7 +291,7 @@ def test_jax_arrays_are_taken_too(compositor):
 def test_half_precision_is_near_and_the_codec_stays_whole(tiny_release, compositor, caplog):
     caplog.set_level(logging.INFO)
     half = Compositor.from_pretrained(tiny_release, dtype=jnp.bfloat16)
-    assert "bfloat16" in caplog.text
+    assert "bfloat16" in caplog.text and "no faster" in caplog.text
     dtypes = {x.dtype for part in ("dinov2", "adapter", "unet") for x in leaves(half.params[part])}
     assert dtypes == {jnp.dtype(jnp.bfloat16)}
     assert {x.dtype for x in leaves(half.params["vae"])} <= {jnp.dtype(jnp.float32)}

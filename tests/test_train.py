@@ -2,15 +2,20 @@
 
 import json
 import os
+import resource
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 from flax import traverse_util
 
-from imprint_jax import checkpoint, optim, pretrained
+from imprint_jax import checkpoint, images, optim, pretrained
+from imprint_jax.inputs import prepare
 from imprint_jax.models import imprint
 from tests.tiny import tiny_config, write_records
 
@@ -43,6 +48,24 @@ def imprint_command(*args, devices: int = 2, **kwargs):
         text=True,
         **kwargs,
     )
+
+
+def start_command(*args, devices: int = 2) -> subprocess.Popen:
+    """Starts `imprint` in a new process, on this many fake devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "imprint_jax", *map(str, args)],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +110,7 @@ def test_resume_in_a_new_process_is_bit_for_bit_no_interruption(runs):
     workdir = folder / "interrupted"
     recipe = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--resume")
     # Killed while at work, at the first sign of its second checkpoint.
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "imprint_jax", *map(str, recipe)],
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start_command(*recipe)
     while process.poll() is None and not (workdir / "checkpoints" / "2").exists():
         pass
     process.kill()
@@ -130,6 +147,134 @@ def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
     released = traverse_util.flatten_dict(params, sep="/")
     for path, value in parameters(workdir).items():
         np.testing.assert_allclose(released[path], value, rtol=1e-3, atol=1e-6, err_msg=path)
+
+
+def test_sigterm_saves_and_ends_with_143(runs):
+    folder, _ = runs
+    workdir = folder / "terminated"
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
+    long = (*args, "--config.total_steps=100000", "--config.save_every=50000")
+    process = start_command(*long)
+    while not (workdir / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    steps = [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*")]
+    done = len((workdir / "metrics.jsonl").read_text().splitlines())
+    assert steps == [done]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(runs):
+    folder, _ = runs
+    workdir = folder / "nonfinite"
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
+    rates = "--config.groups=(('all','',1e30),)"
+    broken = (*args, rates, "--config.log_every=4", "--config.save_every=3")
+    done = imprint_command(
+        *broken, "--config.optim.warmup_steps=1", "--config.optim.clip_norm=1e30"
+    )
+    assert done.returncode == 1
+    assert "FloatingPointError: The loss of step" in done.stderr
+    found = json.loads((workdir / "nonfinite.json").read_text())
+    first = 8 * (found["step"] - 1)
+    assert found["first_and_last_sample"] == [first, first + 7]
+    saved = [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*")]
+    assert all(step < found["step"] for step in saved)
+
+
+def test_a_dry_run_shows_and_writes_nothing(runs):
+    folder, _ = runs
+    args = ("train", "--config", folder / "tiny2.py", "--workdir", folder / "dry", "--dry-run")
+    done = imprint_command(*args, "--config.fsdp=2", "--config.data.sources=()")
+    assert done.returncode == 0, done.stderr
+    assert "Where parameters lie on {'data': 1, 'fsdp': 2}" in done.stderr
+    assert '"batch_size": 8' in done.stderr
+    row = next(x for x in done.stderr.splitlines() if "unet/conv_in/kernel" in x)
+    assert "(3, 3, 8, 16)" in row and "float32" in row and "unet" in row
+    assert not (folder / "dry").exists()
+
+
+def test_validation_and_previews(runs):
+    folder, _ = runs
+    held_out = folder / "held_out"
+    splits = folder / "splits.json"
+    names = [p.name for p in (folder / "objects").iterdir()]
+    splits.write_text(json.dumps({"train": names[1:], "validation": names[:1]}))
+    prepare.prepare("objaverse", folder / "objects", held_out, splits)
+    workdir = folder / "watched"
+    source = {"kind": "views", "records": str(held_out), "weight": 1.0}
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
+    watching = ("--config.validation.every=2", "--config.preview.every=3")
+    steps = ("--config.sampling.num_steps=2", f"--config.data.sources=({source},)")
+    done = imprint_command(*args, *watching, *steps)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = {x["step"]: x["validation_loss"] for x in lines if "validation_loss" in x}
+    assert list(losses) == [2, 4, 6] and len(set(losses.values())) == 3
+    previews = sorted(p.name for p in (workdir / "previews").iterdir())
+    assert previews == ["00000003.png", "00000006.png"]
+    picture = images.read_image(workdir / "previews/00000003.png")
+    assert picture.shape[:2] == (4 * 32, 5 * 32)
+    assert list((workdir / "tensorboard").iterdir())
+    line = next(x for x in lines if "grad_norm" in x)
+    wanted = {"grad_norm/unet", "lr/unet", "samples_per_second", "data_wait_share", "memory_gib"}
+    assert wanted <= line.keys()
+    # Without a validation split there is nothing to validate on.
+    refused = imprint_command(*args[:3], "--workdir", folder / "no", "--config.validation.every=2")
+    assert refused.returncode == 2 and "validation" in refused.stderr
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_as_one(runs, count, unused_port):
+    folder, _ = runs
+    workdir = folder / f"processes{count}"
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--config.fsdp=2")
+    where = ("--coordinator", f"localhost:{unused_port}", "--num-processes", count)
+    processes = [start_command(*args, *where, "--process-id", i, devices=1) for i in range(count)]
+    assert [process.wait() for process in processes] == [0] * count
+    read = lambda run: [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    alone, together = read(folder / "stage1"), read(workdir)
+    assert [x["step"] for x in together] == [x["step"] for x in alone]
+    np.testing.assert_allclose([x["loss"] for x in together], [x["loss"] for x in alone], rtol=1e-5)
+
+
+def test_a_run_goes_on_elsewhere(runs):
+    """Stopped on 2 devices, resumed on 4 with the parameters cut: the same samples and losses."""
+    folder, _ = runs
+    workdir = folder / "moved"
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
+    process = start_command(*args)
+    while process.poll() is None and not (workdir / "checkpoints" / "2").exists():
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    resumed = imprint_command(*args, "--resume", "--config.fsdp=4", devices=4)
+    assert resumed.returncode == 0, resumed.stderr
+    read = lambda run: {
+        x["step"]: x["loss"]
+        for x in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    }
+    alone, moved = read(folder / "stage1"), read(workdir)
+    assert moved.keys() == alone.keys()
+    for step, loss in alone.items():
+        assert moved[step] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints(runs):
+    folder, _ = runs
+    workdir = folder / "full"
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
+    assert imprint_command(*args, "--config.total_steps=2").returncode == 0
+    (workdir / "config.json").write_text(
+        (workdir / "config.json").read_text().replace('"total_steps": 2', '"total_steps": 6')
+    )
+    # No file may grow beyond this many bytes: writing fails as on a full disk.
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+    done = imprint_command(*args, "--resume", preexec_fn=limit)
+    assert done.returncode not in (0, 143)
+    assert (workdir / "checkpoints/2").is_dir() and not (workdir / "checkpoints/4").exists()
+    assert imprint_command(*args, "--resume").returncode == 0
 
 
 def test_a_used_workdir_is_not_touched(runs):

@@ -23,6 +23,7 @@ def tiny_config(stage: int):
         num_heads=2,
         norm_groups=8,
     )
+    c.validation.every = c.preview.every = 0
     c.init_from.update(dinov2="", adapter="", unet="", vae="")
     return c
 

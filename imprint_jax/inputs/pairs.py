@@ -6,6 +6,7 @@ views, pasted     mvimgnet, objaverse    a view              another, `window` f
 video             youtubevos, vipseg     a frame             any other frame of the object
 video             ppr10k                 a photo             any other photo of the group
 pair              folder                 the foreground      the target
+scenes            scenes                 a view              any other of the object, of any scene
 photo             photos                 a photo             itself
 """
 
@@ -18,7 +19,7 @@ def make_pairs(kind: str, index: dict[str, np.ndarray], window: int):
     """The pairs of a source: `len(pairs)`, and `pairs.draw(k, rng)` -> two record numbers.
 
     Args:
-        kind: "views", "pasted", "video", "pair" or "photo".
+        kind: "views", "pasted", "video", "pair", "scenes" or "photo".
         index: As in `WindowPartners`.
         window: Likewise.
 
@@ -32,6 +33,11 @@ def make_pairs(kind: str, index: dict[str, np.ndarray], window: int):
             return WindowPartners(index, None)
         case "pair":
             return WindowPartners(index, None, first=0)
+        case "scenes":
+            # All views of an object, of whichever scene, as the frames of one video.
+            numbers = np.arange(len(index["frame"]))
+            merged = {**index, "instance": np.zeros_like(numbers), "frame": numbers}
+            return WindowPartners(merged, None)
         case "photo":
             return Itself(index)
     raise ValueError(f"no pair rule for {kind!r}")

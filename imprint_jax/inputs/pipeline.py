@@ -15,7 +15,7 @@ from absl import flags
 
 from imprint_jax.errors import InputError
 from imprint_jax.inputs.records import RecordSource
-from imprint_jax.inputs.transforms import InPlace, Pasted, ViewPair
+from imprint_jax.inputs.transforms import InPlace, InScene, Pasted, ViewPair
 
 # Threads that make a batch each, in every process; as many batches wait to be taken. Pillow's work,
 # most of it, runs in parallel.
@@ -97,7 +97,7 @@ def make_dataset(
     return dataset
 
 
-def make_transform(config, source) -> ViewPair | Pasted | InPlace:
+def make_transform(config, source) -> ViewPair | Pasted | InPlace | InScene:
     """What makes the samples of one of `config.data.sources`.
 
     Raises:
@@ -111,9 +111,12 @@ def make_transform(config, source) -> ViewPair | Pasted | InPlace:
             return Pasted(config, records, RecordSource(source["backgrounds"], config.data.split))
         case 2, "video" | "pair" | "photo":
             return InPlace(config, records, source["kind"])
+        case 2, "scenes":
+            return InScene(config, records)
     raise InputError(
         f"config.data.sources has kind {source['kind']!r} in stage {config.stage}; "
-        'stage 1 takes "views", stage 2 takes "photo", "video", "pair" and "pasted".'
+        'stage 1 takes "views", stage 2 takes "photo", "video", "pair", "pasted" and'
+        ' "scenes".'
     )
 
 

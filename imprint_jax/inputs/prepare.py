@@ -31,6 +31,7 @@ from PIL import Image
 
 from imprint_jax.errors import InputError
 from imprint_jax.images import decode_image, encode_png, too_large
+from imprint_jax.inputs import scenes, sources
 from imprint_jax.inputs.filters import Filters, Reject
 from imprint_jax.inputs.masks import NO_MASK
 from imprint_jax.inputs.records import (
@@ -41,9 +42,11 @@ from imprint_jax.inputs.records import (
     merge_shards,
 )
 from imprint_jax.inputs.segment import Segmenter
-from imprint_jax.inputs.sources import ARCHIVES, READERS, Group, Picture
+from imprint_jax.inputs.sources import ARCHIVES, Group, Picture
 
 logger = logging.getLogger(__name__)
+
+READERS = {**sources.READERS, "scenes": scenes.READER}
 
 SPLITS = ("train", "validation", "test")
 UNITS = ("video", "object", "photo")

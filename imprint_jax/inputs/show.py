@@ -31,6 +31,7 @@ KINDS = {
     "ppr10k": "video",
     "photos": "photo",
     "folder": "pair",
+    "scenes": "scenes",
 }
 
 STYLE = """

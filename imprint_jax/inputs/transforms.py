@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
+from scipy import ndimage
 
+from imprint_jax.errors import InputError
 from imprint_jax.geometry import (
     FAINT,
     MIN_CONTEXT,
@@ -22,7 +24,7 @@ from imprint_jax.geometry import (
     mask_level,
     object_crop,
 )
-from imprint_jax.images import decode_image
+from imprint_jax.images import decode_image, open_image
 from imprint_jax.inputs.pairs import make_pairs
 from imprint_jax.inputs.records import Record, RecordSource
 
@@ -30,6 +32,14 @@ from imprint_jax.inputs.records import Record, RecordSource
 LUT_SIZE = 9
 # The smallest background crop, as a share of the photo's shorter side.
 MIN_ZOOM = 0.3
+# How often the hole in a scene holds the object's shadow too; how much darker than the background a
+# shadow is, of 255; how far from the object it is looked for, of the object's longer side. Ours.
+SHADOW_SHARE = 0.5
+SHADOW_DEPTH = 6
+SHADOW_REACH = 0.5
+# Objects are perturbed at so many times the size they will have: sharp enough, and many times
+# faster than at that of a photo. Ours.
+OVERSIZE = 1.25
 # Limits of the factor by which a pasted object is made darker or brighter.
 MAX_GAIN = 1.6
 
@@ -213,7 +223,7 @@ def decode_view(record: Record) -> tuple[np.ndarray, np.ndarray]:
 
 def decode_coverage(record: Record) -> np.ndarray:
     """A record's mask (h w), uint8."""
-    return decode_image(record["mask"], record["group"])[..., 0]
+    return np.asarray(open_image(record["mask"], record["group"]))
 
 
 def decode_shrunk(record: Record, mask: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -229,17 +239,57 @@ def decode_shrunk(record: Record, mask: np.ndarray, scale: float) -> tuple[np.nd
     return image, mask
 
 
-def perturbed_object(config, record: Record, rng: np.random.Generator) -> np.ndarray:
-    """P(T(.)) of a record's object: the object image (s s 3), with s = `config.object_size`."""
+class Perturbation(NamedTuple):
+    """P(T(.)): how an object image is changed."""
+
+    colors: ImageFilter.Color3DLUT
+    matrix: np.ndarray  # (2 2)
+
+
+def random_perturbation(data, rng: np.random.Generator) -> Perturbation:
+    """A random perturbation; `data` is that section of a configuration."""
+    return Perturbation(random_colors(rng, data.color), random_affine(rng, **data.affine))
+
+
+def object_scale(mask: np.ndarray, size: int) -> float:
+    """How much of an image's resolution an object image of `size` pixels needs.
+
+    Args:
+        mask: (h w) uint8 coverage.
+        size: Side of the object image.
+    """
+    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
+    return OVERSIZE * size / max(x1 - x0, y1 - y0)
+
+
+def perturbed_object(
+    image: np.ndarray, mask: np.ndarray, perturbation: Perturbation, size: int
+) -> np.ndarray:
+    """The object image (size size 3) uint8, perturbed.
+
+    Args:
+        image: (h w 3) uint8.
+        mask: (h w) uint8 coverage.
+        perturbation: From `random_perturbation`.
+        size: Side of the object image.
+    """
+    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
+    cut = np.dstack([image[y0:y1, x0:x1], mask[y0:y1, x0:x1]])
+    scale = object_scale(mask, size)
+    if scale < 1:
+        shape = (max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1))
+        cut = np.asarray(
+            Image.fromarray(cut).resize(shape, Image.Resampling.HAMMING, reducing_gap=2.0)
+        )
+    image, mask = warp(recolor(cut[..., :3], perturbation.colors), cut[..., 3], perturbation.matrix)
+    return object_crop(image, mask, size)
+
+
+def object_of(config, record: Record, perturbation: Perturbation) -> np.ndarray:
+    """The object image of a record, perturbed."""
     mask = decode_coverage(record)
-    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
-    # Twice the size leaves room for the affine change.
-    image, mask = decode_shrunk(record, mask, 2 * config.object_size / max(x1 - x0, y1 - y0))
-    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
-    image, mask = image[y0:y1, x0:x1], mask[y0:y1, x0:x1]
-    image = recolor(image, random_colors(rng, config.data.color))
-    image, mask = warp(image, mask, random_affine(rng, **config.data.affine))
-    return object_crop(image, mask, config.object_size)
+    image, mask = decode_shrunk(record, mask, object_scale(mask, config.object_size))
+    return perturbed_object(image, mask, perturbation, config.object_size)
 
 
 class Scene(NamedTuple):
@@ -249,6 +299,7 @@ class Scene(NamedTuple):
     target: np.ndarray  # (h h 3) uint8
     hole: np.ndarray  # (h h) bool, the object's outline in the target
     records: tuple[int, int]  # the object's and the target's
+    background: np.ndarray | None = None  # (h h 3) uint8, the target without object and shadow
 
 
 class ViewPair(grain.transforms.RandomMap):
@@ -298,7 +349,7 @@ class Pasted(grain.transforms.RandomMap):
         """Pair `k` in a photo."""
         config, data = self.config, self.config.data
         first, second = self.pairs.draw(k, rng)
-        crop = perturbed_object(config, self.records[first], rng)
+        crop = object_of(config, self.records[first], random_perturbation(data, rng))
         photo = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
         photo = random_square(photo, config.image_size, rng)
         share = math.exp(rng.uniform(*np.log(data.share)))
@@ -326,13 +377,20 @@ class InPlace(grain.transforms.RandomMap):
 
     def scene(self, k: int, rng: np.random.Generator) -> Scene:
         """Pair `k`."""
-        size = self.config.image_size
+        config, size = self.config, self.config.image_size
         first, second = self.pairs.draw(k, rng)
-        crop = perturbed_object(self.config, self.records[first], rng)
+        perturbation = random_perturbation(config.data, rng)
+        share = math.exp(rng.uniform(*np.log(config.data.share)))
         record = self.records[second]
-        share = math.exp(rng.uniform(*np.log(self.config.data.share)))
         mask = decode_coverage(record)
-        image, mask = decode_shrunk(record, mask, size / context_side(mask >= FAINT, share))
+        scale = size / context_side(mask >= FAINT, share)
+        if first == second:
+            scale = max(scale, object_scale(mask, config.object_size))
+            image, mask = decode_shrunk(record, mask, scale)
+            crop = perturbed_object(image, mask, perturbation, config.object_size)
+        else:
+            crop = object_of(config, self.records[first], perturbation)
+            image, mask = decode_shrunk(record, mask, scale)
         hole = mask >= FAINT
         square = random_context(hole, context_side(hole, share), rng)
         target, hole = extract(image, square, size), extract(hole, square, size)
@@ -342,17 +400,84 @@ class InPlace(grain.transforms.RandomMap):
         return _with_random_level(self.scene(k, rng), self.config, rng)
 
 
+class InScene(grain.transforms.RandomMap):
+    """Stage 2 from rendered scenes: pair number -> the object from one view, and another with it.
+
+    The target is a random square of the second view. In use, a photo has neither the object nor
+    its shadow, and nothing outside the hole changes. So the sample's target is the scene with the
+    object inside the hole, and the scene without it outside: the network does not see a shadow
+    beyond the hole, which would tell it where the light comes from and what shape the object has,
+    and what it learns to paint ends where its paste-back will end. Half of the holes hold the
+    object's shadow too, or what is near of it: where a user leaves room for a shadow, it is to be
+    painted. The object image is perturbed, P(T(.)).
+    """
+
+    def __init__(self, config, records: RecordSource):
+        self.config, self.records = config, records
+        self.pairs = make_pairs("scenes", records.index, config.data.window)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k`.
+
+        Raises:
+            InputError: The record has no background.
+        """
+        size = self.config.image_size
+        first, second = self.pairs.draw(k, rng)
+        perturbation = random_perturbation(self.config.data, rng)
+        crop = object_of(self.config, self.records[first], perturbation)
+        record = self.records[second]
+        if not record["background"]:
+            raise InputError(f'{record["group"]} has no background; the kind "scenes" needs it.')
+        share = math.exp(rng.uniform(*np.log(self.config.data.share)))
+        image, mask = decode_view(record)
+        hole = mask >= FAINT
+        square = random_context(hole, context_side(hole, share), rng)
+        background = decode_image(record["background"], record["group"])[..., :3]
+        target, background, hole = (extract(x, square, size) for x in (image, background, hole))
+        if rng.random() < SHADOW_SHARE:
+            hole = with_shadow(target, background, hole)
+        return Scene(crop, target, hole, (first, second), background)
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return _with_random_level(self.scene(k, rng), self.config, rng)
+
+
+def with_shadow(target: np.ndarray, background: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """The object and where it darkens what is next to it: (h w) bool.
+
+    Args:
+        target: (h w 3) uint8, with the object.
+        background: (h w 3) uint8, without it.
+        hole: (h w) bool, the object.
+    """
+    x0, y0, x1, y1 = bounding_box(hole)
+    reach = round(SHADOW_REACH * max(x1 - x0, y1 - y0))
+    near = np.s_[max(y0 - reach, 0) : y1 + reach, max(x0 - reach, 0) : x1 + reach]
+    difference = ImageChops.subtract(*map(Image.fromarray, (background[near], target[near])))
+    # The noise of compression is as strong as a faint shadow, but fine.
+    smooth = difference.convert("L").filter(ImageFilter.BoxBlur(len(hole) / 64))
+    dark = (np.asarray(smooth) >= SHADOW_DEPTH) | hole[near]
+    parts, count = ndimage.label(dark)
+    touching = np.bincount(parts[hole[near]], minlength=count + 1) > 0
+    result = np.zeros_like(hole)
+    result[near] = touching[parts]
+    return result
+
+
 def _with_random_level(scene: Scene, config, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return _sample(scene, mask_level(scene.hole, int(rng.integers(4)), config.data.mask_sigmas))
 
 
 def _sample(scene: Scene, mask: np.ndarray) -> dict[str, np.ndarray]:
     """What the stream holds; see batch.py."""
-    return {
-        "object": scene.object,
-        "target": scene.target,
-        "mask": mask[..., None].astype(np.uint8),
-    }
+    mask, target = mask[..., None], scene.target
+    if scene.background is not None:
+        target = np.where(mask, target, scene.background)
+    return {"object": scene.object, "target": target, "mask": mask.astype(np.uint8)}
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

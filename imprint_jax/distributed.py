@@ -1,0 +1,78 @@
+"""Several processes as one run: how they find each other, and how they stop together."""
+
+import logging
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+from imprint_jax.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def initialize(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins this process to the others of the run; must come before JAX is first used.
+
+    Without arguments JAX finds them itself under SLURM, Open MPI and on TPU pods
+    (`jax.distributed.initialize`).
+
+    Args:
+        coordinator: HOST:PORT of process 0, on a network all processes reach.
+        num_processes: How many processes there are.
+        process_id: Which one this is, from 0.
+
+    Raises:
+        InputError: Some but not all of the arguments, or the others cannot be found or reached.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(x is not None for x in given) and None in given:
+        raise InputError(
+            "Give all of --coordinator HOST:PORT, --num-processes N and --process-id I, or none"
+            " of them under SLURM, Open MPI or on a TPU pod."
+        )
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"The processes of this run could not find each other: {error}") from error
+    log.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def is_main() -> bool:
+    """Whether this process writes the run's files."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come to the barrier of this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class StopSignal:
+    """SIGTERM, as schedulers send it before they take a machine away.
+
+    Used as a context manager around the training loop. With several processes JAX's coordination
+    service catches the signal on any of them, and all see it after the same step.
+    """
+
+    def __enter__(self):
+        self.received = False
+        if jax.process_count() == 1:
+            self.before = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *exception):
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _receive(self, *arguments) -> None:
+        self.received = True
+
+    def reached(self, step: int) -> bool:
+        """Whether all processes are to stop after this step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.received

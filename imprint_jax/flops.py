@@ -1,0 +1,65 @@
+"""Floating-point operations of a function, counted on its jaxpr, and what chips can do.
+
+The compiler's own figure counts the body of a loop once; here a scan's body counts as often as it
+runs. Only matrix products and convolutions count, as is usual for utilisation.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+
+# Dense bfloat16 FLOP/s of one device by what JAX calls it; NVIDIA's and Google Cloud's data sheets.
+PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def count(function: Callable, *args) -> int:
+    """FLOPs of calling `function` with arguments of these shapes; traces it, runs nothing.
+
+    Raises:
+        NotImplementedError: It has a loop of unknown length.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            inner = math.prod(shape[axis] for axis in contracted)
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * inner
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            features = params["dimension_numbers"].rhs_spec[0]  # output channels
+            inner = math.prod(kernel) // kernel[features]
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * inner
+        elif name == "scan":
+            total += params["length"] * _count(params["jaxpr"].jaxpr)
+        elif name == "cond":
+            total += max(_count(branch.jaxpr) for branch in params["branches"])
+        elif name == "while":
+            raise NotImplementedError("a loop of unknown length")
+        else:
+            total += sum(_count(inner) for inner in _inner_jaxprs(params))
+    return total
+
+
+def _inner_jaxprs(params: dict):
+    """The functions an operation calls: those of jit, checkpoint, custom derivatives..."""
+    for value in params.values():
+        if isinstance(value, jax.extend.core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, jax.extend.core.Jaxpr):
+            yield value
