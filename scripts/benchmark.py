@@ -26,6 +26,7 @@ import benchmark_models
 import benchmark_sampling
 import benchmark_train
 
+WHAT = ("startup", "sample", "steps", "memory", "models", "train", "data")
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
 
