@@ -1,6 +1,5 @@
 """`benchmark.py models`: attention and the full-size networks beside PyTorch, float32."""
 
-import time
 from pathlib import Path
 
 import full_size
@@ -12,7 +11,6 @@ from imprint_jax.models import layers
 
 # The UNet's largest self-attention: batch 2, 64x64 latents, 8 heads of 40 channels.
 SHAPE = (2, 4096, 8, 40)
-RUNS = 5
 
 
 def attention() -> str:
@@ -24,24 +22,14 @@ def attention() -> str:
     forward = jax.jit(layers.attention)
     arrays = [jnp.asarray(x) for x in (q, k, v)]
     tensors = [torch.from_numpy(x).transpose(1, 2) for x in (q, k, v)]
-    ours, our_time = fastest(lambda: np.asarray(forward(*arrays)))
+    ours, our_time = full_size.fastest(lambda: np.asarray(forward(*arrays)))
     scaled = torch.nn.functional.scaled_dot_product_attention
-    theirs, their_time = fastest(lambda: scaled(*tensors).transpose(1, 2).numpy())
+    theirs, their_time = full_size.fastest(lambda: scaled(*tensors).transpose(1, 2).numpy())
     error = np.abs(ours - theirs).max()
     return (
         f"| attention {SHAPE} | {error:.1e} | {1000 * our_time:.0f} / {1000 * their_time:.0f} ms"
         f" = {our_time / their_time:.2f} |"
     )
-
-
-def fastest(call) -> tuple[np.ndarray, float]:
-    """A call's result, and the fastest of `RUNS` after one to warm up."""
-    output, times = call(), []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        output = call()
-        times.append(time.perf_counter() - start)
-    return output, min(times)
 
 
 def models(folder: Path) -> None:
