@@ -28,7 +28,7 @@ def test_parameter_table(recipe, request):
     params = traverse_util.flatten_dict(optim.merge(state.trained, state.frozen), sep="/")
     specs = traverse_util.flatten_dict(optim.merge(where.trained, where.frozen), sep="/")
     lines = [
-        f"{path} {x.shape} {x.dtype} {trainer.labels[path]} {specs[path].spec}\n"
+        f"{path} {x.shape} {x.dtype} {trainer.labels[path]} {tuple(specs[path].spec)}\n"
         for path, x in sorted(params.items())
     ]
     file = GOLDEN / f"{recipe}.txt"
