@@ -117,6 +117,8 @@ def _stage(name: str, scale: str, stage: int, share: float, overrides) -> Config
         c = config.load_recipe(f"ablations/{name}", scale, stage)
     if c is None:
         return None
+    # The suite measures what comes out; a data set for it may have no split "validation".
+    c.validation.every = c.preview.every = 0
     for override in overrides:
         config.apply(c, override)
     if share != 1.0:
