@@ -102,6 +102,14 @@ def test_pair_rules_of_photos_and_videos(rng):
         make_pairs("film", index_of(rows), 7)
 
 
+def test_a_window_of_0_pairs_each_view_with_itself():
+    rows = [(0, 0, 0, True), (0, 0, 1, True), (1, 0, 0, False)]
+    for kind in ("views", "pasted"):
+        pairs = make_pairs(kind, index_of(rows), 0)
+        drawn = [pairs.draw(k, np.random.default_rng(0)) for k in range(len(pairs))]
+        assert drawn == [(0, 0), (1, 1)]
+
+
 def test_partners_of_a_million_records_take_a_moment():
     count = 1_000_000
     index = {

@@ -1,0 +1,167 @@
+"""Encoders from what users have: converted or not, ours or public; CLIP in our own model."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from imprint_jax import pretrained
+from imprint_jax.convert.convert import convert
+from imprint_jax.errors import InputError
+from imprint_jax.metrics import encoders
+from imprint_jax.models import imprint, initial
+from imprint_jax.models.clip import CLIPVision
+from tests.tiny import tiny_config
+
+CLIP = dict(
+    image_size=28,
+    patch_size=14,
+    width=16,
+    depth=2,
+    num_heads=2,
+    mlp_width=32,
+    projection=8,
+    activation="quick_gelu",
+)
+
+
+def clip_config(stage: int):
+    c = tiny_config(stage)
+    c.model.encoder = "clip"
+    c.model.dinov2 = CLIP
+    return c
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """Converted weights of a tiny CLIP, random."""
+    folder = tmp_path_factory.mktemp("clip")
+    params = initial.draw("dinov2", clip_config(2).model, 0)
+    pretrained.write_component(folder, "clip", params)
+    (folder / "config.json").write_text(json.dumps({"clip": CLIP, "licences": {"clip": "MIT"}}))
+    return folder
+
+
+def pictures(count: int, size: int) -> list[tuple[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [(rng.integers(0, 256, (size, size, 3), dtype=np.uint8),) for _ in range(count)]
+
+
+def test_our_encoder_gives_the_mean_of_its_tokens(tiny_release):
+    encoder = encoders.load(tiny_release)
+    assert (encoder.name, encoder.size) == ("imprint", 28)
+    items = pictures(3, 28)
+    found = np.stack(list(encoder.embed(iter(items))))
+    config, params = pretrained.load(tiny_release)
+    graphdef, _ = imprint.split(config.model)
+    model = imprint.bind(graphdef, params)
+    stack = imprint.to_float(jnp.stack([x for (x,) in items]))
+    np.testing.assert_allclose(found, model.encode_object(stack).mean(axis=1), atol=1e-5)
+
+    bare = encoders.load(f"{tiny_release}{encoders.BARE}")
+    assert bare.name == "dinov2" and bare.weights == encoder.weights
+    tokens = model.dinov2.class_and_patches(stack)[:, 0]
+    np.testing.assert_allclose(np.stack(list(bare.embed(iter(items)))), tokens, atol=1e-5)
+
+
+def test_untrained_is_random_but_the_same_each_time(tiny_release):
+    one, two = (encoders.untrained(tiny_release) for _ in range(2))
+    assert one.weights == two.weights
+    items = pictures(1, 28)
+    np.testing.assert_array_equal(*(list(x.embed(iter(items))) for x in (one, two)))
+
+
+def test_clip_gives_its_embedding(clip_folder):
+    encoder = encoders.load(clip_folder)
+    assert (encoder.name, encoder.size) == ("clip", 28)
+    (found,) = encoder.embed(iter(pictures(1, 28)))
+    assert found.shape == (8,)
+
+
+def test_converted_and_original_weights_give_the_same(tmp_path):
+    model = tmp_path / "public"
+    c = tiny_config(2)
+    c.model.autoencoder, c.model.vae = (
+        "kl",
+        dict(
+            latent_channels=4,
+            block_widths=(8, 8),
+            layers_per_block=1,
+            norm_groups=4,
+            scaling_factor=1.0,
+        ),
+    )
+    c.model.unet.update(in_channels=4, out_channels=4)
+    pretrained.save(model, c, initial.draw_all(c.model, 0), dtype=np.float32)
+    convert(model, tmp_path / "torch", to="torch")
+    items = pictures(2, 224)
+    found = []
+    for path in (f"{model}{encoders.BARE}", tmp_path / "torch" / "dinov2"):
+        encoder = encoders.load(path)
+        assert encoder.name == "dinov2"
+        found.append(np.stack(list(encoder.embed(iter(items)))))
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def test_what_is_no_encoder_is_refused(tmp_path, tiny_release):
+    with pytest.raises(InputError, match="no model 'nowhere'"):
+        encoders.load("nowhere")
+    alone = tmp_path / "vae"
+    alone.mkdir()
+    (alone / "config.json").write_bytes((tiny_release / "config.json").read_bytes())
+    (alone / "vae.safetensors").write_bytes((tiny_release / "vae.safetensors").read_bytes())
+    with pytest.raises(InputError, match="holds vae: no image encoder"):
+        encoders.load(alone)
+
+
+def test_clip_in_the_place_of_dinov2_reaches_the_context():
+    c = clip_config(2)
+    graphdef, abstract = imprint.split(c.model, remat={"dinov2": True, "unet": False})
+    params = initial.draw_all(c.model, 0)
+    shapes = lambda tree: {k: x.shape for k, x in traverse_util.flatten_dict(tree).items()}
+    assert shapes(params) == shapes(abstract)
+    objects = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 28, 28, 3)), jnp.float32)
+
+    @jax.jit
+    @jax.grad
+    def sensitivity(objects):
+        return (imprint.bind(graphdef, params).encode_object(objects) ** 3).sum()
+
+    context = imprint.bind(graphdef, params).encode_object(objects)
+    assert context.shape == (1, 1 + 4, 16)
+    assert np.abs(sensitivity(objects)).min() > 0
+    module = imprint.bind(graphdef, params).dinov2
+    assert isinstance(module, CLIPVision)
+    np.testing.assert_allclose(
+        module.class_and_patches(objects)[:, 0] @ module.proj.kernel[...],
+        module(module.normalize(objects)),
+        atol=1e-5,
+    )
+
+
+def test_a_model_with_clip_is_released_and_found_again(tmp_path):
+    c = clip_config(2)
+    pretrained.save(tmp_path / "model", c, initial.draw_all(c.model, 0))
+    assert pretrained.load(tmp_path / "model")[0].model.encoder == "clip"
+    encoder = encoders.load(tmp_path / "model")
+    assert encoder.name == "imprint"
+    (found,) = encoder.embed(iter(pictures(1, 28)))
+    assert np.isfinite(found).all()
+    with pytest.raises(InputError, match="is CLIP's; only models whose encoder is DINOv2"):
+        convert(tmp_path / "model", tmp_path / "torch", to="torch")
+
+
+def test_training_starts_from_converted_clip(clip_folder):
+    abstract = imprint.abstract("dinov2", clip_config(2).model)
+    loaded = pretrained.load_component(str(clip_folder), "dinov2", abstract)
+    expected = initial.draw("dinov2", ConfigDict(clip_config(2).model.to_dict()), 0)
+    np.testing.assert_array_equal(
+        loaded["blocks"]["attn"]["qkv"]["kernel"], expected["blocks"]["attn"]["qkv"]["kernel"]
+    )
+    with pytest.raises(InputError, match="does not fit the configuration"):
+        abstract = imprint.abstract("dinov2", tiny_config(2).model)
+        pretrained.load_component(str(clip_folder), "dinov2", abstract)

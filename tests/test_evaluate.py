@@ -1,0 +1,233 @@
+"""Evaluation of results with known scores, its cache, its report, and the command."""
+
+import csv
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from imprint_jax import evaluate, images, manifest, protocols, report
+from imprint_jax.cli import app
+from imprint_jax.compose import Settings
+from imprint_jax.config import load
+from imprint_jax.errors import InputError
+from imprint_jax.inputs.records import RecordSource
+from imprint_jax.metrics import perceptual
+from tests.test_perceptual import head_widths, torch_backbone
+from tests.tiny import write_records
+
+runner = CliRunner()
+
+
+def untracked(items, about, total):
+    return items
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A test set of two pictures each, and the results of three methods.
+
+    `truth` gives the target, `other` targets with the object's colours turned around, `shifted`
+    the target moved by three pixels.
+    """
+    folder = tmp_path_factory.mktemp("evaluate")
+    records = [RecordSource(r, "train") for r in write_records(folder / "records")]
+    protocols.pasted(load("mini_stage2"), *records, folder / "set", size=96, num=2, limit=6)
+    for entry in manifest.read(folder / "set" / "manifest.jsonl"):
+        target = images.read_image(entry.target)
+        hole = entry.request().parts[0].hole
+        turned = target.copy()
+        turned[hole] = turned[hole][:, ::-1]
+        pictures = {"truth": target, "other": turned, "shifted": np.roll(target, 3, axis=1)}
+        for method, picture in pictures.items():
+            (folder / method).mkdir(exist_ok=True)
+            for name in entry.names():
+                images.write_png(folder / method / name, picture)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lpips_file(tmp_path_factory):
+    """LPIPS with a random AlexNet."""
+    from safetensors.numpy import save_file
+
+    backbone = torch_backbone("alex", 0).state_dict()
+    state = {f"features.{k}": x.numpy() for k, x in backbone.items()}
+    for k, width in enumerate(head_widths("alex")):
+        state[f"lin{k}.model.1.weight"] = np.ones((1, width, 1, 1), np.float32)
+    file = tmp_path_factory.mktemp("lpips") / "alex.safetensors"
+    save_file(state, file)
+    return file
+
+
+METHODS = ("truth", "other", "shifted")
+
+
+@pytest.fixture(scope="module")
+def found(folder, lpips_file, tiny_release):
+    networks = evaluate.load_networks(
+        dino=f"{tiny_release}#dinov2", lpips=lpips_file, backbone=tiny_release
+    )
+    entries = manifest.read(folder / "set" / "manifest.jsonl")
+    results = {method: folder / method for method in METHODS}
+    return evaluate.evaluate(entries, results, networks, folder / "cache", track=untracked)
+
+
+def mean(found, method: str, measure: str) -> float:
+    values = [
+        row[measure]
+        for shot, row in zip(found.shots, found.rows, strict=True)
+        if shot.method == method and not math.isnan(row[measure])
+    ]
+    return float(np.mean(values))
+
+
+def test_the_truth_scores_best(found):
+    assert mean(found, "truth", "psnr") == perceptual.BEST_PSNR
+    assert mean(found, "truth", "ssim") == pytest.approx(1)
+    assert mean(found, "truth", "lpips") == 0
+    assert mean(found, "truth", "drift") < 0.01
+    for method in ("other", "shifted"):
+        assert mean(found, method, "psnr") < 40
+        assert mean(found, method, "lpips") > 0
+        assert found.sets[method]["fid"] > found.sets["truth"]["fid"]
+    # Each truth is there twice: equal but for the n - 1 of the covariance.
+    assert found.sets["truth"]["fid"] < 0.1 * found.sets["other"]["fid"]
+    assert mean(found, "shifted", "kept") < 0.9
+    assert mean(found, "shifted", "changed") < mean(found, "truth", "changed")
+
+
+def test_turned_colours_are_another_object(found):
+    assert mean(found, "truth", "ours") > mean(found, "other", "ours")
+
+
+def test_equal_pictures_have_no_diversity(found):
+    for measure in ("diversity", "diversity_lpips"):
+        assert mean(found, "truth", measure) == pytest.approx(0, abs=1e-6)
+
+
+def test_every_measure_says_what_it_depends_on(found):
+    summary = report.summarize(found)
+    assert {"psnr", "lpips", "dino", "dino_top1", "ours", "fid", "kid"} <= set(summary["measures"])
+    assert len(summary["measures"]["dino"]["settings"]["weights"]) == 16
+    assert summary["measures"]["dino"]["settings"]["crop"] == "box"
+    assert summary["measures"]["ours"]["settings"]["crop"] == "cut"
+    assert all(re.fullmatch("[0-9a-f]{12}", m["hash"]) for m in summary["measures"].values())
+    assert {"clip", "dreamsim", "adherence"} == set(found.not_computed)
+    stand_ins = {name for name, m in summary["measures"].items() if "stand_in_for" in m}
+    assert stand_ins == {"changed", "ours", "fid", "kid", "diversity"}
+    assert summary["methods"]["other"]["psnr"]["pictures"] == 12
+    assert summary["methods"]["other"]["psnr"]["between_seeds"] == 0
+
+
+def test_what_was_measured_is_not_measured_again(
+    found, folder, lpips_file, tiny_release, monkeypatch
+):
+    networks = evaluate.load_networks(lpips=lpips_file)
+    entries = manifest.read(folder / "set" / "manifest.jsonl")
+    monkeypatch.setattr(evaluate, "_plain", lambda *_: pytest.fail("measured again"))
+    results = {"again": folder / "truth"}
+    again = evaluate.evaluate(entries, results, networks, folder / "cache", track=untracked)
+    expected = [r for s, r in zip(found.shots, found.rows, strict=True) if s.method == "truth"]
+    for row, before in zip(again.rows, expected, strict=True):
+        np.testing.assert_equal(row, {key: before[key] for key in row})
+
+
+def test_a_changed_picture_is_measured_again(folder, tmp_path):
+    entries = manifest.read(folder / "set" / "manifest.jsonl")[:1]
+    for name in entries[0].names():
+        images.write_png(tmp_path / name, images.read_image(folder / "truth" / name))
+    networks = evaluate.load_networks(ours=None)
+    run = lambda: evaluate.evaluate(
+        entries, {"m": tmp_path}, networks, folder / "cache", track=untracked
+    ).rows[0]["psnr"]
+    assert run() == perceptual.BEST_PSNR
+    images.write_png(tmp_path / name.replace("_1", "_0"), np.zeros((96, 96, 3), np.uint8))
+    assert run() < 20
+
+
+def test_results_of_another_size_are_scaled(folder, tmp_path):
+    entries = manifest.read(folder / "set" / "manifest.jsonl")[:1]
+    for name in entries[0].names():
+        picture = Image.open(folder / "truth" / name).resize((192, 192), Image.Resampling.LANCZOS)
+        picture.save(tmp_path / name)
+    networks = evaluate.load_networks(ours=None)
+    options = dict(track=untracked)
+    found = evaluate.evaluate(entries, {"m": tmp_path}, networks, tmp_path / "cache", **options)
+    assert found.rows[0]["psnr"] > 25
+
+
+def test_pictures_that_are_missing(folder, tmp_path):
+    entries = manifest.read(folder / "set" / "manifest.jsonl")
+    with pytest.raises(InputError, match="lacks 12 pictures"):
+        evaluate.find_shots(entries, {"truth": folder / "truth", "none": tmp_path})
+
+
+def test_weights_of_another_kind_are_refused(tiny_release):
+    with pytest.raises(InputError, match=r"--clip .* holds imprint, not clip"):
+        evaluate.load_networks(clip=tiny_release)
+
+
+def test_models_and_baselines_make_what_is_missing(folder, tiny_release, tmp_path):
+    entries = manifest.read(folder / "set" / "manifest.jsonl")[:2]
+    settings = Settings(num_steps=2)
+    evaluate.compose_results(tiny_release, entries, tmp_path / "tiny", settings, untracked)
+    evaluate.paste_results("paste", entries, tmp_path / "paste", untracked)
+    results = {name: tmp_path / name for name in ("tiny", "paste")}
+    assert len(evaluate.find_shots(entries, results)) == 8
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
+    evaluate.compose_results(tiny_release, entries, tmp_path / "tiny", settings, untracked)
+    evaluate.paste_results("paste", entries, tmp_path / "paste", untracked)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")} == before
+    with pytest.raises(InputError, match="no baseline 'glue'"):
+        evaluate.paste_results("glue", entries, tmp_path / "glue", untracked)
+
+
+def test_the_page_shows_the_worst_first(found, tmp_path):
+    page = report.write(found, report.summarize(found), tmp_path, worst="psnr", limit=4)
+    text = page.read_text()
+    shown = re.findall(r'src="(pictures/[^"]+)"', text)
+    assert len(shown) == 4 * (2 + len(METHODS) + 1)
+    assert all((tmp_path / name).is_file() for name in shown)
+    order = report.sorted_shots(found, "psnr")
+    values = [found.rows[group[0]]["psnr"] for group in order]
+    assert values == sorted(values) and len(order) == 12
+    lines = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert len(lines) == 36 and float(lines[0]["psnr"]) == 100
+    with pytest.raises(InputError, match="no measure to sort by"):
+        report.write(found, report.summarize(found), tmp_path, worst="copy", limit=4)
+
+
+def test_the_command(folder, tmp_path):
+    arguments = ["evaluate", "--manifest", str(folder / "set" / "manifest.jsonl")]
+    arguments += ["--out", str(tmp_path), "--results", f"best={folder / 'truth'}"]
+    arguments += ["--baseline", "poisson", "--results", str(folder / "other"), "--worst", "psnr"]
+    done = runner.invoke(app, arguments, env={"COLUMNS": "200"}, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert re.search(r"psnr ↑ +│ +100 ± 0", done.stderr)
+    assert "not computed: lpips (needs weights: --lpips)" in done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary["methods"]) == ["best", "other", "poisson"]
+    assert (tmp_path / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ([], "Give --results, --model or --baseline"),
+        (["--results", "a/x", "--results", "b/x"], "Two methods are called 'x'"),
+        (["--results", "a", "--worst", "copy"], "--worst is 'copy'"),
+        (["--results", "a", "--lpips", "nowhere.safetensors"], "nowhere.safetensors is missing"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(folder, tmp_path, more, message):
+    arguments = ["evaluate", "--manifest", str(folder / "set" / "manifest.jsonl")]
+    with pytest.raises(InputError, match=re.escape(message)):
+        runner.invoke(
+            app, [*arguments, "--out", str(tmp_path / "o"), *more], catch_exceptions=False
+        )
+    assert not (tmp_path / "o").exists()

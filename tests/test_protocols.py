@@ -1,0 +1,138 @@
+"""Test sets: what they hold, that they are the same each time, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imprint_jax import config, images, manifest, protocols
+from imprint_jax.errors import InputError
+from imprint_jax.inputs.prepare import prepare
+from imprint_jax.inputs.records import RecordSource
+from tests.tiny import write_photos, write_records
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    objects, photos = write_records(tmp_path_factory.mktemp("records"))
+    return RecordSource(objects, "train"), RecordSource(photos, "train")
+
+
+@pytest.fixture(scope="module")
+def photos_with_masks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder / "src", photos=3)
+    (folder / "src" / "masks").mkdir()
+    for k in range(3):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[20:50, 10 + k : 40] = 255
+        Image.fromarray(mask).save(folder / "src" / "masks" / f"photo{k}.png")
+    options = ["min_sharpness=0"]
+    prepare("photos", folder / "src", folder / "records", filters=options)
+    return RecordSource(folder / "records", "train")
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_perturbed_objects_are_to_be_put_back(photos_with_masks, tmp_path):
+    c = config.default()
+    assert protocols.perturbed(c, photos_with_masks, tmp_path / "a", num=2, mask_level=3) == 3
+    entries = manifest.read(tmp_path / "a" / "manifest.jsonl")
+    assert [entry.num for entry in entries] == [2, 2, 2]
+    for entry in entries:
+        request = entry.request()
+        hole, target = request.parts[0].hole, images.read_image(entry.target)
+        np.testing.assert_array_equal(request.photo[~hole], target[~hole])
+        assert (request.photo[hole] == 128).all()
+        assert hole.sum() == 30 * (40 - np.flatnonzero(hole.any(axis=0))[0])  # a box
+        assert (request.parts[0].views[0][1] >= 128).sum() > 500
+    protocols.perturbed(c, photos_with_masks, tmp_path / "b", num=2, mask_level=3)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    protocols.perturbed(c, photos_with_masks, tmp_path / "c", num=2, mask_level=3, seed=1)
+    assert files(tmp_path / "a") != files(tmp_path / "c")
+
+
+def test_pasted_views_show_the_truth_only_in_the_hole(records, tmp_path):
+    c = config.load("mini_stage2")
+    assert protocols.pasted(c, *records, tmp_path / "set", size=64, limit=5) == 5
+    for entry in manifest.read(tmp_path / "set" / "manifest.jsonl"):
+        request = entry.request()
+        hole, target = request.parts[0].hole, images.read_image(entry.target)
+        # What the object's edge covers by less than 5 % is no part of the hole.
+        np.testing.assert_allclose(request.photo[~hole], target[~hole], atol=13)
+        assert (request.photo[hole] != target[hole]).any(axis=1).mean() > 0.5
+
+
+def test_a_set_is_written_whole_or_not_at_all(records, tmp_path):
+    c = config.load("mini_stage2").unlock()
+    c.data.share = (0.0, 0.0)  # fails in the middle of the first entry
+    with np.errstate(all="ignore"), pytest.raises((ValueError, OverflowError)):
+        protocols.pasted(c, *records, tmp_path / "set", size=64)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("")
+    with pytest.raises(InputError, match="exists already"):
+        protocols.pasted(c, *records, tmp_path / "used")
+
+
+@pytest.fixture
+def dreambooth(tmp_path):
+    """Objects with masks of their own, backgrounds, and a list of two pairs."""
+    for name in ("mug", "toy"):
+        for folder in ("objects", "masks"):
+            (tmp_path / folder / name).mkdir(parents=True)
+        picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "objects" / name / "00.jpg")
+        mask = np.zeros((40, 50), np.uint8)
+        mask[5:35, 10:40] = 255
+        Image.fromarray(mask).save(tmp_path / "masks" / name / "00.png")
+    write_photos(tmp_path / "backgrounds")
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(
+        "object,background,x0,y0,x1,y1\n"
+        "mug/00.jpg,photo0.png,10,10,40,50\n"
+        "toy/00.jpg,photo1.png,0,0,64,30\n"
+    )
+    return tmp_path
+
+
+def run_dreambooth(folder, **options):
+    arguments = (folder / "pairs.csv", folder / "objects", folder / "backgrounds", folder / "set")
+    return protocols.dreambooth(*arguments, **options)
+
+
+def test_pairs_become_entries(dreambooth):
+    assert run_dreambooth(dreambooth, masks=dreambooth / "masks", num=4) == 2
+    lines = (dreambooth / "set" / "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line)["box"] for line in lines] == [[10, 10, 40, 50], [0, 0, 64, 30]]
+    first, second = manifest.read(dreambooth / "set" / "manifest.jsonl")
+    assert (first.id, second.id, first.num) == ("000_mug_00", "001_toy_00", 4)
+    part = first.request().parts[0]
+    assert part.hole.sum() == 30 * 40
+    assert (part.views[0][1] == 255).sum() == 30 * 30
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("object,background\n", "must begin with the line object,background,x0"),
+        ("object,background,x0,y0,x1,y1\n", "lists no pairs"),
+        ("object,background,x0,y0,x1,y1\nmug/00.jpg,photo0.png,1,2,3\n", "line 2"),
+        ("object,background,x0,y0,x1,y1\nmug/00.jpg,photo0.png,1,2,3,a\n", "line 2"),
+        ("object,background,x0,y0,x1,y1\nmug/00.jpg,photo0.png,1,2,300,4\n", "line 2: The box"),
+        ("object,background,x0,y0,x1,y1\nno/00.jpg,photo0.png,1,2,30,40\n", "Cannot read"),
+    ],
+)
+def test_wrong_lists_are_refused(dreambooth, text, message):
+    (dreambooth / "pairs.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        run_dreambooth(dreambooth, masks=dreambooth / "masks")
+    assert not (dreambooth / "set").exists()
+
+
+def test_objects_need_masks(dreambooth):
+    with pytest.raises(InputError, match="no transparency: give --masks"):
+        run_dreambooth(dreambooth)
