@@ -184,13 +184,13 @@ def rate(batches, count: int) -> tuple[float, dict]:
     return count * BATCH / (time.perf_counter() - start), batch
 
 
-def cpu_time(get, count: int) -> float:
+def cpu_time(samples, count: int) -> float:
     """Milliseconds of one core that a sample takes; other work on the machine hardly counts."""
     for number in range(8):
-        get(number)
+        samples[number]
     start = time.process_time()
     for number in range(count):
-        get(number)
+        samples[number]
     return (time.process_time() - start) / count * 1e3
 
 
@@ -212,20 +212,17 @@ def data(workers: int, repeats: int) -> None:
         c = settings(folder / "records", workers)
         for _ in range(repeats):
             theirs = torch_loader(folder / "photos", c, workers)
-            for loader, batches in (
-                ("imprint_jax", iter(make_dataset(c))),
-                ("torch", iter(theirs)),
-            ):
+            for loader, dataset in (("imprint_jax", make_dataset(c)), ("torch", theirs)):
+                batches = iter(dataset)
                 got, batch = rate(batches, BATCHES)
                 rates[loader].append(got)
                 kinds = {k: str(v.dtype).removeprefix("torch.") for k, v in batch.items()}
                 shapes[loader] = {k: (tuple(v.shape), kinds[k]) for k, v in batch.items()}
                 if loader == "imprint_jax":
                     batches.close()
-            del theirs, batches, batch  # its processes end
-            stream, photos = make_stream(c), torch_loader(folder / "photos", c, 1).dataset
-            times["imprint_jax"].append(cpu_time(lambda k: stream[k], PHOTOS))
-            times["torch"].append(cpu_time(lambda k: photos[k % PHOTOS], PHOTOS))
+            times["imprint_jax"].append(cpu_time(make_stream(c), PHOTOS))
+            times["torch"].append(cpu_time(theirs.dataset, PHOTOS))
+            del theirs, dataset, batches, batch  # its processes end
     print(f"load of the machine after: {os.getloadavg()[0]:.2f}")
     if shapes["imprint_jax"] != shapes["torch"]:
         raise AssertionError(f"the loaders' batches differ: {shapes}")
