@@ -38,7 +38,7 @@ HEADER = (
     "| network, fp32 | largest error / largest value | cosine | time ours / torch | peak memory |\n"
     "|---|---|---|---|---|"
 )
-RUNS = 3  # timed, after one to warm up; the faster counts
+RUNS = 2  # timed, after one to warm up; the faster counts
 
 
 def case_input(name: str) -> np.ndarray:
