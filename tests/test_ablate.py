@@ -91,7 +91,7 @@ def test_unknown_names_are_refused():
         ablate.variants("full", "mini", overrides=["--config.nope=1"])
 
 
-def test_a_suite_trains_measures_and_tabulates_once(tmp_path, caplog):
+def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, caplog):
     caplog.set_level(logging.INFO, "imprint_jax.ablate")
     scale = str(write_scale(tmp_path))
     out = tmp_path / "out"
@@ -104,7 +104,7 @@ def test_a_suite_trains_measures_and_tabulates_once(tmp_path, caplog):
             out,
             scale=scale,
             entries=entries,
-            networks=evaluate.load_networks(),
+            networks=evaluate.load_networks(ours=tiny_release),
             settings=Settings(num_steps=2),
             command="imprint ablate",
             console=Console(quiet=True),
