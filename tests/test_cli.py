@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from imprint_jax import cli, pretrained
 from imprint_jax.errors import InputError
 from imprint_jax.images import read_image
+from tests.test_render import write_cube
 from tests.tiny import write_objects, write_photos, write_records
 
 RNG = np.random.default_rng(0)
@@ -385,3 +386,15 @@ def test_a_manifest_speaks_for_itself(files, manifest, tmp_path, option):
 def test_unknown_recipe(tmp_path):
     code, output = run("train", "--config", "no_such", "--workdir", tmp_path / "run")
     assert code == 2 and "mini_stage1" in output
+
+
+def test_render_of_scenes(tmp_path):
+    write_cube(tmp_path / "models" / "cube.obj")
+    command = ["data", "render", str(tmp_path / "models"), str(tmp_path / "scenes")]
+    command += ["--views", "2", "--size", "16", "--workers", "1"]
+    result = CliRunner().invoke(cli.app, [*command, "--photos", str(tmp_path)])
+    assert isinstance(result.exception, InputError) and "--scenes" in str(result.exception)
+    result = CliRunner().invoke(cli.app, [*command, "--scenes", "2"])
+    assert result.exit_code == 0
+    folders = sorted(path.name for path in (tmp_path / "scenes" / "cube").iterdir())
+    assert folders == ["000", "001"]
