@@ -60,6 +60,18 @@ def test_what_changes_is_what_the_name_says(name, stage, expected):
     assert differences(name, "paper", stage) == expected
 
 
+def test_an_ablation_can_be_named_with_its_scale_and_stage():
+    c = config.load("ablations/no_swap:mini,1", ["--config.seed=7"])
+    assert (c.stage, c.image_size, c.seed) == (1, 96, 7)
+    assert config.load("ablations/no_swap").stage == 2
+    with pytest.raises(InputError, match="trains nothing with mini,1"):
+        config.load("ablations/single_stage:mini,1")
+    with pytest.raises(InputError, match="does not take"):
+        config.load("mini_stage1:mini")
+    with pytest.raises(InputError, match=r"no config file nowhere/stage2\.py"):
+        config.load("ablations/no_swap:nowhere")
+
+
 def test_rates():
     frozen = config.load_recipe("ablations/frozen_dinov2", "paper", 1)
     assert config.rate(frozen.groups, "dinov2") is None
