@@ -148,7 +148,7 @@ class Trainer:
             done = state.step.astype(jnp.float32)
             decay = jnp.minimum(config.optim.ema_decay, (1 + done) / (10 + done))
             ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, trained)
-            metrics = {"loss": jnp.mean(found.values), "grad_norm": optax.global_norm(grads)}
+            metrics = {"loss": jnp.mean(found.values), "grad_norm": optax.tree.norm(grads)}
             metrics |= self._group_norms(grads) | self._by_timestep(found)
             metrics |= {f"lr/{name}": rate(state.step) for name, rate in rates.items()}
             new_state = TrainState(state.step + 1, trained, state.frozen, ema, opt_state)
@@ -161,7 +161,7 @@ class Trainer:
         groups = {}
         for path, grad in traverse_util.flatten_dict(grads, sep="/").items():
             groups.setdefault(self.labels[path], []).append(grad)
-        return {f"grad_norm/{name}": optax.global_norm(group) for name, group in groups.items()}
+        return {f"grad_norm/{name}": optax.tree.norm(group) for name, group in groups.items()}
 
     def _by_timestep(self, found: losses.Losses) -> dict[str, jax.Array]:
         metrics = {}

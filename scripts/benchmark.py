@@ -1,4 +1,4 @@
-"""Speed and memory, measured: `python scripts/benchmark.py startup|sample|steps|memory`.
+"""Speed and memory, measured: `python scripts/benchmark.py WHAT`.
 
 startup  seconds from the command to the picture with `mini`, with an empty compilation cache and
          with a filled one, and the process's peak memory
@@ -6,9 +6,13 @@ sample   full-size UNet and VAE with random weights, float32, beside the same lo
          seconds a step and peak memory of each (needs 12 GB of memory and PyTorch)
 steps    mini's composites by number of steps and sampler: distance to 200 steps of DDIM
 memory   what a full-size composite needs, as XLA plans it for this backend
+models   attention and the full-size networks beside PyTorch (needs 20 GB of disk, 12 GB of memory)
+train    steps/s of mini's stages, and the host's share of a step
+data     samples/s of the input pipeline at 512 px, beside PyTorch's DataLoader with albumentations
 """
 
 import argparse
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -17,9 +21,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import benchmark_data
+import benchmark_models
 import benchmark_sampling
-import jax
+import benchmark_train
 
+WHAT = ("startup", "sample", "steps", "memory", "models", "train", "data")
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
 
@@ -55,13 +62,27 @@ def startup(repeats: int) -> None:
 def main() -> None:
     """Reads the command line, says what machine this is, runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["startup", "sample", "steps", "memory"])
-    parser.add_argument("--repeats", type=int, default=3, help="of startup: warm runs")
+    parser.add_argument(
+        "what", choices=["startup", "sample", "steps", "memory", "models", "train", "data"]
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="of startup: warm runs; of data: turns"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="of data: processes of each loader")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/full_size"), help="of models: for the weights"
+    )
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
-    print(f"Python {platform.python_version()}, jax {jax.__version__} ({jax.default_backend()})")
+    print(f"Python {platform.python_version()}, jax {importlib.metadata.version('jax')}")
     if options.what == "startup":
         startup(options.repeats)
+    elif options.what == "models":
+        benchmark_models.models(options.folder)
+    elif options.what == "train":
+        benchmark_train.train()
+    elif options.what == "data":
+        benchmark_data.data(options.workers, options.repeats)
     else:
         getattr(benchmark_sampling, options.what)()
 

@@ -34,6 +34,10 @@ CASES = {
 }
 CONTEXT = (2, 257, 768)
 TIMESTEPS = (3, 981)
+HEADER = (
+    "| network, fp32 | largest error / largest value | cosine | time ours / torch | peak memory |\n"
+    "|---|---|---|---|---|"
+)
 RUNS = 2  # timed, after one to warm up; the faster counts
 
 
@@ -215,6 +219,18 @@ def compare(folder: Path, name: str) -> str:
     )
 
 
+def prepare(folder: Path) -> None:
+    """Writes and converts the reference networks, unless that was done."""
+    if not (folder / "dinov2/config.json").exists():
+        # In a process of its own: a child's peak memory counts from its parent's.
+        measured([__file__, str(folder), "--case", "references"])
+    if not (folder / "ours/dinov2.safetensors").exists():
+        for source in ("sd", "dinov2"):
+            command = ["-m", "imprint_jax", "convert", str(folder / source), str(folder / "ours")]
+            seconds, memory, _ = measured(command)
+            print(f"converted {source} in {seconds:.0f} s, peak memory {memory:.1f} GiB")
+
+
 def main() -> None:
     """Reads the command line and does all, or one case of one side."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -236,19 +252,10 @@ def main() -> None:
         compose(options.folder)
         return
 
-    cores = os.cpu_count()
-    print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     folder = options.folder
-    if not (folder / "dinov2/config.json").exists():
-        # In a process of its own: a child's peak memory counts from its parent's.
-        measured([__file__, str(folder), "--case", "references"])
-    if not (folder / "ours/dinov2.safetensors").exists():
-        for source in ("sd", "dinov2"):
-            command = ["-m", "imprint_jax", "convert", str(folder / source), str(folder / "ours")]
-            seconds, memory, _ = measured(command)
-            print(f"converted {source} in {seconds:.0f} s, peak memory {memory:.1f} GiB")
-    print("| network, fp32 | largest error / largest value | cosine | time ours / torch | memory |")
-    print("|---|---|---|---|---|")
+    prepare(folder)
+    print(HEADER)
     for name in [options.case] if options.case else CASES:
         print(compare(folder, name), flush=True)
     if not options.case:

@@ -10,24 +10,27 @@ import pytest
 from flax import traverse_util
 from PIL import Image
 
-from imprint_jax import config, optim
+from imprint_jax import config, optim, sharding
 from imprint_jax.images import read_image
 from imprint_jax.inputs.pipeline import make_stream
 from imprint_jax.inputs.prepare import prepare
-from imprint_jax.models import imprint
+from imprint_jax.state import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 
 
-@pytest.mark.parametrize("recipe", ["stage1", "stage2", "mini_stage1", "mini_stage2"])
-def test_parameter_table(recipe, full_size, request):
-    settings = config.load(recipe)
-    is_full = settings.model.to_dict() == config.default().model.to_dict()
-    params = full_size if is_full else imprint.split(settings.model)[1]
-    labels = optim.label_params(params, settings.groups)
-    flat = traverse_util.flatten_dict(params, sep="/")
-    lines = [f"{path} {x.shape} {x.dtype} {labels[path]}\n" for path, x in sorted(flat.items())]
+@pytest.mark.parametrize("recipe", ["stage1", "stage2", "finetune", "mini_stage1", "mini_stage2"])
+def test_parameter_table(recipe, request):
+    """Path, shape, dtype in the training state, group, and where it is cut over 8 devices."""
+    trainer = Trainer(config.load(recipe), sharding.make_mesh(8))
+    state, where = trainer.abstract_state, trainer.state_sharding
+    params = traverse_util.flatten_dict(optim.merge(state.trained, state.frozen), sep="/")
+    specs = traverse_util.flatten_dict(optim.merge(where.trained, where.frozen), sep="/")
+    lines = [
+        f"{path} {x.shape} {x.dtype} {trainer.labels[path]} {tuple(specs[path].spec)}\n"
+        for path, x in sorted(params.items())
+    ]
     file = GOLDEN / f"{recipe}.txt"
     if request.config.getoption("--update-golden"):
         file.write_text("".join(lines))

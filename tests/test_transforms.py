@@ -12,14 +12,15 @@ from imprint_jax.inputs.pairs import WindowPartners, make_pairs
 from imprint_jax.inputs.transforms import (
     context_side,
     decode_coverage,
-    decode_shrunk,
     decode_view,
     fit,
+    object_of,
+    open_shrunk,
     paste,
-    perturbed_object,
     random_affine,
     random_colors,
     random_context,
+    random_perturbation,
     random_square,
     recolor,
     warp,
@@ -322,12 +323,13 @@ def test_large_photos_are_decoded_smaller_to_the_same_object(rng):
     large, image = jpeg_record(1200, 900)
     mask = decode_coverage(large)
     for scale, factor in [(1, 1), (0.6, 1), (0.5, 2), (0.3, 2), (0.2, 4), (3, 1)]:
-        small, small_mask = decode_shrunk(large, mask, scale)
-        assert small.shape[:2] == small_mask.shape == (900 // factor, 1200 // factor)
-    np.testing.assert_allclose(small[450, 700], image[450, 700], atol=6)
+        small, small_mask = open_shrunk(large, mask, scale)
+        assert small.size[::-1] == small_mask.shape == (900 // factor, 1200 // factor)
+    np.testing.assert_allclose(small.getpixel((700, 450)), image[450, 700], atol=6)
     config = ConfigDict(dict(object_size=28, data=dict(color=0.7, affine=AFFINE)))
-    crop = perturbed_object(config, large, np.random.default_rng(3))
+    change = random_perturbation(config.data, np.random.default_rng(3))
+    crop = object_of(config, large, change)
     png = large | {"image": encode_png(image)}  # never decoded smaller
-    whole = perturbed_object(config, png, np.random.default_rng(3))
+    whole = object_of(config, png, change)
     assert np.abs(crop.astype(int) - whole).mean() < 5  # edges differ a little
     assert crop.max() > 100 and not crop[0].any()

@@ -129,9 +129,7 @@ PHOTOS = {
             "Kleiber_by_Lukas_Baubkus.jpg",
         ),
     },
-    "test": {
-        "cat": ("Chelsea", "Stefan van der Walt", "CC0 1.0", "scikit-image", "chelsea.png"),
-        "coffee": ("Coffee", "Rachel Michetti", "CC0 1.0", "scikit-image", "coffee.png"),
+    "validation": {
         "fig": (
             "Picture 0B",
             'Trevor "Freespace"',
@@ -139,6 +137,10 @@ PHOTOS = {
             "lomiri-wallpapers",
             "Picture_0B_by_freespace.jpg",
         ),
+    },
+    "test": {
+        "cat": ("Chelsea", "Stefan van der Walt", "CC0 1.0", "scikit-image", "chelsea.png"),
+        "coffee": ("Coffee", "Rachel Michetti", "CC0 1.0", "scikit-image", "coffee.png"),
         "mountains": (
             "Picos de Europa",
             "Aitzol Berasategi",

@@ -168,12 +168,12 @@ def paste(
 def random_square(photo: Record, size: int, rng: np.random.Generator) -> np.ndarray:
     """A random square of a photo, of random side, resized to (size size 3) uint8."""
     zoom = math.exp(rng.uniform(math.log(MIN_ZOOM), 0))
-    image = decode_image(photo["image"], photo["group"], least=math.ceil(size / zoom))[..., :3]
-    height, width = image.shape[:2]
+    image = open_image(photo["image"], photo["group"], least=math.ceil(size / zoom)).convert("RGB")
+    width, height = image.size
     shorter = min(height, width)
     side = max(zoom * shorter, min(size, shorter))
     x0, y0 = rng.uniform(0, width - side), rng.uniform(0, height - side)
-    square = Image.fromarray(image).resize(
+    square = image.resize(
         (size, size), Image.Resampling.LANCZOS, box=(x0, y0, x0 + side, y0 + side)
     )
     return np.asarray(square)
@@ -226,16 +226,16 @@ def decode_coverage(record: Record) -> np.ndarray:
     return np.asarray(open_image(record["mask"], record["group"]))
 
 
-def decode_shrunk(record: Record, mask: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """A record's image (h w 3), and its mask at the image's size.
+def open_shrunk(record: Record, mask: np.ndarray, scale: float) -> tuple[Image.Image, np.ndarray]:
+    """A record's image of mode "RGB", and its mask (h w) at the image's size.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size, which is faster, where that is
     at least `scale` times the size.
     """
     least = math.ceil(min(mask.shape) * min(scale, 1))
-    image = decode_image(record["image"], record["group"], least=least)[..., :3]
-    if image.shape[:2] != mask.shape:
-        mask = np.asarray(Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.BOX))
+    image = open_image(record["image"], record["group"], least=least).convert("RGB")
+    if image.size != mask.shape[::-1]:
+        mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.BOX))
     return image, mask
 
 
@@ -263,32 +263,31 @@ def object_scale(mask: np.ndarray, size: int) -> float:
 
 
 def perturbed_object(
-    image: np.ndarray, mask: np.ndarray, perturbation: Perturbation, size: int
+    image: Image.Image, mask: np.ndarray, perturbation: Perturbation, size: int
 ) -> np.ndarray:
     """The object image (size size 3) uint8, perturbed.
 
     Args:
-        image: (h w 3) uint8.
+        image: Of mode "RGB".
         mask: (h w) uint8 coverage.
         perturbation: From `random_perturbation`.
         size: Side of the object image.
     """
     x0, y0, x1, y1 = bounding_box(mask >= FAINT)
-    cut = np.dstack([image[y0:y1, x0:x1], mask[y0:y1, x0:x1]])
-    scale = object_scale(mask, size)
+    cut = image.crop((x0, y0, x1, y1))
+    cut.putalpha(Image.fromarray(mask[y0:y1, x0:x1]))
+    scale = OVERSIZE * size / max(cut.size)
     if scale < 1:
-        shape = (max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1))
-        cut = np.asarray(
-            Image.fromarray(cut).resize(shape, Image.Resampling.HAMMING, reducing_gap=2.0)
-        )
-    image, mask = warp(recolor(cut[..., :3], perturbation.colors), cut[..., 3], perturbation.matrix)
-    return object_crop(image, mask, size)
+        shape = tuple(max(round(side * scale), 1) for side in cut.size)
+        cut = cut.resize(shape, Image.Resampling.HAMMING, reducing_gap=2.0)
+    pixels = np.asarray(cut.filter(perturbation.colors))  # which leaves alpha
+    return object_crop(*warp(pixels[..., :3], pixels[..., 3], perturbation.matrix), size)
 
 
 def object_of(config, record: Record, perturbation: Perturbation) -> np.ndarray:
     """The object image of a record, perturbed."""
     mask = decode_coverage(record)
-    image, mask = decode_shrunk(record, mask, object_scale(mask, config.object_size))
+    image, mask = open_shrunk(record, mask, object_scale(mask, config.object_size))
     return perturbed_object(image, mask, perturbation, config.object_size)
 
 
@@ -386,15 +385,16 @@ class InPlace(grain.transforms.RandomMap):
         scale = size / context_side(mask >= FAINT, share)
         if first == second:
             scale = max(scale, object_scale(mask, config.object_size))
-            image, mask = decode_shrunk(record, mask, scale)
+            image, mask = open_shrunk(record, mask, scale)
             crop = perturbed_object(image, mask, perturbation, config.object_size)
         else:
             crop = object_of(config, self.records[first], perturbation)
-            image, mask = decode_shrunk(record, mask, scale)
+            image, mask = open_shrunk(record, mask, scale)
         hole = mask >= FAINT
         square = random_context(hole, context_side(hole, share), rng)
-        target, hole = extract(image, square, size), extract(hole, square, size)
-        return Scene(crop, target, hole, (first, second))
+        box = (square.x0, square.y0, square.x0 + square.side, square.y0 + square.side)
+        target = np.asarray(image.crop(box).resize((size, size), Image.Resampling.LANCZOS))
+        return Scene(crop, target, extract(hole, square, size), (first, second))
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return _with_random_level(self.scene(k, rng), self.config, rng)

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imprint_jax.models.layers import Rngs, TransformerBlock, gelu, layer_norm, quick_gelu
+from imprint_jax.models.layers import (
+    Rngs,
+    TransformerBlock,
+    gelu,
+    layer_norm,
+    quick_gelu,
+    scan_blocks,
+    stack_blocks,
+)
 
 # The channel statistics CLIP was trained with, for RGB in [0, 1] (clip/clip.py in openai/CLIP).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -60,13 +68,12 @@ class CLIPVision(nnx.Module):
         self.pos_embed = normal(1 + (image_size // patch_size) ** 2, width)
         self.norm_in = layer_norm(width, epsilon=1e-5, **make)
 
-        @nnx.vmap
-        def stacked(key: jax.Array) -> TransformerBlock:
+        def block(rngs: Rngs) -> TransformerBlock:
             return TransformerBlock(
-                width, num_heads, mlp_width, activation=function, dtype=dtype, rngs=Rngs(key)
+                width, num_heads, mlp_width, activation=function, dtype=dtype, rngs=rngs
             )
 
-        self.blocks = stacked(jax.random.split(rngs.params(), depth))
+        self.blocks = stack_blocks(block, depth, rngs)
         self.norm_out = layer_norm(width, epsilon=1e-5, **make)
         self.proj = nnx.Linear(width, projection, use_bias=False, **make)
 
@@ -84,11 +91,7 @@ class CLIPVision(nnx.Module):
         cls = jnp.broadcast_to(self.cls_token[...], (b, 1, c)).astype(self.dtype)
         x = jnp.concatenate([cls, patches.reshape(b, h * w, c)], axis=1)
         x = self.norm_in(x + self.pos_embed[...].astype(self.dtype))
-        graphdef, stacked = nnx.split(self.blocks)
-        block = lambda x, params: (nnx.merge(graphdef, params)(x), None)
-        # Inside a scan nothing can be merged with the recomputation: no barrier is needed.
-        block = jax.checkpoint(block, prevent_cse=False) if self.remat else block
-        x, _ = jax.lax.scan(block, x, stacked)
+        x = scan_blocks(self.blocks, x, remat=self.remat)
         return x.astype(jnp.float32)
 
     def __call__(self, images: jax.Array) -> jax.Array:

@@ -264,3 +264,32 @@ class TransformerBlock(nnx.Module):
         """(b t c) -> (b t c)."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+def stack_blocks(make, depth: int, rngs: Rngs) -> nnx.Module:
+    """Equal blocks as one module, whose parameters have a leading axis of `depth`.
+
+    Args:
+        make: Makes a block of its `Rngs`.
+        depth: How many.
+        rngs: Source of their initial parameters.
+    """
+    return nnx.vmap(lambda key: make(Rngs(key)))(jax.random.split(rngs.params(), depth))
+
+
+def scan_blocks(blocks: nnx.Module, x: jax.Array, *, remat: bool) -> jax.Array:
+    """Runs what `stack_blocks` made, one after the other: compiled once, however many they are.
+
+    Args:
+        blocks: The stacked blocks.
+        x: (b t c).
+        remat: Recompute each block's activations in the backward pass.
+
+    Returns:
+        (b t c).
+    """
+    graphdef, stacked = nnx.split(blocks)
+    block = lambda x, params: (nnx.merge(graphdef, params)(x), None)
+    # Inside a scan nothing can be merged with the recomputation: no barrier is needed.
+    block = jax.checkpoint(block, prevent_cse=False) if remat else block
+    return jax.lax.scan(block, x, stacked)[0]

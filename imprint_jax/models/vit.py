@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imprint_jax.models.layers import MLP, Rngs, SelfAttention, SwiGLU, layer_norm
+from imprint_jax.models.layers import (
+    MLP,
+    Rngs,
+    SelfAttention,
+    SwiGLU,
+    layer_norm,
+    scan_blocks,
+    stack_blocks,
+)
 
 # ImageNet's channel statistics for RGB in [0, 1], which DINOv2 was trained with
 # (dinov2/data/transforms.py).
@@ -107,11 +115,10 @@ class DINOv2(nnx.Module):
         if num_registers:
             self.register_tokens = normal(1, num_registers, width)
 
-        @nnx.vmap
-        def stacked(key: jax.Array) -> Block:
-            return Block(width, num_heads, mlp, mlp_width, dtype=dtype, rngs=Rngs(key))
+        def block(rngs: Rngs) -> Block:
+            return Block(width, num_heads, mlp, mlp_width, dtype=dtype, rngs=rngs)
 
-        self.blocks = stacked(jax.random.split(rngs.params(), depth))
+        self.blocks = stack_blocks(block, depth, rngs)
         self.norm = layer_norm(width, epsilon=1e-6, **make)
 
     def position_embedding(self, height: int, width: int) -> jax.Array:
@@ -158,11 +165,7 @@ class DINOv2(nnx.Module):
             registers = jnp.broadcast_to(self.register_tokens[...], (b, self.num_registers, c))
             x = jnp.concatenate([x[:, :1], registers.astype(self.dtype), x[:, 1:]], axis=1)
 
-        graphdef, stacked = nnx.split(self.blocks)
-        block = lambda x, params: (nnx.merge(graphdef, params)(x), None)
-        # Inside a scan nothing can be merged with the recomputation: no barrier is needed.
-        block = jax.checkpoint(block, prevent_cse=False) if self.remat else block
-        x, _ = jax.lax.scan(block, x, stacked)
+        x = scan_blocks(self.blocks, x, remat=self.remat)
         return self.norm(x).astype(jnp.float32)
 
     def class_and_patches(self, images: jax.Array) -> jax.Array:

@@ -1,0 +1,238 @@
+"""What `benchmark.py data` says of the input pipeline, beside PyTorch's with albumentations.
+
+Both make the same samples of stage 2 from photos with a marked object (kind "photo"): decode,
+object image with colours and affine changed, random square of the photo, one of four masks, batch.
+Needs the extra `[benchmark]`.
+"""
+
+import importlib.metadata
+import math
+import os
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imprint_jax import config
+from imprint_jax.geometry import FAINT, MIN_CONTEXT, OBJECT_MARGIN
+from imprint_jax.inputs.pipeline import make_dataset, make_stream
+from imprint_jax.inputs.prepare import prepare
+from imprint_jax.inputs.transforms import OVERSIZE
+
+SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
+
+PHOTOS, PHOTO_SIDE = 96, 1280  # how many, and the longer side in pixels
+BATCH = 16
+BATCHES = 20  # on the clock
+WARM_UP = 6  # batches before the clock starts: processes have started, queues are full
+
+# What 8 A100 take of stage 2, in samples a second: 312 TFLOP/s each in bfloat16 (its data sheet),
+# of which 40 % are used (assumed), at 4.2 TFLOP a sample (counted).
+ASSUMED_RATE = 8 * 312 * 0.4 / 4.2
+
+
+def write_photos(folder: Path) -> None:
+    """Shipped objects in shipped photos, enlarged: FOLDER/NNN.jpg and FOLDER/masks/NNN.png."""
+    (folder / "masks").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    views = sorted((SAMPLES / "objects").glob("*/*.webp"))
+    photos = sorted((SAMPLES / "photos").glob("*.jpg"))
+    for number in range(PHOTOS):
+        photo = Image.open(photos[number % len(photos)]).convert("RGB")
+        scale = PHOTO_SIDE / max(photo.size)
+        photo = photo.resize((round(photo.width * scale), round(photo.height * scale)))
+        side = int(rng.uniform(0.3, 0.8) * min(photo.size))
+        view = Image.open(views[rng.integers(len(views))]).resize((side, side))
+        place = tuple(int(rng.integers(room - side)) for room in photo.size)
+        mask = Image.new("L", photo.size)
+        photo.paste(view, place, view)
+        mask.paste(view.getchannel("A").point(lambda x: 255 * (x >= 128)), place)
+        photo.save(folder / f"{number:03d}.jpg", quality=90)
+        mask.save(folder / "masks" / f"{number:03d}.png")
+
+
+def settings(records: Path, workers: int):
+    """The paper's stage 2 on one set of photos."""
+    c = config.default()
+    c.stage, c.batch_size = 2, BATCH
+    c.data.sources = (dict(kind="photo", records=str(records), weight=1.0),)
+    c.data.num_workers = workers
+    return c
+
+
+def torch_loader(folder: Path, c, workers: int):
+    """PyTorch's DataLoader with albumentations, of samples as ours."""
+    import albumentations as A
+    import cv2
+    import torch
+
+    cv2.setNumThreads(0)  # processes share the cores already
+    torch.set_num_threads(1)
+    area, cubic = cv2.INTER_AREA, cv2.INTER_CUBIC
+    size, affine = c.object_size, c.data.affine
+    fitted = round(size / (1 + 2 * OBJECT_MARGIN))
+    perturb = A.Compose(
+        [
+            A.LongestMaxSize(round(OVERSIZE * size), interpolation=area, mask_interpolation=area),
+            A.RandomToneCurve(scale=0.1, per_channel=True, p=1),
+            A.RandomBrightnessContrast(brightness_limit=0.12, contrast_limit=0, p=1),
+            A.Affine(
+                rotate=(-affine.rotate, affine.rotate),
+                shear={"x": (-affine.shear, affine.shear), "y": (0, 0)},
+                scale=(math.exp(-affine.scale), math.exp(affine.scale)),
+                interpolation=cubic,
+                mask_interpolation=cubic,
+                fit_output=True,
+                p=1,
+            ),
+        ]
+    )
+    frame = A.Compose(
+        [A.LongestMaxSize(fitted, interpolation=area), A.PadIfNeeded(size, size, fill=0)]
+    )
+    whole = A.Compose(
+        [A.Resize(c.image_size, c.image_size, interpolation=area, mask_interpolation=area)]
+    )
+
+    def level(hole: np.ndarray, number: int) -> np.ndarray:
+        x, y, width, height = cv2.boundingRect(hole)
+        box = np.s_[y : y + height, x : x + width]
+        if number == 3:
+            hole[box] = 1
+        elif number:
+            for sigma in c.data.mask_sigmas[:number]:
+                # Three box filters are a Gaussian, as in Pillow, and fast at any width.
+                side = 2 * round(sigma * math.sqrt(width * height)) + 1
+                blurred = hole[box] * 255
+                for _ in range(3):
+                    blurred = cv2.blur(blurred, (side, side), borderType=cv2.BORDER_CONSTANT)
+                hole[box] |= (blurred >= 51).astype(np.uint8)
+        return hole
+
+    class Photos(torch.utils.data.Dataset):
+        def __init__(self):
+            self.paths = sorted(folder.glob("*.jpg"))
+
+        def __len__(self):
+            return len(self.paths)
+
+        def __getitem__(self, k):
+            rng = np.random.default_rng(torch.randint(2**62, ()).item())
+            path = self.paths[k]
+            mask = np.asarray(Image.open(folder / "masks" / f"{path.stem}.png"))
+            x, y, width, height = cv2.boundingRect((mask >= FAINT).astype(np.uint8))
+            share = math.exp(rng.uniform(*np.log(c.data.share)))
+            side = max(math.sqrt(cv2.countNonZero(mask) / share), max(width, height) * MIN_CONTEXT)
+            side = min(round(side), *mask.shape)
+            image = Image.open(path)
+            scale = max(c.image_size / side, OVERSIZE * size / max(width, height))
+            shrink = max(int(1 / scale), 1)
+            image.draft(None, (image.width // shrink, image.height // shrink))
+            image = np.asarray(image)
+            if image.shape[:2] != mask.shape:
+                shape = image.shape[1::-1]
+                by = shape[0] / mask.shape[1]
+                mask = cv2.resize(mask, shape, interpolation=area)
+                x, y, width, height, side = (int(by * v) for v in (x, y, width, height, side))
+
+            box = np.s_[y : y + height, x : x + width]
+            changed = perturb(image=image[box], mask=mask[box])
+            cut, edge = changed["image"], changed["mask"]
+            u, v, w, h = cv2.boundingRect((edge >= FAINT).astype(np.uint8))
+            there = np.s_[v : v + h, u : u + w]
+            edge = cv2.merge([edge[there]] * 3)
+            crop = frame(image=cv2.multiply(cut[there], edge, scale=1 / 255))["image"]
+
+            starts = []
+            for low, length, total in ((x, width, mask.shape[1]), (y, height, mask.shape[0])):
+                first = max(low + length - side, 0)
+                last = max(min(low, total - side), first)
+                starts.append(min(int(rng.integers(first, last + 1)), total - side))
+            left, top = starts
+            square = np.s_[top : top + side, left : left + side]
+            target = whole(image=image[square], mask=mask[square])
+            hole = level((target["mask"] > 0).astype(np.uint8), int(rng.integers(4)))
+            return {
+                "object": crop,
+                "target": target["image"],
+                "mask": hole[..., None],
+                "index": np.int32(k),
+            }
+
+    photos = Photos()
+    sampler = torch.utils.data.RandomSampler(photos, replacement=True, num_samples=10**9)
+    return torch.utils.data.DataLoader(
+        photos,
+        batch_size=BATCH,
+        sampler=sampler,
+        num_workers=workers,
+        prefetch_factor=4,
+        persistent_workers=True,
+    )
+
+
+def rate(batches, count: int) -> tuple[float, dict]:
+    """Samples a second of `count` batches after the first ones, and the last batch."""
+    for _ in range(WARM_UP):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(count):
+        batch = next(batches)
+    return count * BATCH / (time.perf_counter() - start), batch
+
+
+def cpu_time(samples, count: int) -> float:
+    """Milliseconds of one core that a sample takes; other work on the machine hardly counts."""
+    for number in range(8):
+        samples[number]
+    start = time.process_time()
+    for number in range(count):
+        samples[number]
+    return (time.process_time() - start) / count * 1e3
+
+
+def data(workers: int, repeats: int) -> None:
+    """Samples a second of both loaders, and CPU time a sample, in turns.
+
+    Args:
+        workers: Processes of each.
+        repeats: Turns.
+    """
+    names = ("grain", "numpy", "pillow", "torch", "albumentations", "opencv-python-headless")
+    print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in names))
+    print(f"load of the machine before: {os.getloadavg()[0]:.2f}")
+    rates, times, shapes = defaultdict(list), defaultdict(list), {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_photos(folder / "photos")
+        prepare("photos", folder / "photos", folder / "records")
+        c = settings(folder / "records", workers)
+        for _ in range(repeats):
+            theirs = torch_loader(folder / "photos", c, workers)
+            for loader, dataset in (("imprint_jax", make_dataset(c)), ("torch", theirs)):
+                batches = iter(dataset)
+                got, batch = rate(batches, BATCHES)
+                rates[loader].append(got)
+                kinds = {k: str(v.dtype).removeprefix("torch.") for k, v in batch.items()}
+                shapes[loader] = {k: (tuple(v.shape), kinds[k]) for k, v in batch.items()}
+                if loader == "imprint_jax":
+                    batches.close()
+            times["imprint_jax"].append(cpu_time(make_stream(c), PHOTOS))
+            times["torch"].append(cpu_time(theirs.dataset, PHOTOS))
+            del theirs, dataset, batches, batch  # its processes end
+    print(f"load of the machine after: {os.getloadavg()[0]:.2f}")
+    if shapes["imprint_jax"] != shapes["torch"]:
+        raise AssertionError(f"the loaders' batches differ: {shapes}")
+    print(f"batches of both: {shapes['torch']}\n")
+    rates, times = ({k: np.median(v) for k, v in both.items()} for both in (rates, times))
+    print("| | samples/s | CPU ms a sample |\n|---|---|---|")
+    for loader in rates:
+        print(f"| {loader} | {rates[loader]:.1f} | {times[loader]:.1f} |")
+    faster = rates["imprint_jax"] / rates["torch"], times["torch"] / times["imprint_jax"]
+    print(f"| times as fast | {faster[0]:.2f} | {faster[1]:.2f} |\n")
+    cores = {k: ASSUMED_RATE * v / 1e3 for k, v in times.items()}
+    print(f"cores for {ASSUMED_RATE:.0f} samples/s: ", end="")
+    print(", ".join(f"{loader} {count:.1f}" for loader, count in cores.items()))
