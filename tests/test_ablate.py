@@ -60,6 +60,18 @@ def test_what_changes_is_what_the_name_says(name, stage, expected):
     assert differences(name, "paper", stage) == expected
 
 
+def test_an_ablation_can_be_named_with_its_scale_and_stage():
+    c = config.load("ablations/no_swap:mini,1", ["--config.seed=7"])
+    assert (c.stage, c.image_size, c.seed) == (1, 96, 7)
+    assert config.load("ablations/no_swap").stage == 2
+    with pytest.raises(InputError, match="trains nothing with mini,1"):
+        config.load("ablations/single_stage:mini,1")
+    with pytest.raises(InputError, match="does not take"):
+        config.load("mini_stage1:mini")
+    with pytest.raises(InputError, match=r"no config file nowhere/stage2\.py"):
+        config.load("ablations/no_swap:nowhere")
+
+
 def test_rates():
     frozen = config.load_recipe("ablations/frozen_dinov2", "paper", 1)
     assert config.rate(frozen.groups, "dinov2") is None
@@ -91,11 +103,34 @@ def test_unknown_names_are_refused():
         ablate.variants("full", "mini", overrides=["--config.nope=1"])
 
 
+def test_variants_share_the_trainings_they_have_in_common(tmp_path, monkeypatch):
+    trained = []
+
+    def fake(c, workdir, *, resume, console):
+        assert resume
+        trained.append(workdir.name.rpartition("-")[0])
+        (workdir / "checkpoints" / str(c.total_steps)).mkdir(parents=True)
+        (workdir / "config.json").write_text(c.to_json())
+
+    monkeypatch.setattr(ablate, "train", fake)
+    suite = ablate.variants("full,no_swap,window_1,single_stage", "mini", repeats=2)
+    runs = [ablate._trained(variant, tmp_path, None) for variant in suite]
+    assert len(set(runs)) == 8
+    expected = [f"{v.label}-stage2" for v in suite]
+    expected += [f"{name}-stage1" for name in ("full", "full_1", "window_1", "window_1_1")]
+    assert sorted(trained) == sorted(expected)
+    starts = [json.loads((run / "config.json").read_text())["init_from"]["unet"] for run in runs]
+    assert starts[0] == starts[2] != starts[1] == starts[3]  # full and no_swap, by seed
+    assert starts[-1] == ""  # single_stage
+    assert [ablate._trained(variant, tmp_path, None) for variant in suite] == runs
+    assert len(trained) == len(expected)
+
+
 def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, caplog):
     caplog.set_level(logging.INFO, "imprint_jax.ablate")
     scale = str(write_scale(tmp_path))
     out = tmp_path / "out"
-    names = "full,no_swap"
+    names = "full"
 
     def run(names):
         entries = ablate.held_out_set(scale, out / "set", seeds=2, limit=4, size=64)
@@ -113,17 +148,11 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
 
     table = run(names).read_text()
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
-    assert {*names.split(","), "paste"} <= set(rows)
-    assert "| 2 + 2 |" in rows["no_swap"] and "| - |" in rows["paste"]
+    assert "| 2 + 2 |" in rows["full"] and "| - |" in rows["paste"]
     assert "ours ↑" in rows["variant"] and "probe_map ↑" in rows["variant"]
     assert "nan" not in table and "dreamsim (" in table
-    # no_swap starts from the first stage of full.
     runs = sorted(path.name.rpartition("-")[0] for path in (out / "runs").iterdir())
-    assert runs == ["full-stage1", "full-stage2", "no_swap-stage2"]
-    starts = [
-        json.loads(path.read_text()) for path in (out / "runs").glob("*-stage2-*/config.json")
-    ]
-    assert len({start["init_from"]["unet"] for start in starts}) == 1
+    assert runs == ["full-stage1", "full-stage2"]
     summary = json.loads((out / "summary.json").read_text())
     assert len(summary["methods"]["full"]["ours"]["seeds"]) == 2
     assert (out / "index.html").is_file()
