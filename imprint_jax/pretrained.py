@@ -16,6 +16,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from imprint_jax import checkpoint, diffusion
+from imprint_jax.config import default
 from imprint_jax.convert import rules
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
@@ -126,6 +127,8 @@ def write_card(folder: Path, released: dict) -> None:
 def load_config(folder: Path) -> ConfigDict:
     """The content of a released folder's config.json.
 
+    Fields that came after the folder was written have their defaults, by which it was made.
+
     Raises:
         InputError: It is damaged, or of a single encoder.
     """
@@ -136,6 +139,9 @@ def load_config(folder: Path) -> ConfigDict:
         raise InputError(f"{path} is damaged: {error}.") from error
     if lacking := [name for name in RELEASED_FIELDS if name not in content]:
         raise InputError(f"{path} is no model's configuration: it lacks {', '.join(lacking)}.")
+    defaults = released_fields(default())
+    for section in ("diffusion", "sampling"):
+        content[section] = defaults[section] | content[section]
     return ConfigDict(content)
 
 

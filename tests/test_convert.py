@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -322,6 +323,17 @@ def torch_adapter(x: torch.Tensor, w: dict[str, torch.Tensor], num_heads: int) -
         y = linear(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")
         x = x + linear(torch.nn.functional.gelu(y), f"blocks.{i}.mlp.fc2")
     return norm(x, "norm_out")
+
+
+def test_a_folder_of_an_older_version_gets_todays_defaults(tmp_path, tiny_release):
+    shutil.copytree(tiny_release, tmp_path / "old")
+    file = tmp_path / "old/config.json"
+    content = json.loads(file.read_text())
+    del content["sampling"]["sampler"], content["diffusion"]["background_mode"]
+    file.write_text(json.dumps(content))
+    released = pretrained.load_config(tmp_path / "old")
+    assert (released.sampling.sampler, released.diffusion.background_mode) == ("ddim", "blend")
+    assert released.sampling.num_steps == content["sampling"]["num_steps"]
 
 
 def test_dtype_option(tmp_path, sd_folder):
