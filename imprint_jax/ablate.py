@@ -166,6 +166,7 @@ def ablate(
 
     Raises:
         InputError: As `train` and `evaluate.evaluate`.
+        SystemExit: A training was told to stop and has saved; the same call goes on from there.
     """
     results, probes = {}, {}
     records = RecordSource(_probe_records(scale), "test")
@@ -250,7 +251,8 @@ def _run(c: ConfigDict, runs: Path, variant: Variant, console) -> Path:
         log.info("%s: stage %d is trained: %s", variant.label, c.stage, workdir)
     else:
         log.info("%s: training stage %d in %s", variant.label, c.stage, workdir)
-        train(c.lock(), workdir, resume=True, console=console)
+        if code := train(c.lock(), workdir, resume=True, console=console):
+            raise SystemExit(code)  # told to stop: nothing may start from what is half trained
     return workdir
 
 

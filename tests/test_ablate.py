@@ -111,6 +111,7 @@ def test_variants_share_the_trainings_they_have_in_common(tmp_path, monkeypatch)
         trained.append(workdir.name.rpartition("-")[0])
         (workdir / "checkpoints" / str(c.total_steps)).mkdir(parents=True)
         (workdir / "config.json").write_text(c.to_json())
+        return 0
 
     monkeypatch.setattr(ablate, "train", fake)
     suite = ablate.variants("full,no_swap,window_1,single_stage", "mini", repeats=2)
@@ -124,6 +125,13 @@ def test_variants_share_the_trainings_they_have_in_common(tmp_path, monkeypatch)
     assert starts[-1] == ""  # single_stage
     assert [ablate._trained(variant, tmp_path, None) for variant in suite] == runs
     assert len(trained) == len(expected)
+
+
+def test_a_training_that_was_told_to_stop_ends_the_suite(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "train", lambda *_, **__: 143)
+    (variant,) = ablate.variants("full", "mini")
+    with pytest.raises(SystemExit, match="143"):
+        ablate._trained(variant, tmp_path, None)
 
 
 def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, caplog):
