@@ -1,4 +1,4 @@
-"""Stage 1, small enough for a laptop: 96 px, 6.5 million parameters, a closed-form codec for a VAE.
+"""Stage 1, small enough for a laptop: 96 px, 13.4 million parameters, a codec for a VAE.
 
     imprint data prepare objaverse data/samples/objects data/records/objects \\
         --splits data/samples/splits.json
@@ -16,27 +16,27 @@ def get_config():
     c.image_size = 96
     c.object_size = 112
     c.dtype = "float32"
-    c.batch_size = 32
-    c.total_steps = 1300
+    c.batch_size = 16
+    c.total_steps = 8000
 
-    c.model.autoencoder = "dct"
-    c.model.vae = dict(patch=4, luma=6, chroma=1, scaling_factor=0.9)
+    c.model.autoencoder = "lapped"
+    c.model.vae = dict(patch=6, luma=14, chroma=3, scaling_factor=1.25)
     c.model.dinov2.update(
         image_size=112,
-        width=128,
+        width=192,
         depth=6,
-        num_heads=4,
+        num_heads=3,
         mlp="gelu",
-        mlp_width=512,
+        mlp_width=768,
     )
-    c.model.adapter.update(width_in=128, width=128, depth=2, num_heads=4, mlp_width=512)
+    c.model.adapter.update(width_in=192, width=192, depth=2, num_heads=3, mlp_width=768)
     c.model.unet.update(
-        in_channels=8,
-        out_channels=8,
-        block_widths=(48, 80, 128),
+        in_channels=20,
+        out_channels=20,
+        block_widths=(96, 192),
         layers_per_block=1,
-        attention_levels=(False, True, True),
-        context_width=128,
+        attention_levels=(True, True),
+        context_width=192,
         num_heads=4,
         norm_groups=16,
     )
@@ -49,15 +49,15 @@ def get_config():
     c.data.sources = (dict(kind="views", records="data/records/objects", weight=1.0),)
     c.data.num_workers = 0
     c.groups = (
-        ("dinov2", "dinov2/", 5e-4),
-        ("adapter", "adapter/", 5e-4),
-        ("unet", "unet/", 5e-4),
+        ("dinov2", "dinov2/", 4e-4),
+        ("adapter", "adapter/", 4e-4),
+        ("unet", "unet/", 4e-4),
         ("vae", "vae/", None),
     )
-    c.optim.warmup_steps = 100
-    c.optim.ema_decay = 0.998
+    c.optim.warmup_steps = 300
+    c.optim.ema_decay = 0.999
     c.remat.update(dinov2=False, unet=False)
-    c.save_every = 250
-    c.validation.update(every=250, batches=2)
-    c.preview.every = 650
+    c.save_every = 500
+    c.validation.update(every=1000, batches=4)
+    c.preview.every = 2000
     return c

@@ -1,6 +1,6 @@
 """Kills training runs at random moments and checks that resuming loses nothing.
 
-    python scripts/kill_test.py CONFIG [--runs 20] [-- --config.a.b=value ...]
+    python scripts/kill_test.py CONFIG [--runs 20] [--config.a.b=value ...]
 
 One run is left alone; each of the others gets SIGKILL at a random moment and is resumed in a new
 process until it is done. Their final parameters, averaged and not, must equal the first run's bit
@@ -61,24 +61,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="a recipe's name or file")
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("overrides", nargs="*", help="--config.a.b=value, after --")
-    options = parser.parse_args()
+    options, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / "alone"
         begin = time.monotonic()
-        if start(options.config, alone, options.overrides).wait():
+        if start(options.config, alone, overrides).wait():
             raise RuntimeError("The run that is left alone failed.")
         seconds = time.monotonic() - begin
         want = result(alone)
         failed = 0
         for number in range(1, options.runs + 1):
             workdir = Path(folder) / str(number)
-            saved = run_with_kills(options.config, workdir, options.overrides, seconds)
+            saved = run_with_kills(options.config, workdir, overrides, seconds)
             got = result(workdir)
             same = got.keys() == want.keys()
             differ = [k for k in want if not (same and np.array_equal(got[k], want[k]))]
             failed += bool(differ)
-            print(f"run {number}: resumed from step {saved}, {len(differ)} of {len(want)} differ")
+            print(
+                f"run {number}: resumed from step {saved}, {len(differ)} of {len(want)} differ",
+                flush=True,
+            )
     sys.exit(1 if failed else 0)
 
 

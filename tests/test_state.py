@@ -59,6 +59,27 @@ def test_gradients_do_not_depend_on_how_the_work_is_cut(plain, changes, fsdp, mo
         np.testing.assert_allclose(got[path], grad, atol=1e-6 * max(scale, 1), err_msg=path)
 
 
+def losses_of_20_steps(c, params, fsdp: int = 1) -> list[float]:
+    """The losses of 20 steps on one batch, whose noise and timesteps change, on 8 devices."""
+    trainer = Trainer(c, sharding.make_mesh(fsdp))
+    state, step = trainer.init(params), trainer.train_step()
+    batch = batches.to_device(random_batch(c), sharding.batch_sharding(trainer.mesh))
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return losses
+
+
+def test_losses_over_20_steps_do_not_depend_on_how_the_work_is_cut(plain, monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SHARDED_ELEMENTS", 64)
+    params = plain[0]
+    want = losses_of_20_steps(settings(), params)
+    assert want[0] != pytest.approx(want[-1], rel=0.01)  # it trains
+    got = losses_of_20_steps(settings(accumulation=2), params, fsdp=4)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
 def test_parameters_and_moments_are_cut(monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SHARDED_ELEMENTS", 64)
     trainer = Trainer(settings(), sharding.make_mesh(4))

@@ -14,9 +14,12 @@ def tiny_config(stage: int):
     c = config.load(f"mini_stage{stage}").unlock()
     c.image_size, c.object_size = 32, 28
     c.batch_size, c.total_steps, c.log_every, c.save_every = 8, 4, 1, 2
+    c.model.vae.update(patch=4, luma=6, chroma=1)
     c.model.dinov2.update(image_size=28, width=16, depth=2, num_heads=2, mlp_width=32)
     c.model.adapter.update(width_in=16, width=16, depth=1, num_heads=2, mlp_width=32)
     c.model.unet.update(
+        in_channels=8,
+        out_channels=8,
         block_widths=(16, 32),
         attention_levels=(False, True),
         context_width=16,

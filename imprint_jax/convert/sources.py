@@ -132,7 +132,8 @@ def _component(name: str, settings: dict, tensors, make_table, source: str) -> C
         abstract = imprint.abstract_params(CLIPVision, **settings)
     else:
         model = config.default().model
-        model.autoencoder = "dct" if "patch" in settings and name == "vae" else "kl"
+        if name == "vae" and "patch" in settings:
+            model.autoencoder = "lapped" if any(k.endswith("overlap") for k in tensors) else "dct"
         model.encoder = "clip" if "projection" in settings and name == "dinov2" else "dinov2"
         with model.unlocked():
             model[name] = settings

@@ -313,3 +313,127 @@ def dct_basis(patch: int, luma: int, chroma: int) -> tuple[np.ndarray, np.ndarra
             columns.append(np.einsum("y,x,c->yxc", cosines[u], cosines[v], axis).ravel())
             spread.append(mean_spread / max(7 * (u + v), 1))
     return np.stack(columns, axis=1).astype(np.float32), np.array(spread, np.float32)
+
+
+class LappedCodec(nnx.Module):
+    """A VAE's stand-in in closed form: the low frequencies of a lapped cosine transform.
+
+    The image's axes are filtered across the borders of blocks, then each block goes through a
+    cosine transform: the time-domain lapped transform of Tran, Liang and Tu (2003). Its basis
+    functions reach over two blocks, so what is left out does not show as a mosaic. Luma keeps the
+    `luma` lowest frequencies of a block, each of the two chroma axes the `chroma` lowest. All is
+    orthonormal: decoding is the transpose. Each channel is divided by the square root of its spread
+    in photographs: as they are, the mean colour would drown the detail; at unit variance, detail
+    would weigh as much as the colour.
+
+    It has no trained parameters; the tables are parameters only to travel with the model's file.
+
+    Args:
+        patch: Side of a block in pixels, even; the latent grid is that much smaller.
+        luma: Channels of brightness.
+        chroma: Channels of each of the two colour axes.
+        scaling_factor: Latents are multiplied by it, to have about unit variance.
+        rngs: Unused: nothing here is random.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch: int,
+        luma: int,
+        chroma: int,
+        scaling_factor: float,
+        dtype=jnp.float32,
+        rngs: Rngs | None = None,
+    ):
+        del dtype, rngs
+        self.factor = patch
+        tables = lapped_codec_params(patch, luma, chroma, scaling_factor)
+        self.overlap = nnx.Param(jnp.asarray(tables["overlap"]))
+        self.basis = nnx.Param(jnp.asarray(tables["basis"]))
+        self.gain = nnx.Param(jnp.asarray(tables["gain"]))
+
+    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """(b H W 3) in [-1, 1] -> (b H/patch W/patch luma+2*chroma); nothing to sample."""
+        del key
+        p = self.factor
+        b, height, width, c = images.shape
+        filtered = images.astype(jnp.float32)
+        for axis in (1, 2):
+            filtered = _across_borders(filtered, self.overlap[...], axis)
+        blocks = filtered.reshape(b, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        blocks = blocks.reshape(b, height // p, width // p, p * p * c)
+        return blocks @ self.basis[...] * self.gain[...]
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """(b h w luma+2*chroma) -> (b H W 3) float32, about [-1, 1]."""
+        p = self.factor
+        b, h, w, _ = latents.shape
+        blocks = latents / self.gain[...] @ self.basis[...].T
+        blocks = blocks.reshape(b, h, w, p, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        images = blocks.reshape(b, h * p, w * p, 3)
+        for axis in (1, 2):
+            images = _across_borders(images, self.overlap[...].T, axis)
+        return images
+
+
+def _across_borders(images: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
+    """Applies (p p) `matrix` to the p pixels around each border of blocks of p along `axis`."""
+    half = matrix.shape[0] // 2
+    x = jnp.moveaxis(images, axis, -1)
+    first, inner, last = jnp.split(x, [half, x.shape[-1] - half], axis=-1)
+    inner = (inner.reshape(*x.shape[:-1], -1, 2 * half) @ matrix.T).reshape(inner.shape)
+    return jnp.moveaxis(jnp.concatenate([first, inner, last], axis=-1), -1, axis)
+
+
+def lapped_codec_params(
+    patch: int, luma: int, chroma: int, scaling_factor: float
+) -> dict[str, np.ndarray]:
+    """`LappedCodec`'s tables, for the same arguments.
+
+    Returns:
+        overlap: (patch, patch) float32, orthogonal: the filter across a border.
+        basis: (patch*patch*3, luma+2*chroma) float32, orthonormal columns: the cosines of a block.
+        gain: (luma+2*chroma,) float32.
+    """
+    frequencies = sorted(
+        ((u, v) for u in range(patch) for v in range(patch)), key=lambda f: (sum(f), max(f), f)
+    )
+    cosines = _cosines(patch)
+    # Orthonormal brightness, red-blue and green-magenta axes.
+    axes = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
+    columns, spread = [], []
+    for axis, count, mean in zip(axes, (luma, chroma, chroma), (0.66, 0.37, 0.19), strict=True):
+        for u, v in frequencies[:count]:
+            columns.append(np.einsum("y,x,c->yxc", cosines[u], cosines[v], axis).ravel())
+            # Standard deviation of the coefficient in photographs in [-1, 1]: that of a block's
+            # mean grows with its side, those at u+v = f > 0 are about 1/(5f) of it. Measured on
+            # 144 crops of 12 photographs at 96 px with blocks of 4, 6 and 8.
+            spread.append(mean * patch / max(5 * (u + v), 1))
+    return {
+        "overlap": _overlap(patch),
+        "basis": np.stack(columns, axis=1).astype(np.float32),
+        "gain": (scaling_factor / np.sqrt(spread)).astype(np.float32),
+    }
+
+
+def _cosines(length: int, shift: float = 0.0) -> np.ndarray:
+    """(frequency, position) float64: the orthonormal DCT-II; with a shift of 1/2, the DCT-IV."""
+    order, position = np.arange(length)[:, None] + shift, np.arange(length)[None, :]
+    cosines = np.cos(np.pi * (position + 0.5) * order / length) * np.sqrt(2 / length)
+    cosines[order[:, 0] == 0] /= np.sqrt(2)
+    return cosines
+
+
+def _overlap(patch: int) -> np.ndarray:
+    """The orthogonal filter across a border (Tran, Liang, Tu 2003, the TDLOT of type II).
+
+    It leaves the even part of the signal around the border as it is, so constants stay constant,
+    and turns the odd part.
+    """
+    half = patch // 2
+    one, flip = np.eye(half), np.eye(half)[::-1]
+    butterfly = np.block([[one, flip], [flip, -one]]) / np.sqrt(2)
+    turn = flip @ _cosines(half).T @ _cosines(half, 0.5) @ flip
+    zero = np.zeros((half, half))
+    return (butterfly @ np.block([[one, zero], [zero, turn]]) @ butterfly).astype(np.float32)
