@@ -26,6 +26,7 @@ from imprint_jax import (
 from imprint_jax.checkpoint import Checkpoints
 from imprint_jax.errors import InputError
 from imprint_jax.inputs import pipeline
+from imprint_jax.models import imprint
 from imprint_jax.state import Trainer, TrainState
 from imprint_jax.watch import Meter
 
@@ -141,6 +142,11 @@ def _check_config(config, mesh: jax.sharding.Mesh) -> None:
     diffusion.check_config(config)
     if config.stage == 1 and config.diffusion.background_mode == "concat":
         raise InputError("Stage 1 has no background to concatenate; use another background_mode.")
+    cell = imprint.latent_factor(config.model) * 2 ** (len(config.model.unet.block_widths) - 1)
+    patch = config.model.dinov2.patch_size
+    for field, multiple in (("image_size", cell), ("object_size", patch)):
+        if config[field] % multiple:
+            raise InputError(f"config.{field} = {config[field]} is no multiple of {multiple}.")
     parts = mesh.size * config.accumulation
     if config.accumulation < 1 or config.batch_size % parts:
         raise InputError(

@@ -300,6 +300,8 @@ def test_a_used_workdir_is_not_touched(runs):
         ("--config.batch_size=many", "is of type int"),
         ("--config.batch_size=7", "does not divide over 2 devices"),
         ("--config.stage=3", "the stages are 1 and 2"),
+        ("--config.image_size=36", "is no multiple of 8"),
+        ("--config.object_size=30", "is no multiple of 14"),
         ("--config.fsdp=3", "does not divide the 2 devices"),
         ("--config.data.sources=()", "is empty"),
         ("--config.groups=(('a', 'adapter/', 1e-3),)", "match no pattern"),

@@ -14,6 +14,7 @@ from imprint_jax import config, pretrained
 from imprint_jax.convert import clip, dinov2, rules, sd
 from imprint_jax.convert.sources import LICENCES, Component, Source, find
 from imprint_jax.errors import InputError
+from imprint_jax.models import imprint
 from imprint_jax.tensors import write_tensors
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def _torch_target(part: Component, released: dict) -> tuple[rules.Table, dict, s
             orders = {polarity: order for order, polarity in sd.INPAINTING.values()}
             concatenates = diffusion["background_mode"] == "concat"
             order = orders[diffusion["mask_channel"]] if concatenates else ()
-            side = released["image_size"] // _factor(released)
+            side = released["image_size"] // imprint.latent_factor(released["model"])
             table = sd.diffusers_table(part.abstract, order)
             return table, sd.unet_config(part.settings, side), f"{sd.STEM}.safetensors"
         case "vae":
@@ -146,12 +147,6 @@ def _torch_target(part: Component, released: dict) -> tuple[rules.Table, dict, s
         case "adapter":
             return sd.diffusers_table(part.abstract), {}, "adapter.safetensors"
     raise AssertionError(part.name)
-
-
-def _factor(released: dict) -> int:
-    """Pixels a latent, in each direction."""
-    vae = released["model"]["vae"]
-    return vae["patch"] if "patch" in vae else 2 ** (len(vae["block_widths"]) - 1)
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -116,6 +116,12 @@ def abstract(component: str, config) -> dict:
     return abstract_params(build, component, config, dtype=jnp.float32)
 
 
+def latent_factor(config) -> int:
+    """Pixels a latent in each direction, by the `model` section of a configuration."""
+    vae = config["vae"]
+    return vae["patch"] if "patch" in vae else 2 ** (len(vae["block_widths"]) - 1)
+
+
 def split(config, dtype=jnp.float32, remat: Mapping[str, bool] | None = None):
     """The model's graph definition and the shapes of its parameters; allocates nothing.
 
