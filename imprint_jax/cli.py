@@ -807,6 +807,28 @@ def pasted_set(
     console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
 
 
+@testset.command("rendered")
+def rendered_set(
+    views: Annotated[Path, typer.Argument(help="What `imprint data render MODELS` wrote.")],
+    scenes: Annotated[Path, typer.Argument(help="The same with --scenes, of the same models.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, with manifest.jsonl.")],
+    apart: Annotated[str, typer.Option(help="MIN,MAX degrees from view to scene.")] = "0,180",
+    num: Num = 1,
+    limit: Limit = None,
+    mask_level: Level = 0,
+    seed: Annotated[int, typer.Option(help="Decides which views.")] = 0,
+) -> None:
+    """Views of objects, and rendered scenes with and without them; the former is the truth."""
+    from imprint_jax import config, protocols
+
+    least, most = _numbers("--apart", apart, 2)
+    options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
+    written = protocols.rendered(
+        config.default(), views, scenes, out, apart=(least, most), **options
+    )
+    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+
+
 def _numbers(option: str, text: str, count: int) -> list[float]:
     try:
         numbers = [float(part) for part in text.removesuffix("%").split(",")]

@@ -6,6 +6,8 @@
               photo is the truth (Sec. 4.2's Pixabay set of 1,000)
 `pasted`      the same without photographed objects: a view of an object, perturbed, and another
               view of it pasted into a photo as the truth (ours, for small sets)
+`rendered`    a view of an object by itself, and a rendered scene with and without it, seen from
+              another side (ours); of all these the only one whose truth has the scene's light
 
 Each writes a folder with manifest.jsonl and the pictures it names, whole or not at all. The same
 records and seed give the same folder.
@@ -17,6 +19,7 @@ import math
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -159,6 +162,83 @@ def pasted(
             }
             folder.write(_name(records[first], first), pictures, num=num)
     return len(folder.lines)
+
+
+def rendered(
+    config,
+    views: Path,
+    scenes: Path,
+    out: Path,
+    *,
+    apart: tuple[float, float] = (0.0, 180.0),
+    num: int = 1,
+    limit: int | None = None,
+    mask_level: int = 0,
+    seed: int = 0,
+) -> int:
+    """Views of objects by themselves, to be put into rendered scenes that have them for truth.
+
+    Each scene gives an entry: one of its views is the truth, the same without the object the
+    background; the object is shown from a random one of the views that are `apart` from it.
+
+    Args:
+        config: Has `data.mask_sigmas`.
+        views: What `imprint data render MODELS` wrote.
+        scenes: What `imprint data render MODELS --scenes N` wrote of some of the same models.
+        out: Folder to make.
+        apart: Least and largest angle between the two directions of view, degrees; it ends the
+            entries' ids. Scenes that no view is so far apart from are left out.
+        num, limit, mask_level, seed: As `perturbed`.
+
+    Returns:
+        How many entries were written.
+
+    Raises:
+        InputError: `out` is not empty, or there is no scene, or no such view for any.
+    """
+    found = []
+    for path in sorted(scenes.glob("*/*/scene.json")):
+        object_id, number = path.parent.parent.name, path.parent.name
+        about = views / object_id / "views.json"
+        if not about.is_file():
+            continue
+        rng = np.random.default_rng([seed, zlib.crc32(f"{object_id}/{number}".encode())])
+        scene = json.loads(path.read_text())
+        frame = int(rng.integers(len(scene["azimuth"])))
+        seen = _directions(json.loads(about.read_text()))
+        wanted = _directions(scene)[frame]
+        angles = np.degrees(np.arccos(np.clip(seen @ wanted, -1, 1)))
+        choices = np.flatnonzero((angles >= apart[0]) & (angles <= apart[1]))
+        if choices.size:
+            view = int(rng.choice(choices))
+            found.append((object_id, path.parent, frame, view, float(angles[view])))
+    if not found:
+        raise InputError(
+            f"No scene in {scenes} has a view in {views} that is {apart[0]:g} to {apart[1]:g}"
+            " degrees apart; both must be rendered of the same models."
+        )
+    with _Folder(Path(out)) as folder:
+        for k in _spread(np.arange(len(found)), limit):
+            object_id, scene, frame, view, angle = found[k]
+            read = lambda name: images.read_image(next(scene.glob(name)))  # noqa: B023
+            target = read(f"{frame:03d}_target.*")[..., :3]
+            hole = images.read_mask(scene / f"{frame:03d}_mask.png", target.shape[:2])
+            pictures = {
+                "object": images.read_image(next((views / object_id).glob(f"{view:03d}.*"))),
+                "background": read(f"{frame:03d}_background.*")[..., :3],
+                "mask": _level(hole, mask_level, config),
+                "target": target,
+            }
+            folder.write(f"{object_id}_{scene.name}_{angle:.0f}deg", pictures, num=num)
+    return len(folder.lines)
+
+
+def _directions(about: dict) -> np.ndarray:
+    """Unit vectors (n 3) from a model to the cameras, in its own frame, from a renderer's JSON."""
+    azimuth = np.radians(np.array(about["azimuth"]) - about.get("model_turn", 0.0))
+    elevation = np.radians(about["elevation"])
+    flat = np.cos(elevation)
+    return np.stack([np.sin(azimuth) * flat, np.sin(elevation), np.cos(azimuth) * flat], axis=1)
 
 
 def dreambooth(

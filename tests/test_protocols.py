@@ -136,3 +136,44 @@ def test_wrong_lists_are_refused(dreambooth, text, message):
 def test_objects_need_masks(dreambooth):
     with pytest.raises(InputError, match="no transparency: give --masks"):
         run_dreambooth(dreambooth)
+
+
+def write_renders(folder):
+    """Views of a model all around, 45 degrees apart, and one scene of it with two views."""
+    views, scene = folder / "views" / "cup", folder / "scenes" / "cup" / "000"
+    views.mkdir(parents=True)
+    scene.mkdir(parents=True)
+    turns = np.arange(8) * 45.0
+    for k in range(8):
+        Image.new("RGBA", (20, 20), (k, 0, 0, 255)).save(views / f"{k:03d}.png")
+    about = {"azimuth": turns.tolist(), "elevation": [0.0] * 8}
+    (views / "views.json").write_text(json.dumps(about))
+    hole = np.zeros((32, 32), np.uint8)
+    hole[8:24, 8:24] = 255
+    for k in range(2):
+        Image.new("RGB", (32, 32), (0, 0, 200)).save(scene / f"{k:03d}_background.png")
+        Image.new("RGB", (32, 32), (0, 200, 0)).save(scene / f"{k:03d}_target.png")
+        Image.fromarray(hole).save(scene / f"{k:03d}_mask.png")
+    # The model is turned by as much as the camera: it is seen from the front.
+    about = {"azimuth": [70.0, 70.0], "elevation": [0.0, 0.0], "model_turn": 70.0}
+    (scene / "scene.json").write_text(json.dumps(about))
+    return folder / "views", folder / "scenes"
+
+
+def test_rendered_scenes_are_asked_for_from_another_side(tmp_path):
+    c = config.default()
+    renders = write_renders(tmp_path)
+    written = []
+    for seed in range(6):
+        out = tmp_path / f"set{seed}"
+        assert protocols.rendered(c, *renders, out, apart=(80, 100), seed=seed) == 1
+        (entry,) = manifest.read(out / "manifest.jsonl")
+        assert entry.id == "cup_000_90deg"
+        request = entry.request()
+        written.append(int(request.parts[0].views[0][0][0, 0, 0]))
+        assert request.parts[0].hole.sum() == 16 * 16
+        assert (request.photo == (0, 0, 200)).all()
+        assert (images.read_image(entry.target) == (0, 200, 0)).all()
+    assert set(written) == {2, 6}  # 90 degrees to either side
+    with pytest.raises(InputError, match="181 to 190 degrees apart"):
+        protocols.rendered(c, *renders, tmp_path / "none", apart=(181, 190))
