@@ -14,7 +14,7 @@ from imprint_jax import config
 def get_config():
     c = config.load("mini_stage1").unlock()
     c.stage = 2
-    c.total_steps = 1300
+    c.total_steps = 2000
     c.drop_probability = 0.1
     for component in ("dinov2", "adapter", "unet"):
         c.init_from[component] = "runs/mini_stage1"
@@ -30,8 +30,8 @@ def get_config():
     )
     c.groups = (
         ("dinov2", "dinov2/", None),
-        ("adapter", "adapter/", (5e-4, 3e-4)),
-        ("unet", "unet/", (3e-4, 5e-4)),
+        ("adapter", "adapter/", (4e-4, 2e-4)),
+        ("unet", "unet/", (2e-4, 4e-4)),
         ("vae", "vae/", None),
     )
     return c

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# The shipped model `mini`, from nothing: data, both stages, the released folder.
+#
+#   data/recipes/mini.sh WORK
+#
+# Makes WORK/{models,objects,scenes,photos,data,runs,mini}: hours on two cores. Needs what
+# sweethome3d.sh needs, and scikit-image. A stopped run is started again with the same command.
+set -euo pipefail
+
+here=$(realpath "$(dirname "$0")")
+work=$(realpath -m "${1:?usage: mini.sh WORK}")
+"$here/sweethome3d.sh" "$work" # WORK/models, WORK/objects
+cd "$work"
+
+if [ ! -f splits.json ]; then
+    python "$here/select_models.py" models chosen --splits splits.json
+fi
+if [ ! -d photos ]; then
+    (cd package && apt-get download lomiri-wallpapers-16.04 && dpkg -x lomiri-wallpapers-16.04_*.deb .)
+    python "$here/photos.py" package/usr/share/backgrounds photos
+fi
+
+render="imprint data render --size 160 --seed 9"
+$render chosen/train scenes/train --photos photos/train --scenes 4 --views 5
+$render chosen/validation scenes/validation --photos photos/validation --scenes 2 --views 4
+$render chosen/test scenes/test --photos photos/test --scenes 2 --views 5
+
+mkdir -p data/scenes
+for split in train validation test; do ln -sfn "$work/scenes/$split"/* data/scenes/; done
+imprint data prepare objaverse objects data/records/objects --splits splits.json
+imprint data prepare scenes data/scenes data/records/scenes --splits splits.json
+imprint data prepare photos photos/train data/records/photos --fractions 1,0,0
+
+imprint train --config mini_stage1 --workdir runs/mini_stage1 --resume --config.total_steps=8000
+imprint train --config mini_stage2 --workdir runs/mini_stage2 --resume --config.total_steps=16000 \
+    --config.data.sources="(
+        dict(kind='scenes', records='data/records/scenes', weight=2.0),
+        dict(kind='pasted', records='data/records/objects', backgrounds='data/records/photos',
+             weight=1.0))"
+imprint export runs/mini_stage2 mini

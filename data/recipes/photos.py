@@ -1,0 +1,53 @@
+"""Photographs for the scenes and pastes that the shipped model learns from, by split.
+
+    python data/recipes/photos.py WALLPAPERS OUT
+
+WALLPAPERS is the folder usr/share/backgrounds of Debian's package lomiri-wallpapers-16.04, of which
+the photographs under CC0 and CC BY are taken (debian/copyright); test has two of scikit-image too,
+CC0, out of the installed package. Longer sides become 1280 pixels.
+"""
+
+import argparse
+from pathlib import Path
+
+import skimage
+from PIL import Image
+
+SIDE = 1280  # pixels, the longer side at most
+QUALITY = 92  # of JPEG
+
+WALLPAPERS = {
+    "train": (
+        "Picture_1A_by_freespace",
+        "Wine_by_Jakkub_Mede",
+        "aitzgorri_by_Aitzol_Berasategi",
+        "friends_by_Aitzol_Berasategi",
+        "life_by_Aitzol_Berasategi",
+        "seeding_by_Clements_Engelhardt",
+        "sunset_by_Aitzol_Berasategi",
+        "umang_by_Abhishek_Mudgal",
+    ),
+    "validation": ("Picture_0B_by_freespace",),
+    "test": ("picosdeeuropa_by_Aitzol_Berasategi",),
+}
+OF_SKIMAGE = {"test": ("chelsea.png", "coffee.png")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("wallpapers", type=Path, help="folder of the package's photographs")
+    parser.add_argument("out", type=Path, help="folder to make train/, validation/ and test/ in")
+    arguments = parser.parse_args()
+    data = Path(skimage.__file__).parent / "data"
+    for split, names in WALLPAPERS.items():
+        paths = [arguments.wallpapers / f"{name}.jpg" for name in names]
+        paths += [data / name for name in OF_SKIMAGE.get(split, ())]
+        (arguments.out / split).mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            photo = Image.open(path).convert("RGB")
+            photo.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+            photo.save(arguments.out / split / f"{path.stem}.jpg", quality=QUALITY)
+
+
+if __name__ == "__main__":
+    main()
