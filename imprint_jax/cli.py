@@ -271,6 +271,46 @@ def train(
     raise typer.Exit(code)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(
+    context: typer.Context,
+    config: Annotated[str, typer.Option(help="A recipe's name, or a .py file.")],
+    devices: Annotated[int, typer.Option(help="GPUs, or TPU chips.")],
+    mesh: Annotated[
+        str | None, typer.Option(help="data=2,fsdp=4 (default: the recipe's fsdp).")
+    ] = None,
+    global_batch: Annotated[
+        int | None, typer.Option(help="Samples a step over all devices (default: the recipe's).")
+    ] = None,
+    accelerator: Annotated[
+        list[str] | None, typer.Option(help="One of the table; again: more (default: all).")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the peak FLOP/s that is reached.", min=0.01, max=1)
+    ] = 0.4,
+) -> None:
+    """Say what a training will need: memory, FLOPs, traffic, days.
+
+    Compiles the step for fake CPU devices, which takes minutes at full size; runs nothing.
+    `--config.a.b=value` works as in `imprint train`.
+    """
+    from imprint_jax import plan as plans
+    from imprint_jax.accelerators import ACCELERATORS
+
+    if unknown := sorted(set(accelerator or ()) - ACCELERATORS.keys()):
+        known = ", ".join(ACCELERATORS)
+        raise InputError(f"Unknown --accelerator {unknown[0]}; known are {known}.")
+    overrides = list(context.args)
+    if global_batch is not None:
+        overrides.append(f"--config.batch_size={global_batch}")
+    with console.status("compiling"):
+        found = plans.plan(config, overrides, devices, mesh)
+    for table in plans.tables(found, accelerator or list(ACCELERATORS), utilisation):
+        console.print(table)
+    for line in plans.remarks(found):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
 @app.command()
 def export(
     workdir: Annotated[Path, typer.Argument(help="Folder of a run.")],

@@ -119,13 +119,15 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum("bnts,bsnd->btnd", weights, v)
 
 
+@jax.vmap
 def _attention_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention one (batch, head) and one chunk of queries at a time: the scores stay in cache.
+    """Attention one head and one chunk of queries at a time: the scores stay in cache.
 
-    Normalises after the second product, which touches d columns instead of s.
+    Samples are mapped over, not looped over: the partitioner lets every device of a mesh run a
+    loop whole, so one over samples would work through all devices' on each. Normalises after the
+    second product, which touches d columns instead of s.
     """
-    b, t, n, d = q.shape
-    heads = lambda x: x.transpose(0, 2, 1, 3).reshape(b * n, x.shape[1], d)
+    t, _, d = q.shape
 
     def one_head(qkv):
         q, k, v = qkv
@@ -139,8 +141,8 @@ def _attention_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
         return jax.lax.map(one_chunk, q.reshape(-1, QUERY_CHUNK, d)).reshape(t, d)
 
-    out = jax.lax.map(one_head, (heads(q), heads(k), heads(v)))
-    return out.reshape(b, n, t, d).transpose(0, 2, 1, 3)
+    out = jax.lax.map(one_head, tuple(x.swapaxes(0, 1) for x in (q, k, v)))
+    return out.swapaxes(0, 1)
 
 
 class ResnetBlock(nnx.Module):
