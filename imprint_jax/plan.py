@@ -443,17 +443,7 @@ def measure(config, mesh: dict[str, int], compiled: dict[str, int]) -> Plan:
     program = step.lower(state, inputs).compile()
     seconds = time.perf_counter() - start
 
-    # The state's parts are known exactly for any mesh, without compiling.
-    asked = jax.sharding.AbstractMesh(tuple(mesh.values()), tuple(mesh))
-    lies = sharding.state_sharding(asked, trainer.abstract_state)
-    held = lambda part: sum(
-        math.prod(spec.shard_shape(x.shape)) * x.dtype.itemsize
-        for x, spec in zip(
-            jax.tree.leaves(getattr(trainer.abstract_state, part)),
-            jax.tree.leaves(getattr(lies, part)),
-            strict=True,
-        )
-    )
+    held = state_bytes(trainer.abstract_state, mesh)
     grow = {axis: mesh[axis] // compiled[axis] for axis in mesh}
     scale = devices // math.prod(compiled.values())
     return Plan(
@@ -463,12 +453,12 @@ def measure(config, mesh: dict[str, int], compiled: dict[str, int]) -> Plan:
         batch_size=config.batch_size,
         accumulation=config.accumulation,
         total_steps=config.total_steps,
-        trained=held("trained"),
-        frozen=held("frozen"),
-        average=held("ema"),
-        moments=held("opt_state"),
+        trained=held["trained"],
+        frozen=held["frozen"],
+        average=held["ema"],
+        moments=held["opt_state"],
         inputs=sum(x.size * x.dtype.itemsize for x in batch.values()) // where.size,
-        gradients=held("trained"),
+        gradients=held["trained"],
         temporary=program.memory_analysis().temp_size_in_bytes,
         flops=scale * flops.count(step, state, inputs),
         model_flops=scale * trainer.model_flops(),
@@ -478,6 +468,26 @@ def measure(config, mesh: dict[str, int], compiled: dict[str, int]) -> Plan:
         ),
         compile_seconds=seconds,
     )
+
+
+def state_bytes(abstract_state, mesh: dict[str, int]) -> dict[str, int]:
+    """Bytes on one device of each part of a training state: exact, for any mesh.
+
+    Args:
+        abstract_state: A `state.TrainState` of shapes.
+        mesh: Sizes of "data" and "fsdp"; the devices need not be there.
+    """
+    import jax
+
+    from imprint_jax import sharding
+
+    lies = sharding.state_sharding(
+        jax.sharding.AbstractMesh(tuple(mesh.values()), tuple(mesh)), abstract_state
+    )
+    size = lambda x, spec: math.prod(spec.shard_shape(x.shape)) * x.dtype.itemsize
+    total = lambda part: sum(jax.tree.leaves(jax.tree.map(size, *part)))
+    parts = ("trained", "frozen", "ema", "opt_state")
+    return {name: total((getattr(abstract_state, name), getattr(lies, name))) for name in parts}
 
 
 # ---------------------------------------------------------------------------- showing
