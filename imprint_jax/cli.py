@@ -423,8 +423,9 @@ def render(
     console.print(", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
-@data.command()
+@data.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def prepare(
+    context: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
@@ -461,10 +462,18 @@ def prepare(
     segment: Annotated[
         Path | None, typer.Option(help="ONNX weights that find objects where masks are missing.")
     ] = None,
+    runner: Annotated[
+        str,
+        typer.Option(
+            help="local, or beam: Apache Beam, with its own options behind; beam:NAME names Beam's"
+            " runner (default: DirectRunner)."
+        ),
+    ] = "local",
 ) -> None:
     """Turn a data set into records that training reads. Stopped, it is started again."""
     from imprint_jax.inputs.prepare import prepare
 
+    beam = _beam_options(runner, context.args)
     with Progress(console=console) as progress:
         task = progress.add_task("preparing", total=None)
         counts = prepare(
@@ -481,6 +490,7 @@ def prepare(
             fractions=_numbers("--fractions", fractions, 3),
             filters=filter_ or (),
             segment=segment,
+            beam=beam,
         )
     for what, numbers in counts.items():
         text = ", ".join(f"{key} {number}" for key, number in sorted(numbers.items()))
@@ -845,6 +855,18 @@ def pasted_set(
     sources = (RecordSource(folder, split) for folder in (records, backgrounds))
     written = protocols.pasted(configs.load(config), *sources, out, **options)
     console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+
+
+def _beam_options(runner: str, extra: list[str]) -> list[str] | None:
+    """What `prepare` takes as `beam`, of --runner and the options that are not ours."""
+    kind, _, name = runner.partition(":")
+    if kind == "local" and not name:
+        if extra:
+            raise InputError(f"There is no option {extra[0]}; Beam's need --runner beam.")
+        return None
+    if kind != "beam":
+        raise InputError(f"--runner is local, beam or beam:NAME, not {runner!r}.")
+    return [f"--runner={name or 'DirectRunner'}", *extra]
 
 
 def _numbers(option: str, text: str, count: int) -> list[float]:
