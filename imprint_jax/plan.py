@@ -22,8 +22,8 @@ from imprint_jax import config as configs
 from imprint_jax.accelerators import ACCELERATORS, Accelerator
 from imprint_jax.errors import InputError
 
-# Meshes up to this are compiled as they are. Larger ones are planned from one of `SMALL` devices:
-# compile time grows with devices and the program of one device hardly changes. Ours.
+# Meshes up to this are compiled as they are. Larger ones are planned from one of `SMALL` devices,
+# or twice as many: compile time grows with devices, a device's program hardly changes. Ours.
 COMPILED_AT_MOST = 16
 SMALL = 8
 
@@ -211,11 +211,9 @@ def small_mesh(mesh: dict[str, int]) -> dict[str, int]:
     """The mesh that is compiled in place of a large one: every axis it has, still there."""
     if math.prod(mesh.values()) <= COMPILED_AT_MOST:
         return dict(mesh)
-    most = SMALL if mesh["data"] == 1 else SMALL // 2
-    fsdp = max(n for n in range(1, most + 1) if SMALL % n == 0 and n <= mesh["fsdp"])
-    if mesh["fsdp"] == 1:
-        fsdp = 1
-    return {"data": SMALL // fsdp, "fsdp": fsdp}
+    fsdp = math.gcd(mesh["fsdp"], SMALL)
+    data = max(SMALL // fsdp, 2) if mesh["data"] > 1 else 1
+    return {"data": data, "fsdp": fsdp}
 
 
 def plan(name: str, overrides: Sequence[str], devices: int, mesh: str | None = None) -> Plan:
@@ -444,8 +442,9 @@ def measure(config, mesh: dict[str, int], compiled: dict[str, int]) -> Plan:
     seconds = time.perf_counter() - start
 
     held = state_bytes(trainer.abstract_state, mesh)
-    grow = {axis: mesh[axis] // compiled[axis] for axis in mesh}
-    scale = devices // math.prod(compiled.values())
+    # Groups grow with the axes they lie along.
+    size = lambda shape, axes: math.prod(shape[axis] for axis in axes)
+    grown = lambda c: c.group * size(mesh, c.axes) // size(compiled, c.axes)
     return Plan(
         devices=devices,
         mesh=mesh,
@@ -460,11 +459,10 @@ def measure(config, mesh: dict[str, int], compiled: dict[str, int]) -> Plan:
         inputs=sum(x.size * x.dtype.itemsize for x in batch.values()) // where.size,
         gradients=held["trained"],
         temporary=program.memory_analysis().temp_size_in_bytes,
-        flops=scale * flops.count(step, state, inputs),
-        model_flops=scale * trainer.model_flops(),
+        flops=flops.count(step, state, inputs) * devices // where.size,
+        model_flops=trainer.model_flops() * devices // where.size,
         collectives=tuple(
-            dataclasses.replace(c, group=c.group * math.prod(grow[axis] for axis in c.axes))
-            for c in collectives(program.as_text(), compiled)
+            dataclasses.replace(c, group=grown(c)) for c in collectives(program.as_text(), compiled)
         ),
         compile_seconds=seconds,
     )
@@ -534,7 +532,7 @@ def tables(plan: Plan, accelerators: Sequence[str], utilisation: float) -> list[
         days = plan.total_steps * found.step / SECONDS_A_DAY
         seconds = (f"{x:.3g}" for x in (found.compute, found.memory, found.network, found.step))
         room = f"{ACCELERATORS[name].memory / 1e9:.0f}"
-        times.add_row(name, room, "yes" if found.fits else "no", *seconds, f"{days:.1f}")
+        times.add_row(name, room, "yes" if found.fits else "no", *seconds, f"{days:.2f}")
     return [memory, traffic, times]
 
 
