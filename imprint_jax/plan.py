@@ -212,6 +212,8 @@ def small_mesh(mesh: dict[str, int]) -> dict[str, int]:
     if math.prod(mesh.values()) <= COMPILED_AT_MOST:
         return dict(mesh)
     fsdp = math.gcd(mesh["fsdp"], SMALL)
+    if fsdp == 1 < mesh["fsdp"]:
+        fsdp = 2
     data = max(SMALL // fsdp, 2) if mesh["data"] > 1 else 1
     return {"data": data, "fsdp": fsdp}
 

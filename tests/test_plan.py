@@ -211,6 +211,7 @@ def test_full_size_equals_the_hand_count():
         ({"data": 2, "fsdp": 8}, {"data": 2, "fsdp": 8}),
         ({"data": 64, "fsdp": 1}, {"data": 8, "fsdp": 1}),
         ({"data": 8, "fsdp": 8}, {"data": 2, "fsdp": 8}),
+        ({"data": 8, "fsdp": 3}, {"data": 4, "fsdp": 2}),
         ({"data": 3, "fsdp": 12}, {"data": 2, "fsdp": 4}),
         ({"data": 128, "fsdp": 2}, {"data": 4, "fsdp": 2}),
         ({"data": 1, "fsdp": 64}, {"data": 1, "fsdp": 8}),
