@@ -534,7 +534,7 @@ def tables(plan: Plan, accelerators: Sequence[str], utilisation: float) -> list[
         days = plan.total_steps * found.step / SECONDS_A_DAY
         seconds = (f"{x:.3g}" for x in (found.compute, found.memory, found.network, found.step))
         room = f"{ACCELERATORS[name].memory / 1e9:.0f}"
-        times.add_row(name, room, "yes" if found.fits else "no", *seconds, f"{days:.2f}")
+        times.add_row(name, room, "yes" if found.fits else "no", *seconds, f"{days:.1f}")
     return [memory, traffic, times]
 
 
