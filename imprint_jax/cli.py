@@ -271,6 +271,46 @@ def train(
     raise typer.Exit(code)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(
+    context: typer.Context,
+    config: Annotated[str, typer.Option(help="A recipe's name, or a .py file.")],
+    devices: Annotated[int, typer.Option(help="GPUs, or TPU chips.")],
+    mesh: Annotated[
+        str | None, typer.Option(help="data=2,fsdp=4 (default: the recipe's fsdp).")
+    ] = None,
+    global_batch: Annotated[
+        int | None, typer.Option(help="Samples a step over all devices (default: the recipe's).")
+    ] = None,
+    accelerator: Annotated[
+        list[str] | None, typer.Option(help="One of the table; again: more (default: all).")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the peak FLOP/s that is reached.", min=0.01, max=1)
+    ] = 0.4,
+) -> None:
+    """Say what a training will need: memory, FLOPs, traffic, days.
+
+    Compiles the step for fake CPU devices, which takes minutes at full size; runs nothing.
+    `--config.a.b=value` works as in `imprint train`.
+    """
+    from imprint_jax import plan as plans
+    from imprint_jax.accelerators import ACCELERATORS
+
+    if unknown := sorted(set(accelerator or ()) - ACCELERATORS.keys()):
+        known = ", ".join(ACCELERATORS)
+        raise InputError(f"Unknown --accelerator {unknown[0]}; known are {known}.")
+    overrides = list(context.args)
+    if global_batch is not None:
+        overrides.append(f"--config.batch_size={global_batch}")
+    with console.status("compiling"):
+        found = plans.plan(config, overrides, devices, mesh)
+    for table in plans.tables(found, accelerator or list(ACCELERATORS), utilisation):
+        console.print(table)
+    for line in plans.remarks(found):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
 @app.command()
 def export(
     workdir: Annotated[Path, typer.Argument(help="Folder of a run.")],
@@ -383,8 +423,9 @@ def render(
     console.print(", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
-@data.command()
+@data.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def prepare(
+    context: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
@@ -421,10 +462,18 @@ def prepare(
     segment: Annotated[
         Path | None, typer.Option(help="ONNX weights that find objects where masks are missing.")
     ] = None,
+    runner: Annotated[
+        str,
+        typer.Option(
+            help="local, or beam: Apache Beam, with its own options behind; beam:NAME names Beam's"
+            " runner (default: DirectRunner)."
+        ),
+    ] = "local",
 ) -> None:
     """Turn a data set into records that training reads. Stopped, it is started again."""
     from imprint_jax.inputs.prepare import prepare
 
+    beam = _beam_options(runner, context.args)
     with Progress(console=console) as progress:
         task = progress.add_task("preparing", total=None)
         counts = prepare(
@@ -441,6 +490,7 @@ def prepare(
             fractions=_numbers("--fractions", fractions, 3),
             filters=filter_ or (),
             segment=segment,
+            beam=beam,
         )
     for what, numbers in counts.items():
         text = ", ".join(f"{key} {number}" for key, number in sorted(numbers.items()))
@@ -827,6 +877,18 @@ def rendered_set(
         config.default(), views, scenes, out, apart=(least, most), **options
     )
     console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+
+
+def _beam_options(runner: str, extra: list[str]) -> list[str] | None:
+    """What `prepare` takes as `beam`, of --runner and the options that are not ours."""
+    kind, _, name = runner.partition(":")
+    if kind == "local" and not name:
+        if extra:
+            raise InputError(f"There is no option {extra[0]}; Beam's need --runner beam.")
+        return None
+    if kind != "beam":
+        raise InputError(f"--runner is local, beam or beam:NAME, not {runner!r}.")
+    return [f"--runner={name or 'DirectRunner'}", *extra]
 
 
 def _numbers(option: str, text: str, count: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Floating-point operations of a function, counted on its jaxpr, and what chips can do.
+"""Floating-point operations of a function, counted on its jaxpr.
 
 The compiler's own figure counts the body of a loop once; here a scan's body counts as often as it
 runs. Only matrix products and convolutions count, as is usual for utilisation.
@@ -8,18 +8,6 @@ import math
 from collections.abc import Callable
 
 import jax
-
-# Dense bfloat16 FLOP/s of one device by what JAX calls it; NVIDIA's and Google Cloud's data sheets.
-PEAK_FLOPS = {
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
 
 
 def count(function: Callable, *args) -> int:

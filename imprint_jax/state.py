@@ -110,6 +110,11 @@ class Trainer:
             Gradients like `trained`, and the samples' losses and timesteps, (batch_size,).
         """
 
+        # Only what is kept is cut. Computing with cut parameters, the partitioner would cut the
+        # matrix products too and send activations: many times the bytes (docs/planning.md).
+        whole = sharding.replicated(self.mesh)
+        trained, frozen = jax.lax.with_sharding_constraint((trained, frozen), whole)
+
         def mean_loss(trained, part):
             found = self._losses(trained, frozen, part, key)
             return jnp.mean(found.values), found

@@ -12,17 +12,17 @@ import numpy as np
 from flax import traverse_util
 from rich.table import Table
 
-from imprint_jax import batch as batches
 from imprint_jax import (
+    accelerators,
     diffusion,
     distributed,
-    flops,
     images,
     losses,
     optim,
     pretrained,
     sharding,
 )
+from imprint_jax import batch as batches
 from imprint_jax.checkpoint import Checkpoints
 from imprint_jax.errors import InputError
 from imprint_jax.inputs import pipeline
@@ -68,7 +68,7 @@ def train(
     # Whatever can be wrong is found before anything is written, or an old run deleted.
     resuming = _check_workdir(workdir, config, resume=resume, overwrite=overwrite)
     mesh = sharding.make_mesh(config.fsdp)
-    _check_config(config, mesh)
+    check_config(config, mesh.size)
     trainer = Trainer(config, mesh)
     console.print(_group_table(trainer))
     if dry_run:
@@ -101,7 +101,7 @@ def train(
         process_count=jax.process_count(),
     )
     train_step = trainer.train_step()
-    known = jax.devices()[0].device_kind in flops.PEAK_FLOPS
+    known = jax.devices()[0].device_kind in accelerators.PEAK_FLOPS
     meter_inputs = (int(state.step), trainer.model_flops() if known else None)
     observer = Observer(config, workdir, trainer)
     with (
@@ -136,7 +136,13 @@ def train(
     return 0
 
 
-def _check_config(config, mesh: jax.sharding.Mesh) -> None:
+def check_config(config, devices: int) -> None:
+    """Refuses what no run on so many devices can do.
+
+    Raises:
+        InputError: Unknown stage, settings that exclude each other, or a batch that does not
+            divide over the devices.
+    """
     if config.stage not in losses.STAGE_LOSS:
         raise InputError(f"config.stage = {config.stage}; the stages are 1 and 2.")
     diffusion.check_config(config)
@@ -147,10 +153,10 @@ def _check_config(config, mesh: jax.sharding.Mesh) -> None:
     for field, multiple in (("image_size", cell), ("object_size", patch)):
         if config[field] % multiple:
             raise InputError(f"config.{field} = {config[field]} is no multiple of {multiple}.")
-    parts = mesh.size * config.accumulation
+    parts = devices * config.accumulation
     if config.accumulation < 1 or config.batch_size % parts:
         raise InputError(
-            f"config.batch_size = {config.batch_size} does not divide over {mesh.size} devices"
+            f"config.batch_size = {config.batch_size} does not divide over {devices} devices"
             f" times config.accumulation = {config.accumulation}."
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from imprint_jax import distributed, flops
+from imprint_jax import accelerators, distributed
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Meter:
             "memory_gib": _memory(),
         }
         if self.model_flops:
-            peak = flops.PEAK_FLOPS[jax.devices()[0].device_kind] * jax.device_count()
+            peak = accelerators.PEAK_FLOPS[jax.devices()[0].device_kind] * jax.device_count()
             values["model_flops_utilisation"] = len(steps) * self.model_flops / seconds / peak
         self.step += len(steps)
         self._write(values)

@@ -8,6 +8,7 @@ steps    mini's composites by number of steps and sampler: distance to 200 steps
 memory   what a full-size composite needs, as XLA plans it for this backend
 models   attention and the full-size networks beside PyTorch (needs 20 GB of disk, 12 GB of memory)
 train    steps/s of mini's stages, and the host's share of a step
+scaling  samples/s of mini's first stage in 1, 2 and 4 processes, and what is planned to be sent
 data     samples/s of the input pipeline at 512 px, beside PyTorch's DataLoader with albumentations
 """
 
@@ -24,9 +25,10 @@ from pathlib import Path
 import benchmark_data
 import benchmark_models
 import benchmark_sampling
+import benchmark_scaling
 import benchmark_train
 
-WHAT = ("startup", "sample", "steps", "memory", "models", "train", "data")
+WHAT = ("startup", "sample", "steps", "memory", "models", "train", "scaling", "data")
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
 
@@ -62,9 +64,7 @@ def startup(repeats: int) -> None:
 def main() -> None:
     """Reads the command line, says what machine this is, runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "what", choices=["startup", "sample", "steps", "memory", "models", "train", "data"]
-    )
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument(
         "--repeats", type=int, default=3, help="of startup: warm runs; of data: turns"
     )
@@ -81,6 +81,8 @@ def main() -> None:
         benchmark_models.models(options.folder)
     elif options.what == "train":
         benchmark_train.train()
+    elif options.what == "scaling":
+        benchmark_scaling.scaling()
     elif options.what == "data":
         benchmark_data.data(options.workers, options.repeats)
     else:

@@ -398,3 +398,22 @@ def test_render_of_scenes(tmp_path):
     assert result.exit_code == 0
     folders = sorted(path.name for path in (tmp_path / "scenes" / "cube").iterdir())
     assert folders == ["000", "001"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--worker", "2"], "no option --worker"),
+        (["--runner", "spark"], "local, beam or beam:NAME"),
+        (["--runner", "local:x"], "local, beam or beam:NAME"),
+    ],
+)
+def test_prepare_passes_only_beams_options_on(tmp_path, options, message):
+    code, output = run("data", "prepare", "photos", tmp_path, tmp_path / "out", *options)
+    assert code == 2 and message in output
+
+
+def test_beams_runner_and_options():
+    assert cli._beam_options("local", []) is None
+    assert cli._beam_options("beam", ["--x=1"]) == ["--runner=DirectRunner", "--x=1"]
+    assert cli._beam_options("beam:FlinkRunner", []) == ["--runner=FlinkRunner"]

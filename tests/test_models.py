@@ -1,5 +1,7 @@
 """Shapes and sizes; equality with the references is in tests/parity."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +83,28 @@ def test_chunked_attention_equals_plain(t, s):
     loss = lambda f: jax.grad(lambda *a: (f(*a) ** 2).sum(), argnums=(0, 1, 2))
     for got, want in zip(loss(layers.attention)(q, k, v), loss(plain)(q, k, v), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels"),
+    [
+        ("7.5", ["chunked", "chunked", "plain", "chunked"]),
+        ("8.0", ["cudnn", "cudnn", "plain", "chunked"]),  # A100
+        ("8.9", ["cudnn", "cudnn", "plain", "chunked"]),  # RTX 4090, L4
+        ("9.0", ["cudnn", "cudnn", "cudnn", "chunked"]),  # H100, H200
+        ("gfx942", ["chunked", "chunked", "plain", "chunked"]),
+    ],
+)
+def test_the_kernel_of_each_attention_on_gpus(monkeypatch, capability, kernels):
+    """Stable Diffusion's three levels, and the VAE's."""
+    gpu = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    shapes = [(1, 4096, 8, 40), (1, 1024, 8, 80), (1, 256, 8, 160), (1, 4096, 1, 512)]
+    queries = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    assert [layers.attention_backend(q, q) for q in queries] == kernels
+    in_float32 = jax.ShapeDtypeStruct(shapes[0], jnp.float32)
+    assert layers.attention_backend(in_float32, in_float32) == "chunked"
 
 
 def test_codec_is_orthonormal_and_has_the_vaes_interface():

@@ -156,7 +156,7 @@ def test_a_stopped_run_with_other_settings_is_refused(tmp_path, renders, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_do_chunk", stop)
+        patch.setattr(prepare_module, "do_chunk", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare("objaverse", renders, tmp_path / "d")
     with pytest.raises(InputError, match="stopped run with other max_side; start it again"):
@@ -181,7 +181,7 @@ def test_too_many_rejects_are_an_error_that_keeps_the_work(tmp_path, renders, mo
     with pytest.raises(InputError, match=r"41\.7 % were left out, more than --max-reject 40: 1 "):
         prepare("objaverse", renders, tmp_path / "d", max_reject=40)
     assert not (tmp_path / "d").exists()
-    monkeypatch.setattr(prepare_module, "_do_chunk", None)  # nothing is left to do
+    monkeypatch.setattr(prepare_module, "do_chunk", None)  # nothing is left to do
     assert prepare("objaverse", renders, tmp_path / "d", max_reject=42)["records"] == {"train": 7}
 
 
@@ -433,3 +433,44 @@ def test_prepare_refuses_unknown_names_and_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no usable picture"):
         prepare("photos", tmp_path / "empty", tmp_path / "d")
+
+
+@pytest.mark.parametrize(("mode", "workers"), [("in_memory", 1), ("multi_processing", 2)])
+def test_beam_makes_the_same_bytes(tmp_path, renders, mode, workers):
+    pytest.importorskip("apache_beam")
+    options = dict(split_by="photo", fractions=(0.5, 0.3, 0.2))
+    local = prepare("objaverse", renders, tmp_path / "local", **options)
+    beam = [f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
+    seen = []
+    progress = lambda done, total: seen.append((done, total))
+    options |= dict(beam=["--runner=DirectRunner", *beam])
+    assert prepare("objaverse", renders, tmp_path / "beam", None, 1, progress, **options) == local
+    assert contents(tmp_path / "beam") == contents(tmp_path / "local")
+    assert seen[-1][0] == seen[-1][1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["beam", "local", "renders"]
+
+
+def test_a_chunk_that_beam_asks_for_twice_is_done_once(tmp_path, renders, monkeypatch):
+    pytest.importorskip("apache_beam")
+    from imprint_jax.inputs import beam
+
+    def late(job, number, groups):
+        prepare_module.chunk_folder(job, number).mkdir(parents=True)
+        raise OSError("Directory not empty")
+
+    monkeypatch.setattr(beam, "do_chunk", late)
+    job = prepare_module.Job("", renders, tmp_path, None, None, "video", None, (), None)
+    beam._do((0, []), job)
+    beam._do((0, []), job)
+    monkeypatch.setattr(beam, "do_chunk", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        beam._do((1, []), job)
+
+
+def test_without_beam_the_user_is_told_how_to_get_it(tmp_path, renders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "imprint_jax.inputs.beam", raising=False)
+    monkeypatch.delattr("imprint_jax.inputs.beam", raising=False)
+    with pytest.raises(InputError, match=r"imprint_jax\[beam\]"):
+        prepare("objaverse", renders, tmp_path / "d", beam=[])
+    assert not (tmp_path / ".d.building").exists()

@@ -9,6 +9,7 @@ the same bytes for any number of processes, and a run that was stopped goes on w
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import io
 import itertools
@@ -93,6 +94,7 @@ def prepare(
     fractions: Sequence[float] = (0.9, 0.05, 0.05),
     filters: Iterable[str] = (),
     segment: str | os.PathLike | None = None,
+    beam: Sequence[str] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Makes a prepared data set (see records.py) of a folder. Stopped, it is started again.
 
@@ -117,6 +119,8 @@ def prepare(
         fractions: Shares of train, validation and test; a unit's name decides, by its hash.
         filters: Limits to change, "name=number"; see filters.py.
         segment: An ONNX file that finds objects in pictures without masks; see segment.py.
+        beam: Options of an Apache Beam pipeline that does the work in place of processes of this
+            machine; SRC and DST must lie where all its workers see them. The result is the same.
 
     Returns:
         {"records": {split: count}, "rejects": {reason: count}}. DST/rejects.jsonl has a line
@@ -156,10 +160,14 @@ def prepare(
         )
     size = min(-(-len(groups) // MIN_CHUNKS), CHUNK_PICTURES // READERS[name].group_size)
     chunks = [groups[start : start + size] for start in range(0, len(groups), size)]
+    if beam is None:
+        run = functools.partial(_run, workers=workers)
+    else:
+        run = functools.partial(_beam().run, options=beam)
     with _alone(building):
         _start(building, _fingerprint(job, chunks))
         done = 0
-        for number in _run(job, chunks, workers):
+        for number in _finished(job, chunks, run):
             done += len(chunks[number])
             if progress:
                 progress(done, len(groups))
@@ -228,17 +236,38 @@ def _fingerprint(job: Job, chunks: list) -> dict:
     }
 
 
-def _run(job: Job, chunks: list, workers: int) -> Iterator[int]:
-    """Does what chunks are missing; yields the number of each when it is there."""
+def _beam():
+    """The module that works by Apache Beam, which is an extra.
+
+    Raises:
+        InputError: Beam is not installed.
+    """
+    try:
+        from imprint_jax.inputs import beam
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise InputError("--runner beam needs pip install 'imprint_jax[beam]'.") from error
+    return beam
+
+
+def _finished(job: Job, chunks: list, run: Callable) -> Iterator[int]:
+    """Does what chunks are missing, by `run`; yields the number of each when it is there."""
     todo = []
     for number in range(len(chunks)):
-        if _chunk_folder(job, number).exists():
+        if chunk_folder(job, number).exists():
             yield number
         else:
             todo.append(number)
+    if todo:
+        yield from run(job, chunks, todo)
+
+
+def _run(job: Job, chunks: list, todo: list[int], workers: int) -> Iterator[int]:
+    """Does some chunks in processes of this machine; yields the number of each when it is there."""
     if workers == 1 or len(todo) < 2:
         for number in todo:
-            _do_chunk(job, number, chunks[number])
+            do_chunk(job, number, chunks[number])
             yield number
         return
     # Spawned, since threads of this process may hold locks; `_job` is sent once a process.
@@ -277,7 +306,7 @@ def _end_with_parent() -> None:
 
 
 def _do_chunk_there(number: int, groups: list) -> None:
-    _do_chunk(_job, number, groups)
+    do_chunk(_job, number, groups)
 
 
 def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float | None) -> dict:
@@ -287,7 +316,7 @@ def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float |
     rejects, units, stems = Counter(), defaultdict(set), {}
     with open(final / "rejects.jsonl", "w") as log:
         for number in range(count):
-            folder = _chunk_folder(job, number)
+            folder = chunk_folder(job, number)
             about = json.loads((folder / "about.json").read_text())
             rejects.update(about["rejects"])
             for split, names in about["units"].items():
@@ -338,11 +367,11 @@ def _report_unused(job: Job, units: dict[str, set[str]]) -> None:
 # ---------------------------------------------------------------------------- one chunk
 
 
-def _chunk_folder(job: Job, number: int) -> Path:
+def chunk_folder(job: Job, number: int) -> Path:
     return job.chunks / f"{number:06d}"
 
 
-def _do_chunk(job: Job, number: int, groups: list[Group | Reject]) -> None:
+def do_chunk(job: Job, number: int, groups: list[Group | Reject]) -> None:
     """Reads some groups; their shards, rejects and units appear in one step, as a folder."""
     folder = job.chunks / f".{number:06d}.{uuid.uuid4().hex}"
     folder.mkdir()
@@ -369,7 +398,7 @@ def _do_chunk(job: Job, number: int, groups: list[Group | Reject]) -> None:
         shard.close()
     about = {"rejects": rejects, "units": {split: sorted(names) for split, names in units.items()}}
     (folder / "about.json").write_text(json.dumps(about))
-    os.replace(folder, _chunk_folder(job, number))
+    os.replace(folder, chunk_folder(job, number))
 
 
 def _relative(job: Job, path: Path) -> str:

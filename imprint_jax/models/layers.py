@@ -79,8 +79,8 @@ def use_attention_backend(name: str) -> None:
 def attention_backend(q: jax.Array, k: jax.Array) -> str:
     """Names the kernel `attention` takes for these shapes on the default device.
 
-    cuDNN's flash kernel wants half precision and a head width that is a multiple of 8, at most 128
-    (at most 256 from compute capability 9.0): jax/_src/cudnn/fused_attention_stablehlo.py.
+    cuDNN's flash kernel wants half precision and a head width that is a multiple of 8 and at most
+    `flash_width`.
 
     Returns:
         "cudnn", "chunked" or "plain".
@@ -90,11 +90,22 @@ def attention_backend(q: jax.Array, k: jax.Array) -> str:
     if _backend != "auto":
         return _backend
     if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        hopper = float(getattr(jax.devices()[0], "compute_capability", "0")) >= 9.0
-        if q.shape[-1] % 8 == 0 and q.shape[-1] <= (256 if hopper else 128):
+        if q.shape[-1] % 8 == 0 and q.shape[-1] <= flash_width(jax.devices()[0].compute_capability):
             return "cudnn"
     large = q.shape[1] * k.shape[1] >= CHUNK_FROM and q.shape[1] % QUERY_CHUNK == 0
     return "chunked" if large else "plain"
+
+
+def flash_width(compute_capability: str) -> int:
+    """The widest head that cuDNN's flash kernel takes on a GPU; 0: it has none.
+
+    Limits from jax/_src/cudnn/fused_attention_stablehlo.py; NVIDIA's cuDNN documentation has the
+    kernel from compute capability 8.0 on. AMD's names ("gfx942") are no numbers.
+    """
+    major = compute_capability.split(".")[0]
+    if not major.isdecimal() or int(major) < 8:
+        return 0
+    return 256 if int(major) >= 9 else 128
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -119,13 +130,15 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum("bnts,bsnd->btnd", weights, v)
 
 
+@jax.vmap
 def _attention_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention one (batch, head) and one chunk of queries at a time: the scores stay in cache.
+    """Attention one head and one chunk of queries at a time: the scores stay in cache.
 
-    Normalises after the second product, which touches d columns instead of s.
+    Samples are mapped over, not looped over: the partitioner lets every device of a mesh run a
+    loop whole, so one over samples would work through all devices' on each. Normalises after the
+    second product, which touches d columns instead of s.
     """
-    b, t, n, d = q.shape
-    heads = lambda x: x.transpose(0, 2, 1, 3).reshape(b * n, x.shape[1], d)
+    t, _, d = q.shape
 
     def one_head(qkv):
         q, k, v = qkv
@@ -139,8 +152,8 @@ def _attention_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
         return jax.lax.map(one_chunk, q.reshape(-1, QUERY_CHUNK, d)).reshape(t, d)
 
-    out = jax.lax.map(one_head, (heads(q), heads(k), heads(v)))
-    return out.reshape(b, n, t, d).transpose(0, 2, 1, 3)
+    out = jax.lax.map(one_head, tuple(x.swapaxes(0, 1) for x in (q, k, v)))
+    return out.swapaxes(0, 1)
 
 
 class ResnetBlock(nnx.Module):

@@ -1,0 +1,61 @@
+"""What accelerators can do, by their vendors' data sheets; nothing here was measured."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One device's peaks. Bandwidths of links are one way; data sheets of NVLink and PCIe add both.
+
+    `link` joins the `node` devices of one machine, or of a TPU slice; `network` joins more of them.
+    """
+
+    device_kind: str  # what JAX calls it
+    flops: float  # dense bfloat16 FLOP/s, accumulated in float32
+    memory: float  # bytes
+    bandwidth: float  # bytes/s of its memory
+    link: float  # bytes/s to its neighbours, one way
+    network: float  # bytes/s a device beyond them, one way
+    node: int  # devices that `link` joins
+
+
+# GB and GiB as the data sheets have them: a "GB" taken as 10^9 bytes leaves some memory unplanned.
+GB, GIB, TB = 1e9, 2**30, 1e12
+
+ACCELERATORS = {
+    # NVIDIA A100 Tensor Core GPU data sheet (SXM): 312 TFLOPS, 1,555 and 2,039 GB/s, NVLink 600
+    # GB/s both ways. DGX A100 data sheet: 8 GPUs, one 200 Gb/s network adapter a GPU.
+    "a100-40g": Accelerator(
+        "NVIDIA A100-SXM4-40GB", 312e12, 40 * GB, 1.555 * TB, 300 * GB, 25 * GB, 8
+    ),
+    "a100-80g": Accelerator(
+        "NVIDIA A100-SXM4-80GB", 312e12, 80 * GB, 2.039 * TB, 300 * GB, 25 * GB, 8
+    ),
+    # NVIDIA H100 data sheet (SXM): 1,979 TFLOPS with sparsity, so 989 dense; 3.35 TB/s, NVLink 900
+    # GB/s both ways. DGX H100 data sheet: 8 GPUs, one 400 Gb/s adapter a GPU.
+    "h100": Accelerator("NVIDIA H100 80GB HBM3", 989e12, 80 * GB, 3.35 * TB, 450 * GB, 50 * GB, 8),
+    # NVIDIA H200 data sheet (SXM): as H100, with 141 GB at 4.8 TB/s.
+    "h200": Accelerator("NVIDIA H200", 989e12, 141 * GB, 4.8 * TB, 450 * GB, 50 * GB, 8),
+    # Cloud TPU documentation, "TPU v4": 275 TFLOPs, 32 GiB, 1,200 GBps, 2,400 Gbps of links. The
+    # data centre's network is given for v5p only (50 Gbps a chip) and taken for all TPUs. A slice
+    # counts as one node: 4,096 chips, and below 256, 8,960 and 256.
+    "tpu-v4": Accelerator("TPU v4", 275e12, 32 * GIB, 1.2 * TB, 300 * GB, 6.25 * GB, 4096),
+    # Cloud TPU documentation, "TPU v5e": 197 TFLOPs, 16 GB, 819 GBps, 1,600 Gbps.
+    "tpu-v5e": Accelerator("TPU v5 lite", 197e12, 16 * GB, 819 * GB, 200 * GB, 6.25 * GB, 256),
+    # Cloud TPU documentation, "TPU v5p": 459 TFLOPs, 95 GiB, 2,765 GBps, 1,200 GBps both ways.
+    "tpu-v5p": Accelerator("TPU v5p", 459e12, 95 * GIB, 2.765 * TB, 600 * GB, 6.25 * GB, 8960),
+    # Cloud TPU documentation, "TPU v6e": 918 TFLOPs, 32 GB, 1,600 GBps, 800 GBps both ways.
+    "tpu-v6e": Accelerator("TPU v6 lite", 918e12, 32 * GB, 1.6 * TB, 400 * GB, 6.25 * GB, 256),
+    # 24 GB cards, joined by PCIe 4.0 x16 (64 GB/s both ways); no network assumed beyond.
+    # NVIDIA Ada GPU architecture white paper, appendix: RTX 4090 165.2 TFLOPS, 1,008 GB/s.
+    "rtx4090": Accelerator(
+        "NVIDIA GeForce RTX 4090", 165.2e12, 24 * GB, 1.008 * TB, 32 * GB, 1.25 * GB, 8
+    ),
+    # NVIDIA A10 data sheet: 125 TFLOPS (250 with sparsity), 600 GB/s.
+    "a10": Accelerator("NVIDIA A10", 125e12, 24 * GB, 600 * GB, 32 * GB, 1.25 * GB, 8),
+    # NVIDIA L4 data sheet: 242 TFLOPS with sparsity, so 121 dense; 300 GB/s.
+    "l4": Accelerator("NVIDIA L4", 121e12, 24 * GB, 300 * GB, 32 * GB, 1.25 * GB, 8),
+}
+
+# Dense bfloat16 FLOP/s of one device by what JAX calls it.
+PEAK_FLOPS = {found.device_kind: found.flops for found in ACCELERATORS.values()}
