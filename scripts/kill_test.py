@@ -10,6 +10,7 @@ for bit, and their losses too.
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,19 +30,27 @@ def start(config: str, workdir: Path, overrides: list[str]) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
-def run_with_kills(config: str, workdir: Path, overrides: list[str], seconds: float) -> int:
-    """Runs to the end; the first process is killed at a random moment within `seconds`."""
+def killed(config: str, workdir: Path, overrides: list[str], seconds: float) -> bool:
+    """Starts a run and kills it at a random moment within `seconds`; false if it was done before."""
     process = start(config, workdir, overrides)
     try:
         process.wait(random.uniform(0, seconds))
     except subprocess.TimeoutExpired:
         process.kill()
-    process.wait()
-    saved = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()]
+        process.wait()
+        return True
     if process.returncode:
-        process = start(config, workdir, overrides)
-        if process.wait():
-            raise RuntimeError(f"{workdir} could not be resumed.")
+        raise RuntimeError(f"{workdir} failed by itself.")
+    return False
+
+
+def run_with_a_kill(config: str, workdir: Path, overrides: list[str], seconds: float) -> int:
+    """Runs to the end in two processes, the first of them killed; the step it had saved."""
+    while not killed(config, workdir, overrides, seconds):
+        shutil.rmtree(workdir)
+    saved = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()]
+    if start(config, workdir, overrides).wait():
+        raise RuntimeError(f"{workdir} could not be resumed.")
     return max(saved, default=0)
 
 
@@ -72,7 +81,7 @@ def main() -> None:
         failed = 0
         for number in range(1, options.runs + 1):
             workdir = Path(folder) / str(number)
-            saved = run_with_kills(options.config, workdir, overrides, seconds)
+            saved = run_with_a_kill(options.config, workdir, overrides, seconds)
             got = result(workdir)
             same = got.keys() == want.keys()
             differ = [k for k in want if not (same and np.array_equal(got[k], want[k]))]
