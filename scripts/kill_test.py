@@ -31,7 +31,7 @@ def start(config: str, workdir: Path, overrides: list[str]) -> subprocess.Popen:
 
 
 def killed(config: str, workdir: Path, overrides: list[str], seconds: float) -> bool:
-    """Starts a run and kills it at a random moment within `seconds`; false if it was done before."""
+    """Starts a run and kills it at a random moment; false if it was done before."""
     process = start(config, workdir, overrides)
     try:
         process.wait(random.uniform(0, seconds))
