@@ -29,7 +29,7 @@ mkdir -p data/scenes
 for split in train validation test; do ln -sfn "$work/scenes/$split"/* data/scenes/; done
 imprint data prepare objaverse objects data/records/objects --splits splits.json
 imprint data prepare scenes data/scenes data/records/scenes --splits splits.json
-imprint data prepare photos photos/train data/records/photos --fractions 1,0,0
+imprint data prepare photos photos/all data/records/photos --splits photos/splits.json
 
 imprint train --config mini_stage1 --workdir runs/mini_stage1 --resume --config.total_steps=8000
 imprint train --config mini_stage2 --workdir runs/mini_stage2 --resume --config.total_steps=16000 \

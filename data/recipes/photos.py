@@ -5,9 +5,13 @@
 WALLPAPERS is the folder usr/share/backgrounds of Debian's package lomiri-wallpapers-16.04, of which
 the photographs under CC0 and CC BY are taken (debian/copyright); test has two of scikit-image too,
 CC0, out of the installed package. Longer sides become 1280 pixels.
+
+OUT/all holds the photographs, OUT/splits.json their names by split, and OUT/{train,validation,test}
+link to them.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import skimage
@@ -36,17 +40,23 @@ OF_SKIMAGE = {"test": ("chelsea.png", "coffee.png")}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("wallpapers", type=Path, help="folder of the package's photographs")
-    parser.add_argument("out", type=Path, help="folder to make train/, validation/ and test/ in")
+    parser.add_argument("out", type=Path, help="folder to make")
     arguments = parser.parse_args()
     data = Path(skimage.__file__).parent / "data"
+    (arguments.out / "all").mkdir(parents=True)
+    splits = {}
     for split, names in WALLPAPERS.items():
         paths = [arguments.wallpapers / f"{name}.jpg" for name in names]
         paths += [data / name for name in OF_SKIMAGE.get(split, ())]
-        (arguments.out / split).mkdir(parents=True, exist_ok=True)
+        splits[split] = [path.stem for path in paths]
+        (arguments.out / split).mkdir()
         for path in paths:
             photo = Image.open(path).convert("RGB")
             photo.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-            photo.save(arguments.out / split / f"{path.stem}.jpg", quality=QUALITY)
+            name = f"{path.stem}.jpg"
+            photo.save(arguments.out / "all" / name, quality=QUALITY)
+            (arguments.out / split / name).symlink_to(Path("..") / "all" / name)
+    (arguments.out / "splits.json").write_text(json.dumps(splits) + "\n")
 
 
 if __name__ == "__main__":
