@@ -31,7 +31,6 @@ from PIL import Image
 
 from imprint_jax.errors import InputError
 from imprint_jax.images import decode_image, encode_png, too_large
-from imprint_jax.inputs import scenes, sources
 from imprint_jax.inputs.filters import Filters, Reject
 from imprint_jax.inputs.masks import NO_MASK
 from imprint_jax.inputs.records import (
@@ -42,11 +41,9 @@ from imprint_jax.inputs.records import (
     merge_shards,
 )
 from imprint_jax.inputs.segment import Segmenter
-from imprint_jax.inputs.sources import ARCHIVES, Group, Picture
+from imprint_jax.inputs.sources import ARCHIVES, READERS, Group, Picture
 
 logger = logging.getLogger(__name__)
-
-READERS = {**sources.READERS, "scenes": scenes.READER}
 
 SPLITS = ("train", "validation", "test")
 UNITS = ("video", "object", "photo")
@@ -118,7 +115,7 @@ def prepare(
         max_reject: Percent of pictures and objects; more rejects are an error.
         split_by: What is never divided between splits: "video" (a record's group, also for a photo
             or an object alone; the default), "object" (GROUP/INSTANCE, or the group where the
-            instance is 0) or "photo" (a picture's path without suffix).
+            instance is 0 or a scene of the object) or "photo" (a picture's path without suffix).
         fractions: Shares of train, validation and test; a unit's name decides, by its hash.
         filters: Limits to change, "name=number"; see filters.py.
         segment: An ONNX file that finds objects in pictures without masks; see segment.py.
@@ -419,7 +416,8 @@ def _read_picture(
     for instance, mask in picture.masks(image):
         try:
             if job.unit == "object":
-                unit = f"{group.name}/{instance}" if instance else group.name
+                alone = READERS[job.name].one_object or not instance
+                unit = group.name if alone else f"{group.name}/{instance}"
                 split = _split(job, unit)
             record = Record(
                 image=data,
