@@ -8,7 +8,6 @@ OUT/ablation.md             the table; with metrics.csv, summary.json and index.
 """
 
 import hashlib
-import importlib.util
 import logging
 import os
 import shutil
@@ -176,7 +175,7 @@ def ablate(
         results[variant.label] = out / "results" / variant.label
         evaluate.compose_results(model, entries, results[variant.label], settings, track)
         probes[variant.label] = probe.probe(encoders.load(model), records, track=track)
-    baselines = ["paste", *(["poisson"] if importlib.util.find_spec("cv2") else [])]
+    baselines = ["paste", "poisson"]
     for baseline in baselines:
         results[baseline] = out / "results" / baseline
         evaluate.paste_results(baseline, entries, results[baseline], track)

@@ -194,12 +194,10 @@ def paste_results(baseline: str, entries: list[Entry], out: Path, track: Callabl
         track: As in `compose_results`.
 
     Raises:
-        InputError: No such baseline, its library is missing, or an entry cannot be read.
+        InputError: No such baseline, or an entry cannot be read.
     """
     if baseline not in BASELINES:
         raise InputError(f"There is no baseline {baseline!r}; known are {', '.join(BASELINES)}.")
-    if baseline == "poisson" and importlib.util.find_spec("cv2") is None:
-        raise InputError('The baseline poisson needs OpenCV: pip install "imprint_jax[metrics]".')
     out.mkdir(parents=True, exist_ok=True)
     for entry in track(entries, baseline, len(entries)):
         todo = [out / name for name in entry.names() if not (out / name).exists()]

@@ -3,6 +3,7 @@
 After a change that is meant: pytest tests/test_golden.py --update-golden
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -53,13 +54,35 @@ def sets(tmp_path_factory):
         labels[40 : 40 + 192, 60 + 5 * frame : 252 + 5 * frame][inside] = 8401
         scene.save(video / "imgs" / "kettle" / f"{frame:08d}.jpg", quality=95)
         Image.fromarray(labels).save(video / "panomasks" / "kettle" / f"{frame:08d}.png")
+    for name, scene in itertools.product(("kettle", "cactus"), range(2)):
+        path = folder / "scenes" / name / f"{scene:03d}"
+        path.mkdir(parents=True)
+        background = photo.crop((40 * scene, 0, 40 * scene + 240, 240))
+        for frame in range(3):
+            view = Image.open(SAMPLES / "objects" / name / f"{5 * scene + frame:03d}.webp")
+            view = view.resize((140, 140))
+            shadow = view.getchannel("A").resize((180, 60)).point(lambda x: x // 2)
+            target = background.copy()
+            target.paste((0, 0, 0), (60, 150), shadow)
+            target.paste(view, (40 + 15 * frame, 60), view)
+            mask = Image.new("L", background.size)
+            mask.paste(view.getchannel("A"), (40 + 15 * frame, 60))
+            for what, picture in dict(target=target, background=background, mask=mask).items():
+                picture.save(path / f"{frame:03d}_{what}.png")
+    prepare("scenes", folder / "scenes", folder / "scene_records")
     prepare("vipseg", video, folder / "frames")
     prepare("objaverse", SAMPLES / "objects", folder / "views", SAMPLES / "splits.json")
     prepare("photos", SAMPLES / "photos", folder / "photos", SAMPLES / "splits.json")
     return folder
 
 
-KINDS = {"views": "views", "pasted": "views", "video": "frames", "photo": "frames"}
+KINDS = {
+    "views": "views",
+    "pasted": "views",
+    "video": "frames",
+    "photo": "frames",
+    "scenes": "scene_records",
+}
 
 
 @pytest.mark.parametrize("kind, records", KINDS.items())

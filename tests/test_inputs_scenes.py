@@ -29,7 +29,7 @@ def write_scenes(folder, objects=2, scenes=2, views=3):
         background = np.full((SIDE, SIDE, 3), 150 + 20 * scene, np.uint8)
         target = background.copy()
         target[32:44, 24 + 3 * view : 52 + 3 * view] = SHADOW
-        target[disc] = 40 + 80 * number, 50 * scene, 60 * view
+        target[disc] = 40 + 80 * number % 200, 50 * scene, 60 * view
         mask = disc.astype(np.uint8) * 255
         for name, picture in (("target", target), ("background", background), ("mask", mask)):
             Image.fromarray(picture).save(path / f"{view:03d}_{name}.png")
@@ -70,6 +70,18 @@ def test_scenes_are_split_by_object(tmp_path):
     for split, name in (("train", "object1"), ("test", "object0")):
         source = RecordSource(tmp_path / "records", split)
         assert len(source) == 6 and {source[i]["group"] for i in range(6)} == {name}
+
+
+@pytest.mark.parametrize("unit", ["object", "video"])
+def test_an_object_stays_together_with_all_its_scenes(tmp_path, unit):
+    write_scenes(tmp_path / "scenes", objects=12, scenes=3, views=1)
+    options = dict(split_by=unit, fractions=(0.5, 0.0, 0.5))
+    counts = prepare("scenes", tmp_path / "scenes", tmp_path / "records", **options)["records"]
+    assert min(counts.values()) >= 3 and sum(counts.values()) == 36
+    groups = [RecordSource(tmp_path / "records", s).index["group_names"] for s in counts]
+    assert not set(groups[0]) & set(groups[1])
+    splits = json.loads((tmp_path / "records" / "splits.json").read_text())
+    assert {*splits["train"], *splits["test"]} == {f"object{k}" for k in range(12)}
 
 
 def test_what_is_not_whole_is_listed(tmp_path):

@@ -13,7 +13,6 @@ from imprint_jax.inputs.transforms import (
     context_side,
     decode_coverage,
     decode_view,
-    fit,
     object_of,
     open_shrunk,
     paste,
@@ -23,6 +22,7 @@ from imprint_jax.inputs.transforms import (
     random_perturbation,
     random_square,
     recolor,
+    view_on_black,
     warp,
 )
 from tests.test_records import record, view
@@ -254,11 +254,16 @@ def test_random_square_is_a_square_of_the_photo(rng, size):
         assert np.ptp(lefts) > 40
 
 
-def test_fit_keeps_proportions():
-    image = np.full((20, 40, 3), 9, np.uint8)
-    fitted = fit(image, 80)
-    assert bounding_box(fitted.any(axis=-1)) == (0, 20, 80, 60)
-    assert fit(np.ones((1, 500, 3), np.uint8), 10).shape == (10, 10, 3)
+def test_view_on_black_is_whole_and_keeps_its_proportions(rng):
+    wide = np.full((20, 40, 3), 200, np.uint8)
+    mask = np.zeros((20, 40), np.uint8)
+    mask[5:15, 10:30] = 255
+    both = record(image=encode_png(wide), mask=encode_png(mask))
+    target = view_on_black(both, random_colors(rng, 0.0), 80)
+    assert bounding_box(target.max(axis=-1) > 100) == (20, 30, 60, 50)
+    assert (target[40, 40] == 200).all() and not target[:28].any()
+    line = record(image=encode_png(wide[:1]), mask=encode_png(mask[7:8]))
+    assert view_on_black(line, random_colors(rng, 0.0), 10).shape == (10, 10, 3)
 
 
 def test_decode_view_gives_colour_and_coverage():

@@ -32,7 +32,6 @@ from PIL import Image
 
 from imprint_jax.errors import InputError
 from imprint_jax.images import decode_image, encode_png, too_large
-from imprint_jax.inputs import scenes, sources
 from imprint_jax.inputs.filters import Filters, Reject
 from imprint_jax.inputs.masks import NO_MASK
 from imprint_jax.inputs.records import (
@@ -43,11 +42,9 @@ from imprint_jax.inputs.records import (
     merge_shards,
 )
 from imprint_jax.inputs.segment import Segmenter
-from imprint_jax.inputs.sources import ARCHIVES, Group, Picture
+from imprint_jax.inputs.sources import ARCHIVES, READERS, Group, Picture
 
 logger = logging.getLogger(__name__)
-
-READERS = {**sources.READERS, "scenes": scenes.READER}
 
 SPLITS = ("train", "validation", "test")
 UNITS = ("video", "object", "photo")
@@ -62,6 +59,11 @@ NO_SPLIT = "in no split"
 # Formats that records keep as they came; others are stored as PNG. MPO is a phone's JPEG with more
 # pictures after the first.
 KEPT_FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}
+
+
+# Masks are decoded for every sample: at zlib's levels of 1 to 3 in a third of the time, of some
+# kilobytes more, than at 4 and above.
+MASK_COMPRESSION = 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def prepare(
         max_reject: Percent of pictures and objects; more rejects are an error.
         split_by: What is never divided between splits: "video" (a record's group, also for a photo
             or an object alone; the default), "object" (GROUP/INSTANCE, or the group where the
-            instance is 0) or "photo" (a picture's path without suffix).
+            instance is 0 or a scene of the object) or "photo" (a picture's path without suffix).
         fractions: Shares of train, validation and test; a unit's name decides, by its hash.
         filters: Limits to change, "name=number"; see filters.py.
         segment: An ONNX file that finds objects in pictures without masks; see segment.py.
@@ -443,11 +445,12 @@ def _read_picture(
     for instance, mask in picture.masks(image):
         try:
             if job.unit == "object":
-                unit = f"{group.name}/{instance}" if instance else group.name
+                alone = READERS[job.name].one_object or not instance
+                unit = group.name if alone else f"{group.name}/{instance}"
                 split = _split(job, unit)
             record = Record(
                 image=data,
-                mask=encode_png(_check_mask(job, image, mask)),
+                mask=encode_png(_check_mask(job, image, mask), compress_level=MASK_COMPRESSION),
                 background=background,
                 group=group.name,
                 instance=int(instance),
@@ -523,7 +526,8 @@ def _shrink(record: Record, max_side: int) -> Record:
     background = record["background"]
     if background:
         background = jpeg(Image.fromarray(decode_image(background, record["group"])))
-    mask = encode_png(np.asarray(mask.resize(size, Image.Resampling.LANCZOS)))
+    mask = np.asarray(mask.resize(size, Image.Resampling.LANCZOS))
+    mask = encode_png(mask, compress_level=MASK_COMPRESSION)
     return record | {"image": jpeg(image), "mask": mask, "background": background}
 
 

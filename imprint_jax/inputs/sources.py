@@ -68,6 +68,7 @@ class Reader(NamedTuple):
     pictures: Callable[[Group], Iterator[Picture | Reject]]
     filters: Filters = Filters()
     group_size: int = 30  # pictures a group, roughly
+    one_object: bool = False  # all of a group is one object, whatever its instances are
     backgrounds: bool = False  # pictures without a mask are kept, to serve as backgrounds
 
 
@@ -489,6 +490,42 @@ def _file(folder: Path, stem: str) -> Path:
     return next((path for path in paths if path.exists()), folder / f"{stem}.png")
 
 
+# ---------------------------------------------------------------------------- scenes
+
+
+def scenes_groups(src: Path) -> Iterator[Group | Reject]:
+    """Rendered scenes of objects, `imprint data render MODELS SRC --scenes N`.
+
+    SRC/<object>/<scene>/NNN_target.webp, NNN_background.webp and NNN_mask.png a view. The group is
+    the object, the instance the scene's number, the frame the view's. Source:
+    imprint_jax/scenes.py.
+    """
+    for name in in_order(p.name for p in src.iterdir() if not p.name.startswith(".")):
+        if (src / name).is_dir():
+            yield Group(name, src / name)
+
+
+def scenes_pictures(group: Group) -> Iterator[Picture | Reject]:
+    """The views of an object's scenes."""
+    targets = in_order(p.relative_to(group.folder).as_posix() for p in _targets(group.folder))
+    if not targets:
+        yield Reject("empty folder", "It holds no scene.", group.folder)
+    for name in targets:
+        path = group.folder / name
+        numbers = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})_target\.[a-z]+", name)
+        if not numbers:
+            yield Reject("unknown name", "It is not called SCENE/NNN_target, in numbers.", path)
+            continue
+        scene, frame = (int(number) for number in numbers.groups())
+        mask = path.with_name(path.name.partition("_")[0] + "_mask.png")
+        background = path.with_name(path.name.replace("_target", "_background"))
+        yield Picture(path, frame, partial(one_mask, mask, instance=scene), background)
+
+
+def _targets(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*/*_target.*") if not path.parent.name.startswith(".")]
+
+
 READERS: dict[str, Reader] = {
     "mvimgnet": Reader(mvimgnet_groups, mvimgnet_pictures),
     # Renders are sharp and whole, on ground that is not part of the picture.
@@ -503,4 +540,12 @@ READERS: dict[str, Reader] = {
     "ppr10k": Reader(ppr10k_groups, ppr10k_pictures, Filters(min_component=0.0), group_size=7),
     "photos": Reader(photos_groups, photos_pictures, group_size=1, backgrounds=True),
     "folder": Reader(folder_groups, folder_pictures, group_size=2),
+    # Renders are sharp, and whole but for what stands before them.
+    "scenes": Reader(
+        scenes_groups,
+        scenes_pictures,
+        Filters(max_area=0.9, min_component=0.0, min_sharpness=0.0),
+        group_size=16,
+        one_object=True,
+    ),
 }

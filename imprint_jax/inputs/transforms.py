@@ -7,6 +7,7 @@ random comes from Grain's `rng`, which depends on the sample's place in the stre
 import math
 from typing import NamedTuple
 
+import cv2
 import grain
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
@@ -22,14 +23,18 @@ from imprint_jax.geometry import (
     cut_out,
     extract,
     mask_level,
-    object_crop,
 )
-from imprint_jax.images import decode_image, open_image
+from imprint_jax.images import open_image
 from imprint_jax.inputs.pairs import make_pairs
 from imprint_jax.inputs.records import Record, RecordSource
+from imprint_jax.inputs.resample import resize, resize_cut, warp_framed
 
-# Grid points of a colour table in each direction; its curves are smooth, 9 show no steps.
-LUT_SIZE = 9
+# Colours between the curves and the mixing are so many times finer than 8 bits, and may be twice as
+# bright: rounding them earlier would show as steps.
+FINE = 128
+# The values of a channel (256 1), 0 to 1, and the two sines its curve is bent by.
+VALUES = np.linspace(0, 1, 256)[:, None]
+SINES = np.sin(np.pi * VALUES[:, 0]), np.sin(2 * np.pi * VALUES[:, 0])
 # The smallest background crop, as a share of the photo's shorter side.
 MIN_ZOOM = 0.3
 # How often the hole in a scene holds the object's shadow too; how much darker than the background a
@@ -44,8 +49,15 @@ OVERSIZE = 1.25
 MAX_GAIN = 1.6
 
 
-def random_colors(rng: np.random.Generator, strength: float) -> ImageFilter.Color3DLUT:
-    """A random smooth change of colour and light, P: a 3-D table, applied by `recolor`.
+class Colors(NamedTuple):
+    """A change of colour and light, applied by `recolor`."""
+
+    curves: np.ndarray  # (256 3) uint16, `FINE` times what each value of each channel becomes
+    mixing: np.ndarray  # (3 3), what the channels then add to each other, and the brightness
+
+
+def random_colors(rng: np.random.Generator, strength: float) -> Colors:
+    """A random smooth change of colour and light, P: tables and a matrix.
 
     Each channel passes through a curve (two sines, so that black and white stay and it rises
     everywhere up to strength 1), then channels mix a little, then all is made brighter or darker.
@@ -59,18 +71,14 @@ def random_colors(rng: np.random.Generator, strength: float) -> ImageFilter.Colo
     mixing = np.eye(3) + strength * rng.uniform(-0.08, 0.08, (3, 3))
     mixing /= mixing.sum(axis=1, keepdims=True)  # greys stay grey
     gain = math.exp(strength * rng.uniform(-0.25, 0.25))
-
-    x = np.linspace(0, 1, LUT_SIZE)
-    bend = np.outer(np.sin(np.pi * x), low) + np.outer(np.sin(2 * np.pi * x), high)
-    curves = x[:, None] + strength * bend
-    blue, green, red = np.meshgrid(*curves.T[::-1], indexing="ij")  # red runs fastest in Pillow's
-    table = gain * np.stack([red, green, blue], axis=-1) @ mixing.T
-    return ImageFilter.Color3DLUT(LUT_SIZE, table.astype(np.float32).ravel())
+    curves = VALUES + strength * (np.outer(SINES[0], low) + np.outer(SINES[1], high))
+    return Colors(np.rint(255 * FINE * curves).astype(np.uint16), gain * mixing)
 
 
-def recolor(image: np.ndarray, colors: ImageFilter.Color3DLUT) -> np.ndarray:
-    """Applies a colour table to (h w 3) uint8, interpolating linearly."""
-    return np.asarray(Image.fromarray(image).filter(colors))
+def recolor(image: np.ndarray, colors: Colors) -> np.ndarray:
+    """Applies a change of colours to (h w 3) uint8."""
+    fine = cv2.transform(cv2.LUT(image, colors.curves[None]), colors.mixing)
+    return cv2.convertScaleAbs(fine, alpha=1 / FINE)
 
 
 def random_affine(
@@ -143,16 +151,14 @@ def paste(
     size = photo.shape[0]
     image, mask = view
     x0, y0, x1, y1 = bounding_box(mask >= FAINT)
-    rgba = Image.fromarray(np.dstack([image, mask])[y0:y1, x0:x1])
     scale = math.sqrt(share * size * size / (mask.sum() / 255))
-    scale = min(scale, size / MIN_CONTEXT / max(rgba.size))
-    width, height = (max(round(side * scale), 1) for side in rgba.size)
-    # Lanczos would overshoot at the edge, where coverage is clipped but colour is not: bright rims.
-    rgba = np.asarray(rgba.resize((width, height), Image.Resampling.HAMMING))
+    scale = min(scale, size / MIN_CONTEXT / max(x1 - x0, y1 - y0))
+    width, height = (max(round(side * scale), 1) for side in (x1 - x0, y1 - y0))
+    color, coverage = resize_cut(image[y0:y1, x0:x1], mask[y0:y1, x0:x1], width, height)
     x0, y0 = rng.integers(size - width + 1), rng.integers(size - height + 1)
     there = np.s_[y0 : y0 + height, x0 : x0 + width]
 
-    color, alpha = rgba[..., :3], rgba[..., 3].astype(np.float32)[..., None] / 255
+    alpha = coverage.astype(np.float32)[..., None] / 255
     old = photo[there].astype(np.float32)
     brightness = (color * alpha).sum() / (3 * alpha.sum())
     gain = ((old.mean() + 1) / (brightness + 1)) ** match
@@ -161,22 +167,26 @@ def paste(
     composite[there] = np.rint(old + alpha * (color - old))
     hole = np.zeros((size, size), bool)
     # With the soft edge, which would tell the network the outline.
-    hole[there] = rgba[..., 3] >= FAINT
+    hole[there] = coverage >= FAINT
     return composite, hole
 
 
 def random_square(photo: Record, size: int, rng: np.random.Generator) -> np.ndarray:
     """A random square of a photo, of random side, resized to (size size 3) uint8."""
     zoom = math.exp(rng.uniform(math.log(MIN_ZOOM), 0))
-    image = open_image(photo["image"], photo["group"], least=math.ceil(size / zoom)).convert("RGB")
+    image = open_rgb(photo["image"], photo["group"], least=math.ceil(size / zoom))
     width, height = image.size
     shorter = min(height, width)
-    side = max(zoom * shorter, min(size, shorter))
-    x0, y0 = rng.uniform(0, width - side), rng.uniform(0, height - side)
-    square = image.resize(
-        (size, size), Image.Resampling.LANCZOS, box=(x0, y0, x0 + side, y0 + side)
-    )
-    return np.asarray(square)
+    side = max(round(zoom * shorter), min(size, shorter))
+    x0, y0 = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
+    return square_of(image, Crop(x0, y0, side), size)
+
+
+def square_of(image: Image.Image, crop: Crop, size: int) -> np.ndarray:
+    """A square inside of an image of mode "RGB", resized to (size size 3) uint8."""
+    # Cropped first: turning all of a photo into an array costs half as much as decoding it.
+    box = (crop.x0, crop.y0, crop.x0 + crop.side, crop.y0 + crop.side)
+    return resize(np.asarray(image.crop(box)), size, size)
 
 
 def context_side(mask: np.ndarray, share: float) -> int:
@@ -193,7 +203,7 @@ def context_side(mask: np.ndarray, share: float) -> int:
     """
     x0, y0, x1, y1 = bounding_box(mask)
     least = math.ceil(max(x1 - x0, y1 - y0) * MIN_CONTEXT)
-    return min(max(round(math.sqrt(mask.sum() / share)), least), *mask.shape)
+    return min(max(round(math.sqrt(np.count_nonzero(mask) / share)), least), *mask.shape)
 
 
 def random_context(mask: np.ndarray, side: int, rng: np.random.Generator) -> Crop:
@@ -218,7 +228,13 @@ def random_context(mask: np.ndarray, side: int, rng: np.random.Generator) -> Cro
 
 def decode_view(record: Record) -> tuple[np.ndarray, np.ndarray]:
     """A record's image (h w 3) and mask (h w), uint8; the mask's values are coverage."""
-    return decode_image(record["image"], record["group"])[..., :3], decode_coverage(record)
+    return np.asarray(open_rgb(record["image"], record["group"])), decode_coverage(record)
+
+
+def open_rgb(data: bytes, name: str, least: int | None = None) -> Image.Image:
+    """As `images.open_image`, without transparency: of mode "RGB"."""
+    image = open_image(data, name, least)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def decode_coverage(record: Record) -> np.ndarray:
@@ -233,16 +249,16 @@ def open_shrunk(record: Record, mask: np.ndarray, scale: float) -> tuple[Image.I
     at least `scale` times the size.
     """
     least = math.ceil(min(mask.shape) * min(scale, 1))
-    image = open_image(record["image"], record["group"], least=least).convert("RGB")
+    image = open_rgb(record["image"], record["group"], least)
     if image.size != mask.shape[::-1]:
-        mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.BOX))
+        mask = cv2.resize(mask, image.size, interpolation=cv2.INTER_AREA)
     return image, mask
 
 
 class Perturbation(NamedTuple):
     """P(T(.)): how an object image is changed."""
 
-    colors: ImageFilter.Color3DLUT
+    colors: Colors
     matrix: np.ndarray  # (2 2)
 
 
@@ -273,15 +289,14 @@ def perturbed_object(
         perturbation: From `random_perturbation`.
         size: Side of the object image.
     """
-    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
-    cut = image.crop((x0, y0, x1, y1))
-    cut.putalpha(Image.fromarray(mask[y0:y1, x0:x1]))
-    scale = OVERSIZE * size / max(cut.size)
+    x0, y0, x1, y1 = box = bounding_box(mask >= FAINT)
+    cut, edge = np.asarray(image.crop(box)), mask[y0:y1, x0:x1]
+    scale = OVERSIZE * size / max(edge.shape)
     if scale < 1:
-        shape = tuple(max(round(side * scale), 1) for side in cut.size)
-        cut = cut.resize(shape, Image.Resampling.HAMMING, reducing_gap=2.0)
-    pixels = np.asarray(cut.filter(perturbation.colors))  # which leaves alpha
-    return object_crop(*warp(pixels[..., :3], pixels[..., 3], perturbation.matrix), size)
+        width, height = (max(round(side * scale), 1) for side in (x1 - x0, y1 - y0))
+        cut, edge = resize_cut(cut, edge, width, height)
+    cut = cut_out(recolor(cut, perturbation.colors), edge)
+    return warp_framed(cut, edge >= FAINT, perturbation.matrix, size)
 
 
 def object_of(config, record: Record, perturbation: Perturbation) -> np.ndarray:
@@ -289,6 +304,19 @@ def object_of(config, record: Record, perturbation: Perturbation) -> np.ndarray:
     mask = decode_coverage(record)
     image, mask = open_shrunk(record, mask, object_scale(mask, config.object_size))
     return perturbed_object(image, mask, perturbation, config.object_size)
+
+
+def view_on_black(record: Record, colors: Colors, size: int) -> np.ndarray:
+    """All of a record's view without its background, (size size 3) uint8.
+
+    Its longer side becomes `size`; it is centred on black.
+    """
+    mask = decode_coverage(record)
+    scale = size / max(mask.shape)
+    height, width = (max(round(side * scale), 1) for side in mask.shape)
+    image, mask = open_shrunk(record, mask, scale)
+    image, mask = resize_cut(np.asarray(image), mask, width, height)
+    return centre(cut_out(recolor(image, colors), mask), size)
 
 
 class Scene(NamedTuple):
@@ -317,12 +345,10 @@ class ViewPair(grain.transforms.RandomMap):
     def scene(self, k: int, rng: np.random.Generator) -> Scene:
         """Pair `k`; the hole is all of the target."""
         first, second = self.pairs.draw(k, rng)
-        colors = random_colors(rng, self.config.data.color)
-        image, mask = decode_view(self.records[first])
-        crop = object_crop(recolor(image, colors), mask, self.config.object_size)
-        image, mask = decode_view(self.records[second])
+        same = Perturbation(random_colors(rng, self.config.data.color), np.eye(2))
+        crop = object_of(self.config, self.records[first], same)
         size = self.config.image_size
-        target = fit(cut_out(recolor(image, colors), mask), size)
+        target = view_on_black(self.records[second], same.colors, size)
         return Scene(crop, target, np.ones((size, size), bool), (first, second))
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -392,8 +418,7 @@ class InPlace(grain.transforms.RandomMap):
             image, mask = open_shrunk(record, mask, scale)
         hole = mask >= FAINT
         square = random_context(hole, context_side(hole, share), rng)
-        box = (square.x0, square.y0, square.x0 + square.side, square.y0 + square.side)
-        target = np.asarray(image.crop(box).resize((size, size), Image.Resampling.LANCZOS))
+        target = square_of(image, square, size)
         return Scene(crop, target, extract(hole, square, size), (first, second))
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -433,11 +458,11 @@ class InScene(grain.transforms.RandomMap):
         if not record["background"]:
             raise InputError(f'{record["group"]} has no background; the kind "scenes" needs it.')
         share = math.exp(rng.uniform(*np.log(self.config.data.share)))
-        image, mask = decode_view(record)
-        hole = mask >= FAINT
+        hole = decode_coverage(record) >= FAINT
         square = random_context(hole, context_side(hole, share), rng)
-        background = decode_image(record["background"], record["group"])[..., :3]
-        target, background, hole = (extract(x, square, size) for x in (image, background, hole))
+        pictures = (open_rgb(record[key], record["group"]) for key in ("image", "background"))
+        target, background = (square_of(picture, square, size) for picture in pictures)
+        hole = extract(hole, square, size)
         if rng.random() < SHADOW_SHARE:
             hole = with_shadow(target, background, hole)
         return Scene(crop, target, hole, (first, second), background)
@@ -478,11 +503,3 @@ def _sample(scene: Scene, mask: np.ndarray) -> dict[str, np.ndarray]:
     if scene.background is not None:
         target = np.where(mask, target, scene.background)
     return {"object": scene.object, "target": target, "mask": mask.astype(np.uint8)}
-
-
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Scales (h w 3) uint8 so that its longer side is `size`, centred on black (size size 3)."""
-    height, width = image.shape[:2]
-    scale = size / max(height, width)
-    shape = (max(round(width * scale), 1), max(round(height * scale), 1))
-    return centre(np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.LANCZOS)), size)

@@ -1,5 +1,6 @@
 """Composites without a model, to compare with: plain paste and Poisson blending."""
 
+import cv2
 import numpy as np
 
 from imprint_jax import geometry
@@ -21,12 +22,7 @@ def paste_poisson(
     """The object `pasted` and its gradients blended into the background (Perez et al. 2003).
 
     OpenCV's `seamlessClone`, NORMAL_CLONE.
-
-    Raises:
-        ImportError: OpenCV is not installed; the extra [metrics] has it.
     """
-    import cv2
-
     colours, coverage = pasted(view, mask, hole)
     solid = coverage >= 128
     # It wants a rim of background around the object, so that holes at the border need padding.
