@@ -104,6 +104,7 @@ def train(
     known = jax.devices()[0].device_kind in accelerators.PEAK_FLOPS
     meter_inputs = (int(state.step), trainer.model_flops() if known else None)
     observer = Observer(config, workdir, trainer)
+    before = None
     with (
         closing(iter(dataset)) as host_batches,
         Meter(workdir, config, console, *meter_inputs) as meter,
@@ -120,6 +121,10 @@ def train(
                     images.write_png(workdir / "first_batch.png", picture)
             batch = batches.to_device(host_batch, sharding.batch_sharding(mesh))
             state, metrics = train_step(state, batch)
+            # One step ahead of the device and no more: running further ahead takes batches faster
+            # than they are made, and would count as waiting for data though no device waits.
+            jax.block_until_ready(before)
+            before = metrics
             position += config.batch_size
             meter.update(metrics, waited)
             observer(step, state, meter)
