@@ -24,7 +24,7 @@ GIB = 2**30
 OUT_OF_MEMORY = {"out_of_memory": True}
 
 
-def batch_sizes(text: str) -> tuple[int, ...] | str:
+def training_batches(text: str) -> tuple[int, ...] | str:
     """`--batch`: "1,4,16" or "largest".
 
     Raises:
@@ -45,7 +45,19 @@ def positive_integers(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def stages(text: str) -> tuple[int, ...]:
+def positive_integer(text: str) -> int:
+    """`--steps`.
+
+    Raises:
+        argparse.ArgumentTypeError: It is no positive whole number.
+    """
+    numbers = positive_integers(text)
+    if len(numbers) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than one number")
+    return numbers[0]
+
+
+def stage_numbers(text: str) -> tuple[int, ...]:
     """`--stage`: "1", "2" or "1,2".
 
     Raises:
@@ -55,6 +67,18 @@ def stages(text: str) -> tuple[int, ...]:
     if not set(chosen) <= {1, 2}:
         raise argparse.ArgumentTypeError(f"the stages are 1 and 2, not {text}")
     return chosen
+
+
+def switches(text: str) -> tuple[bool, ...]:
+    """`--remat`: "on", "off" or "on,off".
+
+    Raises:
+        argparse.ArgumentTypeError: It is none of them.
+    """
+    words = text.split(",")
+    if not set(words) <= {"on", "off"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not on, off or on,off")
+    return tuple(word == "on" for word in words)
 
 
 def case(size: str, stage: int, dtype: str):
@@ -89,7 +113,9 @@ def device() -> tuple[str, str]:
         subprocess.CalledProcessError: JAX cannot open it.
     """
     ask = "import jax; print(jax.default_backend(), jax.devices()[0].device_kind, sep='|')"
-    said = subprocess.run([sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True, check=True
+    )
     backend, kind = said.stdout.splitlines()[-1].split("|")
     return backend, kind
 
@@ -121,7 +147,7 @@ def answer(sides: dict) -> None:
     try:
         found = sides[side](**arguments)
     except _memory_error(side) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         found = OUT_OF_MEMORY
     print(json.dumps(found))
@@ -138,7 +164,7 @@ def _memory_error(side: str) -> type[Exception]:
     return torch.OutOfMemoryError
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """JAX has one exception for everything that goes wrong on a device; its text has the code."""
     return type(error).__name__ == "OutOfMemoryError" or "RESOURCE_EXHAUSTED" in str(error)
 
@@ -186,7 +212,9 @@ def torch_memory() -> float:
     """Peak GiB of PyTorch's tensors on the GPU, or of this process without one."""
     import torch
 
-    return torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else process_memory()
+    return (
+        torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else process_memory()
+    )
 
 
 def cells(found: dict[str, dict], rate: str, kind: str) -> str:

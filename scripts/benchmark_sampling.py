@@ -115,7 +115,9 @@ def _ours(size: str, batch: int, num_steps: int, dtype: str, folder: str) -> dic
     params = {}
     for part in abstract:
         stored = jnp.float32 if part == "vae" else jnp.dtype(dtype)  # as `Compositor` keeps them
-        params[part] = jax.tree.map(partial(jnp.asarray, dtype=stored), initial.draw(part, c.model, 0))
+        params[part] = jax.tree.map(
+            partial(jnp.asarray, dtype=stored), initial.draw(part, c.model, 0)
+        )
     args = (params, *_inputs(c, batch).values(), _keys(batch))
     program, seconds = _timed(lambda: jax.jit(run).lower(*args).compile())
     pictures, rate = _rate(lambda: np.asarray(program(*args)), batch)
@@ -143,7 +145,7 @@ def _noise(c, batch: int) -> np.ndarray:
 
     side = c.image_size // imprint.latent_factor(c.model)
     shape = (side, side, c.model.vae.latent_channels)
-    return np.asarray(jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(batch)))
+    return np.array(jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(batch)))
 
 
 def _torch(size: str, batch: int, num_steps: int, dtype: str, folder: str) -> dict:

@@ -97,9 +97,7 @@ class Peer(torch.nn.Module):
         tensors = lambda part: _drawn(part, model)
         self.dinov2 = transformers.Dinov2WithRegistersModel.from_pretrained(
             None,
-            config=transformers.Dinov2WithRegistersConfig.from_dict(
-                dinov2.hf_config(model.dinov2)
-            ),
+            config=transformers.Dinov2WithRegistersConfig.from_dict(dinov2.hf_config(model.dinov2)),
             state_dict=tensors("dinov2"),
         )
         self.adapter = _loaded(lambda: Adapter(**model.adapter), tensors("adapter"))
@@ -114,7 +112,7 @@ class Peer(torch.nn.Module):
         self.to(DEVICE, memory_format=torch.channels_last)
 
     def compile_parts(self) -> None:
-        """`torch.compile`, in place, of every network; compiling itself waits for the first call."""
+        """`torch.compile` of every network, in place; the first call does the compiling."""
         networks = (self.dinov2, self.adapter, self.unet, self.vae.encoder, self.vae.decoder)
         for network in networks:
             network.compile()

@@ -146,9 +146,9 @@ def _draws(c) -> dict[str, np.ndarray]:
     key = jax.random.fold_in(jax.random.key(c.seed), 0)
     drawn = losses.draw(key, np.arange(c.batch_size, dtype=np.int32), shape, c)
     return {
-        "timesteps": np.asarray(drawn.timesteps, np.int64),
-        "noise": np.asarray(drawn.noise),
-        "drop": np.asarray(drawn.drop),
+        "timesteps": np.array(drawn.timesteps, np.int64),
+        "noise": np.array(drawn.noise),
+        "drop": np.array(drawn.drop),
     }
 
 
@@ -157,10 +157,11 @@ def _torch(size: str, stage: int, remat: bool, batch: int, dtype: str) -> dict:
     import benchmark_torch
     import torch
 
+    from imprint_jax import diffusion
+
     c = _settings(size, stage, remat, batch, dtype)
     peer = benchmark_torch.Peer(c.model).train()
-    groups = _freeze(peer, stage, getattr(torch, dtype))
-    trained = [x for group in groups for x in group]
+    trained = _freeze(peer, stage, getattr(torch, dtype))
     if remat:
         peer.unet.enable_gradient_checkpointing()
         peer.dinov2.gradient_checkpointing_enable({"use_reentrant": False})
@@ -169,13 +170,12 @@ def _torch(size: str, stage: int, remat: bool, batch: int, dtype: str) -> dict:
     optimizer = torch.optim.AdamW(trained, lr=1e-8, weight_decay=1e-2, fused=True)
     average = [x.detach().clone() for x in trained]
     host = random_batch(c) | _draws(c)
-    alphas = benchmark_torch.on_device(_alphas(c))
+    schedule = np.asarray(diffusion.noise_schedule(c.diffusion), np.float32)
+    alphas = benchmark_torch.on_device(schedule)
 
     def once() -> float:
         tensors = {key: benchmark_torch.on_device(x) for key, x in host.items()}
-        with torch.autocast(
-            benchmark_torch.DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"
-        ):
+        with torch.autocast(benchmark_torch.DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = _loss(peer, tensors, alphas, stage)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, c.optim.clip_norm, foreach=True)
@@ -189,29 +189,23 @@ def _torch(size: str, stage: int, remat: bool, batch: int, dtype: str) -> dict:
     return _measured(once, batch) | {"memory": benchmark_peer.torch_memory()}
 
 
-def _alphas(c) -> np.ndarray:
-    from imprint_jax import diffusion
-
-    return np.asarray(diffusion.noise_schedule(c.diffusion), np.float32)
-
-
-def _freeze(peer, stage: int, dtype) -> list[list]:
-    """The parameters a stage trains, a list a group; the others frozen, in the step's dtype.
+def _freeze(peer, stage: int, dtype) -> list:
+    """The parameters a stage trains; the others are frozen and kept in the step's dtype.
 
     The VAE stays in float32, as ours.
     """
-    u = peer.unet
-    groups = {
-        1: (peer.dinov2, peer.adapter, u.up_blocks, u.conv_norm_out, u.conv_out),
-        2: (peer.adapter, peer.unet),
+    unet = peer.unet
+    modules = {
+        1: (peer.dinov2, peer.adapter, unet.up_blocks, unet.conv_norm_out, unet.conv_out),
+        2: (peer.adapter, unet),
     }[stage]
-    trained = {x for module in groups for x in module.parameters()}
+    trained = {x for module in modules for x in module.parameters()}
     vae = set(peer.vae.parameters())
     for x in peer.parameters():
         x.requires_grad_(x in trained)
         if x not in trained and x not in vae:
             x.data = x.data.to(dtype)
-    return [list(module.parameters()) for module in groups]
+    return list(trained)
 
 
 def _loss(peer, tensors: dict, alphas, stage: int):
