@@ -109,12 +109,19 @@ def main() -> None:
         benchmark_models.models(options.folder)
     elif options.what == "train":
         benchmark_train.train(
-            options.size, options.stage, options.remat, options.batch, options.dtype
+            options.size,
+            options.stage,
+            options.remat,
+            options.batch,
+            options.dtype,
+            options.eager,
         )
     elif options.what == "sample":
         if options.batch == benchmark_peer.LARGEST:
             parser.error("sample wants numbers as --batch")
-        benchmark_sampling.sample(options.size, options.batch, options.steps, options.dtype)
+        benchmark_sampling.sample(
+            options.size, options.batch, options.steps, options.dtype, options.eager
+        )
     elif options.what == "scaling":
         benchmark_scaling.scaling()
     elif options.what == "data":

@@ -89,11 +89,11 @@ def case(size: str, stage: int, dtype: str):
     c = config.load(f"stage{stage}").unlock()
     c.dtype = dtype
     if size == "mini":
-        c.image_size, c.object_size = 64, 56
+        c.image_size, c.object_size = 32, 56
         c.model.dinov2.update(
-            image_size=56, width=64, depth=2, num_heads=2, mlp="gelu", mlp_width=256
+            image_size=56, width=64, depth=1, num_heads=2, mlp="gelu", mlp_width=256
         )
-        c.model.adapter.update(width_in=64, width=64, depth=2, num_heads=2, mlp_width=256)
+        c.model.adapter.update(width_in=64, width=64, depth=1, num_heads=2, mlp_width=256)
         c.model.unet.update(
             block_widths=(32, 64),
             layers_per_block=1,
@@ -102,8 +102,13 @@ def case(size: str, stage: int, dtype: str):
             num_heads=4,
             norm_groups=8,
         )
-        c.model.vae.update(block_widths=(16, 32, 32), layers_per_block=1, norm_groups=8)
+        c.model.vae.update(block_widths=(16, 32), layers_per_block=1, norm_groups=8)
     return c.lock()
+
+
+def peer_name(eager: bool) -> str:
+    """What the other side is called in a heading."""
+    return "torch without torch.compile" if eager else "torch, compiled"
 
 
 def device() -> tuple[str, str]:

@@ -21,7 +21,13 @@ GUIDANCE = 3.0
 COUNTS = (5, 10, 20, 30, 50, 100, 200)
 
 
-def sample(size: str | None, batches: tuple[int, ...] | None, steps: int | None, dtype: str | None):
+def sample(
+    size: str | None,
+    batches: tuple[int, ...] | None,
+    steps: int | None,
+    dtype: str | None,
+    eager: bool,
+) -> None:
     """Prints a row a batch: pictures end to end, ours and torch's, each in a process of its own.
 
     What is None is chosen by the device: full size, batches 1, 4, 16, 50 steps and bfloat16 on a
@@ -35,12 +41,15 @@ def sample(size: str | None, batches: tuple[int, ...] | None, steps: int | None,
     size, batches, steps, dtype = (
         b if a is None else a for a, b in zip(given, chosen, strict=True)
     )
-    print(f"{kind}: {size} size, {steps} guided DDIM steps, {dtype}; ours / torch\n")
+    peer = benchmark_peer.peer_name(eager)
+    print(f"{kind}: {size} size, {steps} guided DDIM steps, {dtype}; ours / {peer}\n")
     print("| batch | images/s | ratio | MFU | peak GiB | compile s | pictures differ by |")
     print("|---|---|---|---|---|---|---|")
     for batch in batches:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = dict(size=size, batch=batch, num_steps=steps, dtype=dtype, folder=folder)
+            arguments = dict(
+                size=size, batch=batch, num_steps=steps, dtype=dtype, eager=eager, folder=folder
+            )
             found = benchmark_peer.both(__file__, arguments)
             difference = _difference(Path(folder))
         row = benchmark_peer.cells(found, "images_per_second", kind)
@@ -85,7 +94,7 @@ def _rate(call: Callable, batch: int) -> tuple[np.ndarray, float]:
     return runs[0][0], batch / statistics.median(seconds for _, seconds in runs[1:])
 
 
-def _ours(size: str, batch: int, num_steps: int, dtype: str, folder: str) -> dict:
+def _ours(size: str, batch: int, num_steps: int, dtype: str, eager: bool, folder: str) -> dict:
     """Rate, FLOPs a picture, memory and compile time of this package; saves the pictures."""
     import jax
     import jax.numpy as jnp
@@ -148,7 +157,7 @@ def _noise(c, batch: int) -> np.ndarray:
     return np.array(jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(batch)))
 
 
-def _torch(size: str, batch: int, num_steps: int, dtype: str, folder: str) -> dict:
+def _torch(size: str, batch: int, num_steps: int, dtype: str, eager: bool, folder: str) -> dict:
     """The same as one would write it with diffusers: guidance in one batch, blend, DDIM."""
     import benchmark_torch
     import diffusers
@@ -159,7 +168,8 @@ def _torch(size: str, batch: int, num_steps: int, dtype: str, folder: str) -> di
     peer = benchmark_torch.Peer(c.model).eval()
     for network in (peer.dinov2, peer.adapter, peer.unet):  # the VAE stays in float32, as ours
         network.to(half)
-    peer.compile_parts()
+    if not eager:
+        peer.compile_parts()
     inputs = {k: benchmark_torch.on_device(x) for k, x in _inputs(c, batch).items()}
     noise = benchmark_torch.on_device(_noise(c, batch))
     scheduler = diffusers.DDIMScheduler(
@@ -175,7 +185,7 @@ def _torch(size: str, batch: int, num_steps: int, dtype: str, folder: str) -> di
     def run(num_steps):
         scheduler.set_timesteps(num_steps, device=benchmark_torch.DEVICE)
         objects = benchmark_torch.to_float(inputs["objects"])
-        tokens = peer.encode_object(objects.to(half))
+        tokens = peer.encode_object(objects)
         null = peer.adapter.null_token.expand_as(tokens)
         context = torch.cat([null, tokens])
         squares = benchmark_torch.to_float(inputs["squares"])

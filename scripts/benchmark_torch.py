@@ -12,7 +12,7 @@ import transformers
 from torch.nn import functional
 
 from imprint_jax.convert import dinov2, rules, sd
-from imprint_jax.models import imprint, initial
+from imprint_jax.models import imprint, initial, vit
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -119,7 +119,11 @@ class Peer(torch.nn.Module):
 
     def encode_object(self, objects):
         """(b 3 s s) in [-1, 1] -> the object's tokens (b t c), without the registers."""
-        tokens = self.dinov2(objects).last_hidden_state
+        mean, std = (
+            torch.tensor(x, device=DEVICE)[:, None, None]
+            for x in (vit.IMAGENET_MEAN, vit.IMAGENET_STD)
+        )
+        tokens = self.dinov2(((objects + 1) / 2 - mean) / std).last_hidden_state
         tokens = torch.cat([tokens[:, :1], tokens[:, 1 + self.registers :]], 1)
         return self.adapter(tokens)
 

@@ -33,6 +33,7 @@ def train(
     remats: tuple[bool, ...],
     sizes: tuple[int, ...] | str | None,
     dtype: str | None,
+    eager: bool,
 ) -> None:
     """Prints a row a case: steps a second, ours and torch's, each in a process of its own.
 
@@ -45,7 +46,7 @@ def train(
     size, sizes, dtype = (b if a is None else a for a, b in zip(given, chosen, strict=True))
     if sizes == benchmark_peer.LARGEST and backend == "cpu":
         raise SystemExit("--batch largest wants a GPU: without one, memory that runs out kills.")
-    print(f"{kind}: {size} size, {dtype}; ours / torch\n")
+    print(f"{kind}: {size} size, {dtype}; ours / {benchmark_peer.peer_name(eager)}\n")
     print(
         "| stage | remat | batch | samples/s | ratio | MFU | peak GiB | compile s | steps/s"
         " | first loss | host ms a step, tensors |"
@@ -53,7 +54,7 @@ def train(
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for stage in stages:
         for remat in remats:
-            arguments = dict(size=size, stage=stage, remat=remat, dtype=dtype)
+            arguments = dict(size=size, stage=stage, remat=remat, dtype=dtype, eager=eager)
             for found in _found(arguments, sizes):
                 print(_row(stage, remat, found, kind), flush=True)
 
@@ -105,7 +106,7 @@ def _measured(step: Callable[[], float], batch: int) -> dict:
     }
 
 
-def _ours(size: str, stage: int, remat: bool, batch: int, dtype: str) -> dict:
+def _ours(size: str, stage: int, remat: bool, batch: int, dtype: str, eager: bool) -> dict:
     """Our step. The host's part is the time until its call returns: it waits for no result."""
     import jax
 
@@ -152,7 +153,7 @@ def _draws(c) -> dict[str, np.ndarray]:
     }
 
 
-def _torch(size: str, stage: int, remat: bool, batch: int, dtype: str) -> dict:
+def _torch(size: str, stage: int, remat: bool, batch: int, dtype: str, eager: bool) -> dict:
     """The same step: loss, gradients, clipping, AdamW and the average of the weights."""
     import benchmark_torch
     import torch
@@ -165,7 +166,8 @@ def _torch(size: str, stage: int, remat: bool, batch: int, dtype: str) -> dict:
     if remat:
         peer.unet.enable_gradient_checkpointing()
         peer.dinov2.gradient_checkpointing_enable({"use_reentrant": False})
-    peer.compile_parts()
+    if not eager:
+        peer.compile_parts()
     # Rates do not change the time; the warm-up's first ones are next to nothing.
     optimizer = torch.optim.AdamW(trained, lr=1e-8, weight_decay=1e-2, fused=True)
     average = [x.detach().clone() for x in trained]
