@@ -1,186 +1,215 @@
-"""What `benchmark.py` says of sampling: speed and memory at full size, and what steps are worth.
+"""What `benchmark.py` says of sampling: speed and memory beside PyTorch, and what steps are worth.
 
 Run through `benchmark.py`; alone it is the child process of `sample`:
-`python scripts/benchmark_sampling.py ours|diffusers FOLDER`.
+`python scripts/benchmark_sampling.py ours|torch ARGUMENTS`.
 """
 
-import json
-import os
-import subprocess
-import sys
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
+import benchmark_peer
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-
-STEPS = (1, 3)  # of the two runs whose difference is the time of two steps
+RUNS = 3  # timed after one that warms up; the median counts
 GUIDANCE = 3.0
-TOKENS = 257
-HOLE = slice(128, 384)  # of 512 pixels, both ways
 
 # What `steps` compares with 200 steps of DDIM.
 COUNTS = (5, 10, 20, 30, 50, 100, 200)
 
 
-def sample() -> None:
-    """One 512 px picture by the full-size UNet and VAE, ours and diffusers', each on its own."""
-    import jax
+def sample(
+    size: str | None,
+    batches: tuple[int, ...] | None,
+    steps: int | None,
+    dtype: str | None,
+    eager: bool,
+) -> None:
+    """Prints a row a batch: pictures end to end, ours and torch's, each in a process of its own.
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        rng = np.random.default_rng(0)
-        image = rng.uniform(-1, 1, (1, 8, 8, 3)).repeat(64, axis=1).repeat(64, axis=2)
-        image[:, HOLE, HOLE] = 0
-        noise = jax.random.normal(jax.random.key(0), (1, 64, 64, 4))
-        context = rng.standard_normal((1, TOKENS, 768), np.float32)
-        np.savez(
-            folder / "inputs.npz", image=image.astype(np.float32), noise=noise, context=context
-        )
-        rows = {side: _child(side, folder) for side in ("ours", "diffusers")}
-        pictures = [np.load(folder / f"{side}.npy") for side in rows]
-    difference = np.abs(pictures[0] - pictures[1]).max()
-    print(f"largest difference of the two pictures, of a range of 2: {difference:.1e}\n")
-    print("| | a step | encode, 1 step, decode | compile | peak memory |")
-    print("|---|---|---|---|---|")
-    for side, row in rows.items():
-        print(
-            f"| {side} | {row['step']:.2f} s | {row['first']:.1f} s | {row['compile']:.0f} s"
-            f" | {row['memory']:.2f} GiB |"
-        )
-    ratio = lambda key: rows["ours"][key] / rows["diffusers"][key]
-    print(f"| ratio | {ratio('step'):.2f} | {ratio('first'):.2f} | | {ratio('memory'):.2f} |")
-
-
-def _child(side: str, folder: Path) -> dict:
-    """What a process of its own measures, with its peak memory in GiB.
-
-    Raises:
-        subprocess.CalledProcessError: It failed.
+    What is None is chosen by the device: full size, batches 1, 4, 16, 50 steps and bfloat16 on a
+    GPU; small networks, batches 1 and 2, 4 steps and float32 elsewhere.
     """
-    command = [sys.executable, __file__, side, str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if status:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return json.loads(output.splitlines()[-1]) | {"memory": usage.ru_maxrss / 2**20}
+    backend, kind = benchmark_peer.device()
+    chosen = ("full", (1, 4, 16), 50, "bfloat16")
+    if backend == "cpu":
+        chosen = ("mini", (1, 2), 4, "float32")
+    given = (size, batches, steps, dtype)
+    size, batches, steps, dtype = (
+        b if a is None else a for a, b in zip(given, chosen, strict=True)
+    )
+    peer = benchmark_peer.peer_name(eager)
+    print(f"{kind}: {size} size, {steps} guided DDIM steps, {dtype}; ours / {peer}\n")
+    print("| batch | images/s | ratio | MFU | peak GiB | compile s | pictures differ by |")
+    print("|---|---|---|---|---|---|---|")
+    for batch in batches:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = dict(
+                size=size, batch=batch, num_steps=steps, dtype=dtype, eager=eager, folder=folder
+            )
+            found = benchmark_peer.both(__file__, arguments)
+            difference = _difference(Path(folder))
+        row = benchmark_peer.cells(found, "images_per_second", kind)
+        print(f"| {batch} | {row} | {difference} |", flush=True)
 
 
-def _timed(call) -> tuple[np.ndarray, float]:
+def _difference(folder: Path) -> str:
+    """Mean and largest difference of the two sides' pictures, of a range of 2."""
+    files = [folder / f"{side}.npy" for side in benchmark_peer.SIDES]
+    if not all(file.exists() for file in files):
+        return "-"
+    ours, theirs = map(np.load, files)
+    difference = np.abs(ours - theirs)
+    return f"{difference.mean():.1e}, at most {difference.max():.1e}"
+
+
+def _inputs(c, batch: int) -> dict[str, np.ndarray]:
+    """Objects and squares, (b h w 3) uint8, and holes (b h w 1) float32, a square each."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (batch, 8, 8, 3), np.uint8)
+    scale = c.image_size // 8
+    holes = np.zeros((batch, c.image_size, c.image_size, 1), np.float32)
+    inside = slice(c.image_size // 4, 3 * c.image_size // 4)
+    holes[:, inside, inside] = 1
+    objects = rng.integers(0, 256, (batch, c.object_size, c.object_size, 3), np.uint8)
+    return {
+        "objects": objects,
+        "squares": coarse.repeat(scale, axis=1).repeat(scale, axis=2),
+        "holes": holes,
+    }
+
+
+def _timed(call: Callable) -> tuple[np.ndarray, float]:
     start = time.perf_counter()
-    result = np.asarray(call())
+    result = call()
     return result, time.perf_counter() - start
 
 
-def _moved(tree: dict, move) -> dict:
-    """The tree with `move` applied to each array; the old one is let go before the next."""
-    for key in list(tree):
-        value = tree.pop(key)
-        tree[key] = _moved(value, move) if isinstance(value, dict) else move(value)
-    return tree
+def _rate(call: Callable, batch: int) -> tuple[np.ndarray, float]:
+    """The pictures of a call, and how many a second it makes."""
+    runs = [_timed(call) for _ in range(1 + RUNS)]
+    return runs[0][0], batch / statistics.median(seconds for _, seconds in runs[1:])
 
 
-def _ours(inputs: dict) -> tuple[dict, np.ndarray]:
-    """Times by this package and the picture of the longer run, (1 512 512 3)."""
+def _ours(size: str, batch: int, num_steps: int, dtype: str, eager: bool, folder: str) -> dict:
+    """Rate, FLOPs a picture, memory and compile time of this package; saves the pictures."""
     import jax
     import jax.numpy as jnp
-    from flax import nnx
 
-    from imprint_jax import config, sampling
+    from imprint_jax import flops, sampling
     from imprint_jax.models import imprint, initial
 
-    c = config.default()
-    graphs, params = {}, {}
-    for part in ("unet", "vae"):
-        make = lambda part=part: imprint.build(part, c.model, dtype=jnp.float32, rngs=nnx.Rngs(0))
-        graphs[part] = nnx.split(nnx.eval_shape(make), nnx.Param)[0]
-        params[part] = _moved(initial.draw(part, c.model, 0), jnp.asarray)
+    c = benchmark_peer.case(size, 2, dtype)
+    graphdef, abstract = imprint.split(c.model, jnp.dtype(dtype))
 
-    def run(num_steps, params, image, context):
-        parts = {part: nnx.merge(graphs[part], params[part]) for part in graphs}
-        model = SimpleNamespace(**parts, adapter=SimpleNamespace(null_context=jnp.zeros_like))
-        cells = jnp.zeros((1, 64, 64, 1)).at[:, 16:48, 16:48].set(1.0)
-        background = model.vae.encode(image)
-        key = jax.random.key(0)[None]
-        guidance = jnp.float32(GUIDANCE)
+    def run(params, objects, squares, holes, keys):
+        model = imprint.bind(graphdef, params)
+        background, cells = model.encode_background(
+            imprint.to_float(squares), holes, c.diffusion.hole_fill
+        )
         return sampling.sample(
-            model, context, background, cells, key, guidance, num_steps=num_steps, config=c
+            model,
+            model.encode_object(imprint.to_float(objects)),
+            background,
+            cells,
+            keys,
+            jnp.float32(GUIDANCE),
+            num_steps=num_steps,
+            config=c,
         )
 
-    args = params, inputs["image"], inputs["context"]
-    start = time.perf_counter()
-    programs = [jax.jit(partial(run, n)).lower(*args).compile() for n in STEPS]
-    seconds = {"compile": (time.perf_counter() - start) / len(STEPS)}
-    _, first = _timed(lambda: programs[0](*args))
-    picture, longer = _timed(lambda: programs[1](*args))
-    return seconds | {"first": first, "step": (longer - first) / (STEPS[1] - STEPS[0])}, picture
+    params = {}
+    for part in abstract:
+        stored = jnp.float32 if part == "vae" else jnp.dtype(dtype)  # as `Compositor` keeps them
+        params[part] = jax.tree.map(
+            partial(jnp.asarray, dtype=stored), initial.draw(part, c.model, 0)
+        )
+    args = (params, *_inputs(c, batch).values(), _keys(batch))
+    program, seconds = _timed(lambda: jax.jit(run).lower(*args).compile())
+    pictures, rate = _rate(lambda: np.asarray(program(*args)), batch)
+    np.save(Path(folder) / "ours.npy", pictures)
+    return {
+        "images_per_second": rate,
+        "flops": flops.count(run, *args) / batch,
+        "memory": benchmark_peer.jax_memory(),
+        "compile": seconds,
+    }
 
 
-def _diffusers(inputs: dict) -> tuple[dict, np.ndarray]:
-    """The same by diffusers, as one would write it: blend, guidance in one batch, DDIM."""
+def _keys(batch: int):
+    """A key a sample."""
+    import jax
+
+    return jax.random.split(jax.random.key(0), batch)
+
+
+def _noise(c, batch: int) -> np.ndarray:
+    """The noise our sampler starts from with `_keys`, (b h w c) float32."""
+    import jax
+
+    from imprint_jax.models import imprint
+
+    side = c.image_size // imprint.latent_factor(c.model)
+    shape = (side, side, c.model.vae.latent_channels)
+    return np.array(jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(batch)))
+
+
+def _torch(size: str, batch: int, num_steps: int, dtype: str, eager: bool, folder: str) -> dict:
+    """The same as one would write it with diffusers: guidance in one batch, blend, DDIM."""
+    import benchmark_torch
     import diffusers
     import torch
 
-    from imprint_jax import config
-    from imprint_jax.convert import rules, sd
-    from imprint_jax.models import imprint, initial
-
-    c = config.default()
-
-    def load(part, make):
-        table = sd.diffusers_table(imprint.abstract(part, c.model))
-        tensors = rules.write(table, initial.draw(part, c.model, 0))
-        with torch.device("meta"):
-            model = make()
-        # `assign` takes the arrays as they are, without a second copy.
-        model.load_state_dict(
-            _moved(tensors, lambda x: torch.from_numpy(np.ascontiguousarray(x))), assign=True
-        )
-        return model.eval()
-
-    unet = load(
-        "unet",
-        lambda: diffusers.UNet2DConditionModel.from_config(sd.unet_config(c.model.unet, 64)),
-    )
-    vae = load("vae", lambda: diffusers.AutoencoderKL.from_config(sd.vae_config(c.model.vae, 512)))
-    nchw = lambda x: torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-    context = torch.from_numpy(inputs["context"])
-    context = torch.cat([torch.zeros_like(context), context])
-    cells = torch.zeros(1, 1, 64, 64)
-    cells[:, :, 16:48, 16:48] = 1
+    c = benchmark_peer.case(size, 2, dtype)
+    half = getattr(torch, dtype)
+    peer = benchmark_torch.Peer(c.model).eval()
+    for network in (peer.dinov2, peer.adapter, peer.unet):  # the VAE stays in float32, as ours
+        network.to(half)
+    if not eager:
+        peer.compile_parts()
+    inputs = {k: benchmark_torch.on_device(x) for k, x in _inputs(c, batch).items()}
+    noise = benchmark_torch.on_device(_noise(c, batch))
     scheduler = diffusers.DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
+        beta_start=c.diffusion.beta_start,
+        beta_end=c.diffusion.beta_end,
         beta_schedule="scaled_linear",
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
     )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(num_steps):
-        scheduler.set_timesteps(num_steps)
-        scale = vae.config.scaling_factor
-        background = vae.encode(nchw(inputs["image"])).latent_dist.mean * scale
-        latents = nchw(inputs["noise"])
+        scheduler.set_timesteps(num_steps, device=benchmark_torch.DEVICE)
+        objects = benchmark_torch.to_float(inputs["objects"])
+        tokens = peer.encode_object(objects)
+        null = peer.adapter.null_token.expand_as(tokens)
+        context = torch.cat([null, tokens])
+        squares = benchmark_torch.to_float(inputs["squares"])
+        background, cells = peer.encode_background(squares, inputs["holes"])
+        latents = noise
         for t in scheduler.timesteps:
             seen = cells * latents + (1 - cells) * background
-            null, cond = unet(torch.cat([seen, seen]), t, context).sample.chunk(2)
+            twice = torch.cat([seen, seen]).to(half)
+            null, cond = peer.unet(twice, t, context).sample.float().chunk(2)
             prediction = null + GUIDANCE * (cond - null)
             latents = scheduler.step(prediction, t, latents).prev_sample
         latents = cells * latents + (1 - cells) * background
-        return vae.decode(latents / scale).sample.clamp(-1, 1).permute(0, 2, 3, 1)
+        pictures = peer.vae.decode(latents / peer.vae.config.scaling_factor).sample
+        return pictures.clamp(-1, 1).permute(0, 2, 3, 1).cpu().numpy()
 
-    _, first = _timed(lambda: run(STEPS[0]))
-    picture, longer = _timed(lambda: run(STEPS[1]))
-    step = (longer - first) / (STEPS[1] - STEPS[0])
-    return {"compile": 0.0, "first": first, "step": step}, picture
+    # The first call compiles; one step goes through all networks.
+    seconds = [_timed(lambda: run(1))[1] for _ in range(2)]
+    pictures, rate = _rate(lambda: run(num_steps), batch)
+    np.save(Path(folder) / "torch.npy", pictures)
+    return {
+        "images_per_second": rate,
+        "memory": benchmark_peer.torch_memory(),
+        "compile": seconds[0] - seconds[1],
+    }
 
 
 def steps() -> None:
@@ -267,9 +296,4 @@ def memory() -> None:
 
 
 if __name__ == "__main__":
-    side, folder = sys.argv[1], Path(sys.argv[2])
-    seconds, picture = {"ours": _ours, "diffusers": _diffusers}[side](
-        dict(np.load(folder / "inputs.npz"))
-    )
-    np.save(folder / f"{side}.npy", picture)
-    print(json.dumps(seconds))
+    benchmark_peer.answer({"ours": _ours, "torch": _torch})

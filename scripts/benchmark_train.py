@@ -1,15 +1,19 @@
-"""`benchmark.py train`: steps a second of mini's stages, and the host's share of a step."""
+"""`benchmark.py train`: a training step, ours and the same one written with PyTorch.
 
+Run through `benchmark.py`; alone it is its child process:
+`python scripts/benchmark_train.py ours|torch ARGUMENTS`.
+"""
+
+import statistics
 import time
+from collections.abc import Callable
 
-import jax
+import benchmark_peer
 import numpy as np
 
 from imprint_jax import batch as batches
-from imprint_jax import config, sharding
-from imprint_jax.state import Trainer
 
-STEPS = 20
+STEPS = 5  # timed after two that warm up; the median counts
 
 
 def random_batch(settings) -> dict[str, np.ndarray]:
@@ -23,28 +27,213 @@ def random_batch(settings) -> dict[str, np.ndarray]:
     return batch
 
 
-def train() -> None:
-    """Prints a row a stage: tensors, steps a second, and milliseconds until a step is handed over.
+def train(
+    size: str | None,
+    stages: tuple[int, ...],
+    remats: tuple[bool, ...],
+    sizes: tuple[int, ...] | str | None,
+    dtype: str | None,
+    eager: bool,
+) -> None:
+    """Prints a row a case: steps a second, ours and torch's, each in a process of its own.
 
-    The host's part is the time until the call of the step returns: it neither waits for the result
-    nor for the step before.
+    What is None is chosen by the device: full size, the largest batch and bfloat16 on a GPU; small
+    networks, batch 4 and float32 elsewhere.
     """
-    print("| recipe | tensors | steps/s | host, a step |")
-    print("|---|---|---|---|")
-    for recipe in ("mini_stage1", "mini_stage2"):
-        settings = config.load(recipe)
-        trainer = Trainer(settings, sharding.make_mesh(1))
-        state = trainer.init(trainer.initial_params({}))
-        step, where = trainer.train_step(), sharding.batch_sharding(trainer.mesh)
-        batch = random_batch(settings)
-        host, whole = [], []
-        for _ in range(1 + STEPS):
-            start = time.perf_counter()
-            state, metrics = step(state, batches.to_device(batch, where))
-            host.append(time.perf_counter() - start)
-            jax.block_until_ready((state, metrics))
-            whole.append(time.perf_counter() - start)
-        tensors = len(jax.tree.leaves(state.params(ema=False)))
-        # The first step compiles.
-        rate, overhead = 1 / np.median(whole[1:]), 1000 * np.median(host[1:])
-        print(f"| {recipe} | {tensors} | {rate:.2f} | {overhead:.1f} ms |", flush=True)
+    backend, kind = benchmark_peer.device()
+    chosen = ("mini", (4,), "float32") if backend == "cpu" else ("full", "largest", "bfloat16")
+    given = (size, sizes, dtype)
+    size, sizes, dtype = (b if a is None else a for a, b in zip(given, chosen, strict=True))
+    if sizes == benchmark_peer.LARGEST and backend == "cpu":
+        raise SystemExit("--batch largest wants a GPU: without one, memory that runs out kills.")
+    print(f"{kind}: {size} size, {dtype}; ours / {benchmark_peer.peer_name(eager)}\n")
+    print(
+        "| stage | remat | batch | samples/s | ratio | MFU | peak GiB | compile s | steps/s"
+        " | first loss | host ms a step, tensors |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for stage in stages:
+        for remat in remats:
+            arguments = dict(size=size, stage=stage, remat=remat, dtype=dtype, eager=eager)
+            for found in _found(arguments, sizes):
+                print(_row(stage, remat, found, kind), flush=True)
+
+
+def _found(arguments: dict, sizes: tuple[int, ...] | str):
+    """What both sides measure, for each batch size."""
+    if sizes == benchmark_peer.LARGEST:
+        yield benchmark_peer.largest(__file__, arguments)
+        return
+    for size in sizes:
+        yield benchmark_peer.both(__file__, arguments | {"batch": size})
+
+
+def _row(stage: int, remat: bool, found: dict[str, dict], kind: str) -> str:
+    pair = lambda key, form: " / ".join(
+        f"{x[key]:{form}}" if key in x else "-" for x in found.values()
+    )
+    host = "-"
+    if "host" in found["ours"]:
+        host = f"{found['ours']['host']:.1f}, {found['ours']['tensors']}"
+    return (
+        f"| {stage} | {'on' if remat else 'off'} | {pair('batch', 'd')}"
+        f" | {benchmark_peer.cells(found, 'samples_per_second', kind)} | {pair('steps', '.3g')}"
+        f" | {pair('loss', '.5f')} | {host} |"
+    )
+
+
+def _settings(size: str, stage: int, remat: bool, batch: int, dtype: str):
+    c = benchmark_peer.case(size, stage, dtype).unlock()
+    c.batch_size, c.accumulation = batch, 1
+    c.remat.update(dinov2=remat, unet=remat)
+    return c.lock()
+
+
+def _measured(step: Callable[[], float], batch: int) -> dict:
+    """Times of a function that does one step, returns its loss and waits for it."""
+    seconds, values = [], []
+    for _ in range(2 + STEPS):
+        start = time.perf_counter()
+        values.append(step())
+        seconds.append(time.perf_counter() - start)
+    usual = statistics.median(seconds[2:])
+    return {
+        "batch": batch,
+        "steps": 1 / usual,
+        "samples_per_second": batch / usual,
+        "loss": values[0],
+        "compile": seconds[0] - usual,
+    }
+
+
+def _ours(size: str, stage: int, remat: bool, batch: int, dtype: str, eager: bool) -> dict:
+    """Our step. The host's part is the time until its call returns: it waits for no result."""
+    import jax
+
+    from imprint_jax import sharding
+    from imprint_jax.state import Trainer
+
+    c = _settings(size, stage, remat, batch, dtype)
+    trainer = Trainer(c, sharding.make_mesh(1))
+    state = trainer.init(trainer.initial_params({}))
+    step, where = trainer.train_step(), sharding.batch_sharding(trainer.mesh)
+    arrays, host = random_batch(c), []
+
+    def once() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, metrics = step(state, batches.to_device(arrays, where))
+        host.append(time.perf_counter() - start)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    return _measured(once, batch) | {
+        "flops": trainer.model_flops() / batch,
+        "host": 1000 * statistics.median(host[2:]),
+        "tensors": len(jax.tree.leaves(state.params(ema=False))),
+        "memory": benchmark_peer.jax_memory(),
+    }
+
+
+def _draws(c) -> dict[str, np.ndarray]:
+    """What our first step draws for the batch of `random_batch`."""
+    import jax
+
+    from imprint_jax import losses
+    from imprint_jax.models import imprint
+
+    side = c.image_size // imprint.latent_factor(c.model)
+    shape = (side, side, c.model.vae.latent_channels)
+    key = jax.random.fold_in(jax.random.key(c.seed), 0)
+    drawn = losses.draw(key, np.arange(c.batch_size, dtype=np.int32), shape, c)
+    return {
+        "timesteps": np.array(drawn.timesteps, np.int64),
+        "noise": np.array(drawn.noise),
+        "drop": np.array(drawn.drop),
+    }
+
+
+def _torch(size: str, stage: int, remat: bool, batch: int, dtype: str, eager: bool) -> dict:
+    """The same step: loss, gradients, clipping, AdamW and the average of the weights."""
+    import benchmark_torch
+    import torch
+
+    from imprint_jax import diffusion
+
+    c = _settings(size, stage, remat, batch, dtype)
+    peer = benchmark_torch.Peer(c.model).train()
+    trained = _freeze(peer, stage, getattr(torch, dtype))
+    if remat:
+        peer.unet.enable_gradient_checkpointing()
+        peer.dinov2.gradient_checkpointing_enable({"use_reentrant": False})
+    if not eager:
+        peer.compile_parts()
+    # Rates do not change the time; the warm-up's first ones are next to nothing.
+    optimizer = torch.optim.AdamW(trained, lr=1e-8, weight_decay=1e-2, fused=True)
+    average = [x.detach().clone() for x in trained]
+    host = random_batch(c) | _draws(c)
+    schedule = np.asarray(diffusion.noise_schedule(c.diffusion), np.float32)
+    alphas = benchmark_torch.on_device(schedule)
+
+    def once() -> float:
+        tensors = {key: benchmark_torch.on_device(x) for key, x in host.items()}
+        with torch.autocast(benchmark_torch.DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = _loss(peer, tensors, alphas, stage)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, c.optim.clip_norm, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch._foreach_lerp_(average, [x.detach() for x in trained], 1e-4)
+        if benchmark_torch.DEVICE == "cuda":
+            torch.cuda.synchronize()
+        return loss.item()
+
+    return _measured(once, batch) | {"memory": benchmark_peer.torch_memory()}
+
+
+def _freeze(peer, stage: int, dtype) -> list:
+    """The parameters a stage trains; the others are frozen and kept in the step's dtype.
+
+    The VAE stays in float32, as ours.
+    """
+    unet = peer.unet
+    modules = {
+        1: (peer.dinov2, peer.adapter, unet.up_blocks, unet.conv_norm_out, unet.conv_out),
+        2: (peer.adapter, unet),
+    }[stage]
+    trained = {x for module in modules for x in module.parameters()}
+    vae = set(peer.vae.parameters())
+    for x in peer.parameters():
+        x.requires_grad_(x in trained)
+        if x not in trained and x not in vae:
+            x.data = x.data.to(dtype)
+    return list(trained)
+
+
+def _loss(peer, tensors: dict, alphas, stage: int):
+    """`imprint_jax.losses` with PyTorch's modules."""
+    import benchmark_torch
+    import torch
+
+    images = benchmark_torch.to_float(tensors["target"])
+    mask = tensors["mask"].float()
+    with torch.no_grad(), torch.autocast(benchmark_torch.DEVICE, enabled=False):
+        x0 = peer.encode(images)
+        if stage == 2:
+            background, mask = peer.encode_background(images, mask)
+    objects = benchmark_torch.to_float(tensors["object"])
+    tokens = peer.encode_object(objects)
+    null = peer.adapter.null_token.expand_as(tokens)
+    context = torch.where(tensors["drop"][:, None, None], null, tokens)
+    a = alphas[tensors["timesteps"]][:, None, None, None]
+    noise = tensors["noise"]
+    seen = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    if stage == 2:
+        seen = mask * seen + (1 - mask) * background
+    prediction = peer.unet(seen, tensors["timesteps"], context).sample.float()
+    error = (noise - prediction) ** 2
+    return (mask * error if stage == 2 else error).mean()
+
+
+if __name__ == "__main__":
+    benchmark_peer.answer({"ours": _ours, "torch": _torch})

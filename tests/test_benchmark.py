@@ -1,0 +1,70 @@
+"""What `scripts/benchmark.py` accepts on its command line."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import benchmark_peer
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (benchmark_peer.positive_integers, "1,4,16", (1, 4, 16)),
+        (benchmark_peer.training_batches, "largest", "largest"),
+        (benchmark_peer.training_batches, "8", (8,)),
+        (benchmark_peer.stage_numbers, "1,2", (1, 2)),
+        (benchmark_peer.switches, "on,off", (True, False)),
+    ],
+)
+def test_reads(read, text, value):
+    assert read(text) == value
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (benchmark_peer.positive_integers, "0"),
+        (benchmark_peer.positive_integers, "1,,2"),
+        (benchmark_peer.positive_integers, "-1"),
+        (benchmark_peer.positive_integer, "10,20"),
+        (benchmark_peer.training_batches, "large"),
+        (benchmark_peer.stage_numbers, "3"),
+        (benchmark_peer.switches, "yes"),
+    ],
+)
+def test_refuses(read, text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        read(text)
+
+
+def test_row_with_one_side_out_of_memory():
+    found = {"ours": {"rate": 2.0, "memory": 1.0, "compile": 3.0, "flops": 494.5e12}}
+    found["torch"] = benchmark_peer.OUT_OF_MEMORY
+    row = benchmark_peer.cells(found, "rate", "NVIDIA H200")
+    assert row == "2 / - | - | 100% / - | 1.00 / - | 3 / -"
+
+
+def test_row_of_an_unknown_device_has_no_utilisation():
+    side = {"rate": 2.0, "memory": 1.0, "compile": 3.0, "flops": 1e12}
+    found = {"ours": side, "torch": side | {"rate": 4.0}}
+    assert benchmark_peer.cells(found, "rate", "cpu").startswith("2 / 4 | 0.50 | - |")
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as PyTorch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "used_up"),
+    [
+        (OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes"), True),
+        (RuntimeError("INTERNAL: cuDNN"), False),
+    ],
+)
+def test_only_used_up_memory_counts_as_such(error, used_up):
+    assert benchmark_peer.is_out_of_memory(error) == used_up
