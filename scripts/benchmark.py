@@ -86,6 +86,7 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
         default=(False, True),
         help="of train: on, off or on,off",
     )
+    group.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
 
 
 def main() -> None:

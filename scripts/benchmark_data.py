@@ -20,7 +20,7 @@ from imprint_jax import config
 from imprint_jax.geometry import FAINT, MIN_CONTEXT, OBJECT_MARGIN
 from imprint_jax.inputs.pipeline import make_dataset, make_stream
 from imprint_jax.inputs.prepare import prepare
-from imprint_jax.inputs.transforms import OVERSIZE
+from imprint_jax.inputs.transforms import OVERSIZE, random_colors, recolor
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
@@ -72,13 +72,13 @@ def torch_loader(folder: Path, c, workers: int):
     cv2.setNumThreads(0)  # processes share the cores already
     torch.set_num_threads(1)
     area, cubic = cv2.INTER_AREA, cv2.INTER_CUBIC
-    size, affine = c.object_size, c.data.affine
+    size, affine, colors = c.object_size, c.data.affine, np.random.default_rng(0)
     fitted = round(size / (1 + 2 * OBJECT_MARGIN))
     perturb = A.Compose(
         [
             A.LongestMaxSize(round(OVERSIZE * size), interpolation=area, mask_interpolation=area),
-            A.RandomToneCurve(scale=0.1, per_channel=True, p=1),
-            A.RandomBrightnessContrast(brightness_limit=0.12, contrast_limit=0, p=1),
+            # Albumentations has no 3-D tables: Pillow applies ours, as it does in our loader.
+            A.Lambda(image=lambda x, **_: recolor(x, random_colors(colors, c.data.color)), p=1),
             A.Affine(
                 rotate=(-affine.rotate, affine.rotate),
                 shear={"x": (-affine.shear, affine.shear), "y": (0, 0)},

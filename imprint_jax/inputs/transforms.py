@@ -29,12 +29,16 @@ from imprint_jax.inputs.pairs import make_pairs
 from imprint_jax.inputs.records import Record, RecordSource
 from imprint_jax.inputs.resample import resize, resize_cut, warp_framed
 
-# Colours between the curves and the mixing are so many times finer than 8 bits, and may be twice as
-# bright: rounding them earlier would show as steps.
-FINE = 128
-# The values of a channel (256 1), 0 to 1, and the two sines its curve is bent by.
-VALUES = np.linspace(0, 1, 256)[:, None]
-SINES = np.sin(np.pi * VALUES[:, 0]), np.sin(2 * np.pi * VALUES[:, 0])
+# Points of the tables of colours, an axis: the curves are straight between them to about 1/255.
+LATTICE = 9
+VALUES = np.linspace(0, 1, LATTICE)
+# The two sines a channel's curve is bent by.
+SINES = np.sin(np.pi * VALUES), np.sin(2 * np.pi * VALUES)
+# Bernstein's polynomials of degree 3 at the points (4 LATTICE): the weights of control points in a
+# free-form deformation (Sederberg and Parry 1986).
+BERNSTEIN = np.stack([math.comb(3, i) * VALUES**i * (1 - VALUES) ** (3 - i) for i in range(4)])
+# How strong the colours of the table are (LATTICE LATTICE LATTICE 1), 0 for greys.
+CHROMA = np.ptp(np.stack(np.meshgrid(VALUES, VALUES, VALUES)), axis=0)[..., None]
 # The smallest background crop, as a share of the photo's shorter side.
 MIN_ZOOM = 0.3
 # How often the hole in a scene holds the object's shadow too; how much darker than the background a
@@ -49,36 +53,40 @@ OVERSIZE = 1.25
 MAX_GAIN = 1.6
 
 
-class Colors(NamedTuple):
-    """A change of colour and light, applied by `recolor`."""
-
-    curves: np.ndarray  # (256 3) uint16, `FINE` times what each value of each channel becomes
-    mixing: np.ndarray  # (3 3), what the channels then add to each other, and the brightness
-
-
-def random_colors(rng: np.random.Generator, strength: float) -> Colors:
-    """A random smooth change of colour and light, P: tables and a matrix.
+def random_colors(rng: np.random.Generator, strength: float) -> np.ndarray:
+    """A random smooth change of colour and light, P, as a 3-D look-up table for `recolor`.
 
     Each channel passes through a curve (two sines, so that black and white stay and it rises
     everywhere up to strength 1), then channels mix a little, then all is made brighter or darker.
+    Colours that are not grey move besides, the more the stronger they are, and as those near them
+    do: control points bend the cube of colours. Greys do not, so that they go on rising.
 
     Args:
         rng: Source of randomness.
         strength: 0 = no change, 1 = strong.
+
+    Returns:
+        (blue green red 3) float32, `LATTICE` points an axis: what each colour becomes; outside
+        [0, 1] is clipped.
     """
     low = rng.uniform(-0.15, 0.15) + rng.uniform(-0.07, 0.07, 3)
     high = rng.uniform(-0.04, 0.04, 3)
     mixing = np.eye(3) + strength * rng.uniform(-0.08, 0.08, (3, 3))
     mixing /= mixing.sum(axis=1, keepdims=True)  # greys stay grey
-    gain = math.exp(strength * rng.uniform(-0.25, 0.25))
-    curves = VALUES + strength * (np.outer(SINES[0], low) + np.outer(SINES[1], high))
-    return Colors(np.rint(255 * FINE * curves).astype(np.uint16), gain * mixing)
+    mixing *= math.exp(strength * rng.uniform(-0.25, 0.25))
+    bend = rng.uniform(-0.3, 0.3, (4, 4, 4, 3))
+    for _ in range(3):  # an axis of control points becomes one of the table
+        bend = np.einsum("ijkc,il->jklc", bend, BERNSTEIN)
+
+    curves = VALUES[:, None] + strength * (np.outer(SINES[0], low) + np.outer(SINES[1], high))
+    red, green, blue = (np.outer(curve, to) for curve, to in zip(curves.T, mixing.T, strict=True))
+    table = blue[:, None, None] + green[:, None] + red
+    return (table + strength * CHROMA * bend).astype(np.float32)
 
 
-def recolor(image: np.ndarray, colors: Colors) -> np.ndarray:
-    """Applies a change of colours to (h w 3) uint8."""
-    fine = cv2.transform(cv2.LUT(image, colors.curves[None]), colors.mixing)
-    return cv2.convertScaleAbs(fine, alpha=1 / FINE)
+def recolor(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Applies a table of `random_colors` to (h w 3) uint8, trilinearly."""
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.Color3DLUT(LATTICE, table)))
 
 
 def random_affine(
@@ -258,7 +266,7 @@ def open_shrunk(record: Record, mask: np.ndarray, scale: float) -> tuple[Image.I
 class Perturbation(NamedTuple):
     """P(T(.)): how an object image is changed."""
 
-    colors: Colors
+    colors: np.ndarray  # from `random_colors`
     matrix: np.ndarray  # (2 2)
 
 
@@ -306,7 +314,7 @@ def object_of(config, record: Record, perturbation: Perturbation) -> np.ndarray:
     return perturbed_object(image, mask, perturbation, config.object_size)
 
 
-def view_on_black(record: Record, colors: Colors, size: int) -> np.ndarray:
+def view_on_black(record: Record, colors: np.ndarray, size: int) -> np.ndarray:
     """All of a record's view without its background, (size size 3) uint8.
 
     Its longer side becomes `size`; it is centred on black.
