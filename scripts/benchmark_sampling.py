@@ -216,15 +216,13 @@ def steps() -> None:
     """Distance of mini's composites to those of 200 steps of DDIM, by sampler and steps."""
     import mini_sheet
 
-    from imprint_jax import Compositor, Placement, Request, Settings, images
+    from imprint_jax import Compositor, Placement, Request, Settings
 
     compositor = Compositor.from_pretrained("mini")
-    requests = []
-    for name, view, photo_name, box, outline in mini_sheet.ROWS:
-        image = images.read_image(mini_sheet.SAMPLES / "objects" / name / f"{view:03d}.webp")
-        photo = images.read_image(mini_sheet.SAMPLES / "photos" / f"{photo_name}.jpg")
-        hole = mini_sheet.hole_mask(name, outline, box, photo.shape[:2])
-        requests.append(Request(photo, [Placement(image, hole)], num=4))
+    requests = [
+        Request(photo, [Placement(image, outline)], mask_level=1, num=4)
+        for image, photo, outline in mini_sheet.compositions()
+    ]
 
     def holes(settings) -> list[np.ndarray]:
         """The pixels in the holes, all pictures one after the other."""

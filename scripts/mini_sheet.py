@@ -1,38 +1,35 @@
-"""Draws docs/mini.png: held-out objects composed by `mini` into held-out and known photos.
+"""Draws docs/mini/levels.png: held-out objects in held-out photos, in holes of all four levels.
 
     python scripts/mini_sheet.py [OUT]
 
-One row an object: the object, the photo with its hole, three composites by seeds 0, 1, 2.
+One row an object and a photo: the object, the photo with the outline of another of its views as
+hole, and what `mini` composes into it at the mask levels 0 (the outline) to 3 (its box).
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from imprint_jax import Compositor, geometry, images
+from imprint_jax import Compositor, Placement, Request, geometry, images
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "data" / "samples"
-TILE = 176
+TILE = 144
 
-# object, view, photo, hole: a box in pixels of the photo, or the outline of another of its views
-# put into that box.
-ROWS = (
-    ("puzzle_cube", 6, "fig", (140, 240, 390, 490), None),
-    ("cap", 30, "mountains", (250, 300, 560, 560), 20),
-    ("doll", 2, "room", (20, 370, 320, 620), 20),
-    ("bulldog", 22, "meadow", (280, 230, 560, 480), 12),
-    ("cardboard_box", 10, "creek", (220, 200, 520, 480), None),
+# Held-out objects: the view that is shown, and the one whose outline is the hole.
+OBJECTS = (
+    ("puzzle_cube", 6, 20),
+    ("cap", 30, 20),
+    ("doll", 2, 20),
+    ("bulldog", 22, 12),
+    ("chicken", 4, 24),
+    ("cardboard_box", 10, 28),
 )
-
-
-def hole_mask(name: str, outline: int | None, box: geometry.Box, shape: tuple[int, int]):
-    """The hole (h w) bool: the box, or a view's outline fitted into it, with level 1's slack."""
-    if outline is None:
-        return geometry.box_mask(box, *shape)
-    return geometry.mask_level(outline_mask(name, outline, box, shape), 1, (0.04, 0.12))
+# Held-out photos, and the box in their pixels that the outline is put into.
+PHOTOS = (("mountains", (250, 290, 530, 570)), ("coffee", (30, 140, 270, 380)))
 
 
 def outline_mask(name: str, view: int, box: geometry.Box, shape: tuple[int, int]) -> np.ndarray:
@@ -47,30 +44,38 @@ def outline_mask(name: str, view: int, box: geometry.Box, shape: tuple[int, int]
     return hole
 
 
-def tile(image: np.ndarray) -> np.ndarray:
-    """The middle square of an image, or an RGBA object on grey, at the sheet's size."""
-    if image.shape[2] == 4:
-        alpha = image[..., 3:] / 255
-        image = np.rint(image[..., :3] * alpha + 64 * (1 - alpha)).astype(np.uint8)
-    side = min(image.shape[:2])
-    y, x = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    square = Image.fromarray(image[y : y + side, x : x + side])
-    return np.asarray(square.resize((TILE, TILE), Image.Resampling.LANCZOS))
+def on_grey(image: np.ndarray) -> np.ndarray:
+    """An RGBA object on grey, at the sheet's size."""
+    alpha = image[..., 3:] / 255
+    picture = np.rint(image[..., :3] * alpha + 64 * (1 - alpha)).astype(np.uint8)
+    return np.asarray(Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.LANCZOS))
+
+
+def compositions() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Object (h w 4), photo (H W 3), and the outline (H W) bool it is put into: every row."""
+    for name, view, seen in OBJECTS:
+        image = images.read_image(SAMPLES / "objects" / name / f"{view:03d}.webp")
+        for photo_name, box in PHOTOS:
+            photo = images.read_image(SAMPLES / "photos" / f"{photo_name}.jpg")
+            yield image, photo, outline_mask(name, seen, box, photo.shape[:2])
 
 
 def main(out: Path) -> None:
     """Composes every row and writes the sheet."""
     compositor = Compositor.from_pretrained("mini")
     rows = []
-    for name, view, photo_name, box, outline in ROWS:
-        image = images.read_image(SAMPLES / "objects" / name / f"{view:03d}.webp")
-        photo = images.read_image(SAMPLES / "photos" / f"{photo_name}.jpg")
-        hole = hole_mask(name, outline, box, photo.shape[:2])
-        pictures = [np.asarray(compositor(image, photo, hole, seed=seed)) for seed in range(3)]
-        marked = geometry.fill_hole(photo, hole[..., None], "grey", grey=128)
-        rows.append(np.concatenate([tile(x) for x in (image, marked, *pictures)], axis=1))
+    for image, photo, outline in compositions():
+        crop = geometry.context_crop(geometry.mask_level(outline, 3, ()), 1.6)
+        marked = geometry.fill_hole(photo, outline[..., None], "grey", grey=128)
+        requests = [
+            Request(photo, [Placement(image, outline)], mask_level=level) for level in range(4)
+        ]
+        pictures = [np.asarray(result.pictures[0]) for result in compositor.run(requests)]
+        squares = [geometry.extract(x, crop, TILE) for x in (marked, *pictures)]
+        rows.append(np.concatenate([on_grey(image), *squares], axis=1))
+    out.parent.mkdir(exist_ok=True)
     images.write_png(out, np.concatenate(rows))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "mini.png")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "mini" / "levels.png")
