@@ -22,6 +22,9 @@ GIB = 2**30
 
 # What the child says instead of numbers when the device's memory was not enough.
 OUT_OF_MEMORY = {"out_of_memory": True}
+# What stands for the numbers of a PyTorch side that failed otherwise.
+FAILED = {"failed": True}
+LAST_LINES = 3  # of its stderr that are shown; torch.compile ends its errors with one of advice
 
 
 def training_batches(text: str) -> tuple[int, ...] | str:
@@ -128,8 +131,11 @@ def device() -> tuple[str, str]:
 def in_process(script: str, side: str, arguments: dict) -> dict:
     """What `SCRIPT SIDE ARGUMENTS` prints on its last line, as JSON.
 
+    A failure of PyTorch's side costs its own cells, not the table: `FAILED`, and the end of what it
+    wrote to stderr, of which a side that succeeds shows nothing (bars, warnings of its compiler).
+
     Raises:
-        subprocess.CalledProcessError: It failed.
+        subprocess.CalledProcessError: Our side failed.
     """
     environment = dict(os.environ)
     if side == "torch":
@@ -140,10 +146,24 @@ def in_process(script: str, side: str, arguments: dict) -> dict:
         # JAX takes three quarters of a GPU by default, which would make the largest batch smaller.
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     command = [sys.executable, script, side, json.dumps(arguments)]
-    said = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
-    return json.loads(said.splitlines()[-1])
+    stderr = subprocess.PIPE if side == "torch" else None
+    child = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
+    )
+    if side == "torch" and child.returncode:
+        print(_failure(child, arguments), file=sys.stderr)
+        return FAILED
+    child.check_returncode()
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def _failure(child: subprocess.CompletedProcess, arguments: dict) -> str:
+    """A PyTorch side's failure: the case, the exit code and the last lines of stderr."""
+    lines = [line for line in child.stderr.splitlines() if line.strip()][-LAST_LINES:]
+    said = "\n    ".join(lines)
+    return (
+        f"PyTorch's side failed, exit code {child.returncode}, {json.dumps(arguments)}:\n    {said}"
+    )
 
 
 def answer(sides: dict) -> None:
@@ -188,7 +208,7 @@ def _last_that_fits(script: str, side: str, arguments: dict) -> dict:
     found = OUT_OF_MEMORY
     for batch in _doubling():
         tried = in_process(script, side, arguments | {"batch": batch})
-        if tried == OUT_OF_MEMORY:
+        if tried in (OUT_OF_MEMORY, FAILED):
             return found
         found = tried
 
@@ -230,7 +250,7 @@ def cells(found: dict[str, dict], rate: str, kind: str) -> str:
         rate: What is counted a second.
         kind: What JAX calls the device.
     """
-    missing = [side for side in SIDES if found[side] == OUT_OF_MEMORY]
+    missing = [side for side in SIDES if rate not in found[side]]
     value = lambda side, key, form: "-" if side in missing else f"{found[side][key]:{form}}"
     pair = lambda key, form: " / ".join(value(side, key, form) for side in SIDES)
     ratio = "-" if missing else f"{found['ours'][rate] / found['torch'][rate]:.2f}"

@@ -165,7 +165,9 @@ def _torch(size: str, stage: int, remat: bool, batch: int, dtype: str, eager: bo
     trained = _freeze(peer, stage, getattr(torch, dtype))
     if remat:
         peer.unet.enable_gradient_checkpointing()
-        peer.dinov2.gradient_checkpointing_enable({"use_reentrant": False})
+        # Frozen in stage 2, where there is nothing to recompute, and torch.compile refuses it.
+        if stage == 1:
+            peer.dinov2.activation_checkpointing_enable()
     if not eager:
         peer.compile_parts()
     # Rates do not change the time; the warm-up's first ones are next to nothing.

@@ -1,6 +1,7 @@
 """What `scripts/benchmark.py` accepts on its command line."""
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,9 +42,10 @@ def test_refuses(read, text):
         read(text)
 
 
-def test_row_with_one_side_out_of_memory():
+@pytest.mark.parametrize("theirs", [benchmark_peer.OUT_OF_MEMORY, benchmark_peer.FAILED])
+def test_row_with_one_side_without_numbers(theirs):
     found = {"ours": {"rate": 2.0, "memory": 1.0, "compile": 3.0, "flops": 494.5e12}}
-    found["torch"] = benchmark_peer.OUT_OF_MEMORY
+    found["torch"] = theirs
     row = benchmark_peer.cells(found, "rate", "NVIDIA H200")
     assert row == "2 / - | - | 100% / - | 1.00 / - | 3 / -"
 
@@ -52,6 +54,32 @@ def test_row_of_an_unknown_device_has_no_utilisation():
     side = {"rate": 2.0, "memory": 1.0, "compile": 3.0, "flops": 1e12}
     found = {"ours": side, "torch": side | {"rate": 4.0}}
     assert benchmark_peer.cells(found, "rate", "cpu").startswith("2 / 4 | 0.50 | - |")
+
+
+def test_only_a_failure_of_the_torch_side_is_survived(tmp_path, capfd):
+    script = tmp_path / "side.py"
+    script.write_text("import sys; print('noise', file=sys.stderr); sys.exit('Broken: why')")
+    assert benchmark_peer.in_process(str(script), "torch", {"batch": 3}) == benchmark_peer.FAILED
+    said = capfd.readouterr().err
+    assert "PyTorch's side failed, exit code 1" in said
+    assert '"batch": 3' in said
+    assert "Broken: why" in said
+    with pytest.raises(subprocess.CalledProcessError):
+        benchmark_peer.in_process(str(script), "ours", {"batch": 3})
+
+
+def test_a_torch_side_that_succeeds_shows_no_noise(tmp_path, capfd):
+    script = tmp_path / "side.py"
+    script.write_text("import sys; print('noise', file=sys.stderr); print('{\"rate\": 2.0}')")
+    assert benchmark_peer.in_process(str(script), "torch", {}) == {"rate": 2.0}
+    assert not capfd.readouterr().err
+
+
+def test_the_largest_batch_ends_at_a_failure(monkeypatch):
+    answers = {1: {"rate": 1.0}, 2: {"rate": 2.0}, 4: benchmark_peer.FAILED}
+    ask = lambda script, side, arguments: answers[arguments["batch"]]
+    monkeypatch.setattr(benchmark_peer, "in_process", ask)
+    assert benchmark_peer.largest("script", {})["torch"] == {"rate": 2.0}
 
 
 class OutOfMemoryError(RuntimeError):
