@@ -16,6 +16,7 @@ from imprint_jax import (
     accelerators,
     diffusion,
     distributed,
+    host_memory,
     images,
     losses,
     optim,
@@ -68,6 +69,8 @@ def train(
     # Whatever can be wrong is found before anything is written, or an old run deleted.
     resuming = _check_workdir(workdir, config, resume=resume, overwrite=overwrite)
     mesh = sharding.make_mesh(config.fsdp)
+    if jax.default_backend() == "cpu":
+        host_memory.keep_freed()
     check_config(config, mesh.size)
     trainer = Trainer(config, mesh)
     console.print(_group_table(trainer))
