@@ -116,7 +116,9 @@ def train(
         for step in range(int(state.step) + 1, config.total_steps + 1):
             asked = time.monotonic()
             host_batch = next(host_batches)
-            waited = time.monotonic() - asked
+            # While the device is at the step before, nothing waits for data.
+            idle = before is None or before["loss"].is_ready()
+            waited = time.monotonic() - asked if idle else 0.0
             if step == 1:
                 batches.check_batch(host_batch, config)
                 if distributed.is_main():

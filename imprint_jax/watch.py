@@ -67,7 +67,7 @@ class Meter:
 
         Args:
             metrics: The step's, on the device.
-            waited: Seconds the step waited for data.
+            waited: Seconds the device had nothing to do but wait for data, at most.
         """
         self.metrics.append(metrics)
         self.waited += waited

@@ -24,9 +24,10 @@ from imprint_jax.inputs.transforms import OVERSIZE, random_colors, recolor
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
-PHOTOS, PHOTO_SIDE = 96, 1280  # how many, and the longer side in pixels
+PHOTOS, PHOTO_SIDE = 1000, 1280  # how many, and the longer side in pixels
 BATCH = 16
 BATCHES = 20  # on the clock
+ALONE = 160  # samples for the time of one core
 WARM_UP = 6  # batches before the clock starts: processes have started, queues are full
 
 # What 8 A100 take of stage 2, in samples a second: 312 TFLOP/s each in bfloat16 (its data sheet),
@@ -35,7 +36,7 @@ ASSUMED_RATE = 8 * 312 * 0.4 / 4.2
 
 
 def write_photos(folder: Path) -> None:
-    """Shipped objects in shipped photos, enlarged: FOLDER/NNN.jpg and FOLDER/masks/NNN.png."""
+    """Shipped objects in shipped photos, enlarged: FOLDER/NNNN.jpg and FOLDER/masks/NNNN.png."""
     (folder / "masks").mkdir(parents=True)
     rng = np.random.default_rng(0)
     views = sorted((SAMPLES / "objects").glob("*/*.webp"))
@@ -50,8 +51,8 @@ def write_photos(folder: Path) -> None:
         mask = Image.new("L", photo.size)
         photo.paste(view, place, view)
         mask.paste(view.getchannel("A").point(lambda x: 255 * (x >= 128)), place)
-        photo.save(folder / f"{number:03d}.jpg", quality=90)
-        mask.save(folder / "masks" / f"{number:03d}.png")
+        photo.save(folder / f"{number:04d}.jpg", quality=90)
+        mask.save(folder / "masks" / f"{number:04d}.png")
 
 
 def settings(records: Path, workers: int):
@@ -220,8 +221,8 @@ def data(workers: int, repeats: int) -> None:
                 shapes[loader] = {k: (tuple(v.shape), kinds[k]) for k, v in batch.items()}
                 if loader == "imprint_jax":
                     batches.close()
-            times["imprint_jax"].append(cpu_time(make_stream(c), PHOTOS))
-            times["torch"].append(cpu_time(theirs.dataset, PHOTOS))
+            times["imprint_jax"].append(cpu_time(make_stream(c), ALONE))
+            times["torch"].append(cpu_time(theirs.dataset, ALONE))
             del theirs, dataset, batches, batch  # its processes end
     print(f"load of the machine after: {os.getloadavg()[0]:.2f}")
     if shapes["imprint_jax"] != shapes["torch"]:
