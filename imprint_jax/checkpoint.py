@@ -25,6 +25,10 @@ from imprint_jax.state import TrainState
 
 log = logging.getLogger(__name__)
 
+# Of an array that several devices hold, Orbax lets each write a part. It cuts the parts one by one
+# while training waits, and a model has hundreds of small arrays: those are written whole.
+MIN_PART_BYTES = 2**20
+
 
 class Checkpoints:
     """Saves and restores the states of one run.
@@ -39,6 +43,10 @@ class Checkpoints:
         self.workdir = workdir.resolve()
         self.frozen_dir = self.workdir / "frozen"
         self.folder = self.workdir / "checkpoints"
+        handler = ocp.type_handlers.ArrayHandler(
+            min_slice_bytes_for_replica_parallel=MIN_PART_BYTES
+        )
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(

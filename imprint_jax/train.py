@@ -224,7 +224,9 @@ def _prepare_workdir(workdir: Path, config, *, overwrite: bool) -> None:
 def _load_initial(config, abstract_params: dict) -> dict:
     loaded = {}
     for component, source in config.init_from.items():
-        log.info("%s starts from %s", component, source or "random weights")
+        closed_form = component == "vae" and config.model.autoencoder != "kl"
+        otherwise = "its closed form" if closed_form else "random weights"
+        log.info("%s starts from %s", component, source or otherwise)
         if source:
             abstract = abstract_params[component]
             loaded[component] = pretrained.load_component(source, component, abstract)

@@ -9,11 +9,10 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from imprint_jax import cli, pretrained
-from imprint_jax.errors import InputError
 from imprint_jax.images import read_image
+from tests.commands import run
 from tests.test_render import write_cube
 from tests.tiny import write_objects, write_photos, write_records
 
@@ -46,16 +45,6 @@ def files(tmp_path_factory, tiny_release):
     (folder / "bomb.png").write_bytes(bomb)
     Image.fromarray(np.zeros((4, 4), np.float32)).save(folder / "float.tiff")
     return folder
-
-
-def run(*args) -> tuple[int, str]:
-    """Exit code and message of the command, as `imprint` gives them."""
-    with cli.console.capture() as capture:
-        try:
-            result = CliRunner().invoke(cli.app, [str(arg) for arg in args], catch_exceptions=False)
-        except InputError as error:
-            return 2, str(error)
-    return result.exit_code, result.output + capture.get()
 
 
 def compose_arguments(files: Path, out: Path, /, **changes) -> list[str]:
@@ -392,10 +381,9 @@ def test_render_of_scenes(tmp_path):
     write_cube(tmp_path / "models" / "cube.obj")
     command = ["data", "render", str(tmp_path / "models"), str(tmp_path / "scenes")]
     command += ["--views", "2", "--size", "16", "--workers", "1"]
-    result = CliRunner().invoke(cli.app, [*command, "--photos", str(tmp_path)])
-    assert isinstance(result.exception, InputError) and "--scenes" in str(result.exception)
-    result = CliRunner().invoke(cli.app, [*command, "--scenes", "2"])
-    assert result.exit_code == 0
+    code, output = run(*command, "--photos", tmp_path)
+    assert code == 2 and "--scenes" in output
+    assert run(*command, "--scenes", 2)[0] == 0
     folders = sorted(path.name for path in (tmp_path / "scenes" / "cube").iterdir())
     assert folders == ["000", "001"]
 

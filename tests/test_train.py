@@ -1,12 +1,10 @@
-"""Training end to end through the command, in processes of its own."""
+"""Training end to end through the command."""
 
 import json
-import os
 import resource
+import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -17,6 +15,7 @@ from flax import traverse_util
 from imprint_jax import checkpoint, images, optim, pretrained
 from imprint_jax.inputs import prepare
 from imprint_jax.models import imprint
+from tests.commands import ROOT, run, run_alone, start
 from tests.tiny import tiny_config, write_records
 
 RECIPE = """
@@ -31,34 +30,6 @@ def get_config():
         c.init_from[component] = {run!r}
     return c
 """
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def imprint_command(*args, devices: int = 2, **kwargs):
-    """Runs `imprint` in a new process, on this many fake devices."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "COLUMNS": "200",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "imprint_jax", *map(str, args)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        **kwargs,
-    )
-
-
-def start_command(*args, devices: int = 2) -> subprocess.Popen:
-    """Starts `imprint` in a new process, on this many fake devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
-        [sys.executable, "-m", "imprint_jax", *map(str, args)],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags},
-        stderr=subprocess.DEVNULL,
-    )
 
 
 @pytest.fixture
@@ -69,8 +40,8 @@ def unused_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Recipes of both stages over the same records, and a finished run of stage 1."""
+def recipes(tmp_path_factory):
+    """A folder with recipes of both stages over the same records, stage 2 after stage 1's run."""
     folder = tmp_path_factory.mktemp("runs")
     objects, photos = write_records(folder)
     views = dict(kind="views", records=objects, weight=1.0)
@@ -78,12 +49,19 @@ def runs(tmp_path_factory):
     stage1 = str(folder / "stage1")
     for stage, source, components in ((1, views, ()), (2, pasted, ("dinov2", "adapter", "unet"))):
         recipe = RECIPE.format(
-            root=ROOT, stage=stage, source=source, components=components, run=stage1
+            root=str(ROOT), stage=stage, source=source, components=components, run=stage1
         )
         (folder / f"tiny{stage}.py").write_text(recipe)
-    done = imprint_command("train", "--config", folder / "tiny1.py", "--workdir", stage1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(recipes):
+    """The recipes, and stage 1's run, finished."""
+    args = ("train", "--config", recipes / "tiny1.py", "--workdir", recipes / "stage1")
+    done = run_alone(*args)
     assert done.returncode == 0, done.stderr
-    return folder, done
+    return recipes, done
 
 
 def parameters(workdir, **kwargs):
@@ -110,13 +88,13 @@ def test_resume_in_a_new_process_is_bit_for_bit_no_interruption(runs):
     workdir = folder / "interrupted"
     recipe = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--resume")
     # Killed while at work, at the first sign of its second checkpoint.
-    process = start_command(*recipe)
+    process = start(*recipe)
     while process.poll() is None and not (workdir / "checkpoints" / "2").exists():
         pass
     process.kill()
     process.wait()
     assert 6 not in [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]")]
-    resumed = imprint_command(*recipe)
+    resumed = run_alone(*recipe)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from step" in resumed.stderr
     for ema in (True, False):
@@ -130,7 +108,7 @@ def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
     folder, _ = runs
     workdir = folder / "stage2"
     args = ("train", "--config", folder / "tiny2.py", "--workdir", workdir)
-    done = imprint_command(*args)
+    done = run_alone(*args)
     assert done.returncode == 0, done.stderr
     before, after = parameters(folder / "stage1"), parameters(workdir, ema=False)
     same = {path for path in before if np.array_equal(before[path], after[path])}
@@ -141,7 +119,7 @@ def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
     assert np.abs(after[path] - before[path]).max() < 6 * 4e-4
 
     exported = folder / "released"
-    assert imprint_command("export", workdir, exported).returncode == 0
+    assert run_alone("export", workdir, exported).returncode == 0
     config, params = pretrained.load(exported)
     assert set(config) == {*pretrained.RELEASED_FIELDS, "licences"}
     released = traverse_util.flatten_dict(params, sep="/")
@@ -154,7 +132,7 @@ def test_sigterm_saves_and_ends_with_143(runs):
     workdir = folder / "terminated"
     args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
     long = (*args, "--config.total_steps=100000", "--config.save_every=50000")
-    process = start_command(*long)
+    process = start(*long)
     while not (workdir / "metrics.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.1)
@@ -171,9 +149,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(runs):
     args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
     rates = "--config.groups=(('all','',1e30),)"
     broken = (*args, rates, "--config.log_every=4", "--config.save_every=3")
-    done = imprint_command(
-        *broken, "--config.optim.warmup_steps=1", "--config.optim.clip_norm=1e30"
-    )
+    done = run_alone(*broken, "--config.optim.warmup_steps=1", "--config.optim.clip_norm=1e30")
     assert done.returncode == 1
     assert "FloatingPointError: The loss of step" in done.stderr
     found = json.loads((workdir / "nonfinite.json").read_text())
@@ -186,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(runs):
 def test_a_dry_run_shows_and_writes_nothing(runs):
     folder, _ = runs
     args = ("train", "--config", folder / "tiny2.py", "--workdir", folder / "dry", "--dry-run")
-    done = imprint_command(*args, "--config.fsdp=2", "--config.data.sources=()")
+    done = run_alone(*args, "--config.fsdp=2", "--config.data.sources=()")
     assert done.returncode == 0, done.stderr
     assert "Where parameters lie on {'data': 1, 'fsdp': 2}" in done.stderr
     assert '"batch_size": 8' in done.stderr
@@ -207,7 +183,7 @@ def test_validation_and_previews(runs):
     args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
     watching = ("--config.validation.every=2", "--config.preview.every=3")
     steps = ("--config.sampling.num_steps=2", f"--config.data.sources=({source},)")
-    done = imprint_command(*args, *watching, *steps)
+    done = run_alone(*args, *watching, *steps)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = {x["step"]: x["validation_loss"] for x in lines if "validation_loss" in x}
@@ -221,8 +197,8 @@ def test_validation_and_previews(runs):
     wanted = {"grad_norm/unet", "lr/unet", "samples_per_second", "data_wait_share", "memory_gib"}
     assert wanted <= line.keys()
     # Without a validation split there is nothing to validate on.
-    refused = imprint_command(*args[:3], "--workdir", folder / "no", "--config.validation.every=2")
-    assert refused.returncode == 2 and "validation" in refused.stderr
+    code, said = run(*args[:3], "--workdir", folder / "no", "--config.validation.every=2")
+    assert code == 2 and "validation" in said
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -231,7 +207,7 @@ def test_several_processes_train_as_one(runs, count, unused_port):
     workdir = folder / f"processes{count}"
     args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--config.fsdp=2")
     where = ("--coordinator", f"localhost:{unused_port}", "--num-processes", count)
-    processes = [start_command(*args, *where, "--process-id", i, devices=1) for i in range(count)]
+    processes = [start(*args, *where, "--process-id", i, devices=1) for i in range(count)]
     assert [process.wait() for process in processes] == [0] * count
     read = lambda run: [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     alone, together = read(folder / "stage1"), read(workdir)
@@ -244,12 +220,12 @@ def test_a_run_goes_on_elsewhere(runs):
     folder, _ = runs
     workdir = folder / "moved"
     args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
-    process = start_command(*args)
+    process = start(*args)
     while process.poll() is None and not (workdir / "checkpoints" / "2").exists():
         time.sleep(0.02)
     process.kill()
     process.wait()
-    resumed = imprint_command(*args, "--resume", "--config.fsdp=4", devices=4)
+    resumed = run_alone(*args, "--resume", "--config.fsdp=4", devices=4)
     assert resumed.returncode == 0, resumed.stderr
     read = lambda run: {
         x["step"]: x["loss"]
@@ -264,17 +240,16 @@ def test_a_run_goes_on_elsewhere(runs):
 def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints(runs):
     folder, _ = runs
     workdir = folder / "full"
+    shutil.copytree(folder / "stage1", workdir)
+    for step in ("4", "6"):
+        shutil.rmtree(workdir / "checkpoints" / step)
     args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
-    assert imprint_command(*args, "--config.total_steps=2").returncode == 0
-    (workdir / "config.json").write_text(
-        (workdir / "config.json").read_text().replace('"total_steps": 2', '"total_steps": 6')
-    )
     # No file may grow beyond this many bytes: writing fails as on a full disk.
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
-    done = imprint_command(*args, "--resume", preexec_fn=limit)
+    done = run_alone(*args, "--resume", preexec_fn=limit)
     assert done.returncode not in (0, 143)
     assert (workdir / "checkpoints/2").is_dir() and not (workdir / "checkpoints/4").exists()
-    assert imprint_command(*args, "--resume").returncode == 0
+    assert run_alone(*args, "--resume").returncode == 0
 
 
 def test_a_used_workdir_is_not_touched(runs):
@@ -282,14 +257,13 @@ def test_a_used_workdir_is_not_touched(runs):
     workdir = folder / "stage1"
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
     args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
-    refused = imprint_command(*args)
-    assert refused.returncode == 2
-    assert "already holds a run: --resume continues it" in refused.stderr
-    changed = imprint_command(*args, "--resume", "--config.seed=7")
-    assert changed.returncode == 2
-    assert "another configuration, which differs in seed" in changed.stderr
-    both = imprint_command(*args, "--resume", "--overwrite")
-    assert both.returncode == 2 and "exclude each other" in both.stderr
+    for more, message in (
+        ((), "already holds a run: --resume continues it"),
+        (("--resume", "--config.seed=7"), "another configuration, which differs in seed"),
+        (("--resume", "--overwrite"), "exclude each other"),
+    ):
+        code, said = run(*args, *more)
+        assert code == 2 and message in said
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
@@ -298,24 +272,22 @@ def test_a_used_workdir_is_not_touched(runs):
     [
         ("--config.optim.nope=1", "Unknown config field"),
         ("--config.batch_size=many", "is of type int"),
-        ("--config.batch_size=7", "does not divide over 2 devices"),
+        ("--config.batch_size=7", "does not divide over 8 devices"),
         ("--config.stage=3", "the stages are 1 and 2"),
         ("--config.image_size=36", "is no multiple of 8"),
         ("--config.object_size=30", "is no multiple of 14"),
-        ("--config.fsdp=3", "does not divide the 2 devices"),
+        ("--config.fsdp=3", "does not divide the 8 devices"),
         ("--config.data.sources=()", "is empty"),
         ("--config.groups=(('a', 'adapter/', 1e-3),)", "match no pattern"),
         ("--config.init_from.unet=nowhere", "no model 'nowhere'"),
         ("seed=3", "overrides look like"),
     ],
 )
-def test_bad_configurations_stop_before_anything_is_written(runs, tmp_path, override, message):
-    folder, _ = runs
+def test_bad_configurations_stop_before_anything_is_written(recipes, tmp_path, override, message):
     workdir = tmp_path / "run"
-    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, override)
-    done = imprint_command(*args)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
+    args = ("train", "--config", recipes / "tiny1.py", "--workdir", workdir, override)
+    code, said = run(*args)
+    assert code == 2 and message in said
     assert not workdir.exists()
 
 
