@@ -596,6 +596,13 @@ def evaluate(
     baseline: Annotated[
         list[str] | None, typer.Option(help="paste or poisson, no model; again: the other.")
     ] = None,
+    wrong_object: Annotated[
+        bool,
+        typer.Option(
+            "--wrong-object",
+            help="Each --model also with another entry's object, as NAME_wrong: a control.",
+        ),
+    ] = False,
     clip: Clip = None,
     dino: Dino = None,
     encoder: Judge = "mini",
@@ -624,7 +631,10 @@ def evaluate(
     named = [text.partition("=") for text in results or []]
     asked = [(name, Path(folder)) if equals else (Path(name).name, Path(name))
              for name, equals, folder in named]  # fmt: skip
-    asked += [(Path(name).name, out / "results" / Path(name).name) for name in model or []]
+    models = [(Path(path).name, path) for path in model or []]
+    asked += [(name, out / "results" / name) for name, _ in models]
+    if wrong_object:
+        asked += [(f"{name}_wrong", out / "results" / f"{name}_wrong") for name, _ in models]
     asked += [(name, out / "results" / name) for name in baseline or []]
     for name, folder in asked:
         if name in folders:
@@ -632,6 +642,8 @@ def evaluate(
         folders[name] = folder
     if not folders:
         raise InputError("Give --results, --model or --baseline: something to measure.")
+    if wrong_object and not models:
+        raise InputError("--wrong-object needs --model: something that composes.")
     if worst is not None and worst not in evaluation.SORTABLE:
         raise InputError(f"--worst is {worst!r}; use one of {', '.join(evaluation.SORTABLE)}.")
     entries = manifests.read(manifest)
@@ -639,9 +651,12 @@ def evaluate(
     networks = evaluation.load_networks(
         clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone, segment=segment
     )
-    for name in model or []:
-        folder = folders[Path(name).name]
-        evaluation.compose_results(name, entries, folder, Settings(num_steps=steps), _track)
+    settings = Settings(num_steps=steps)
+    for name, path in models:
+        evaluation.compose_results(path, entries, folders[name], settings, _track)
+        if wrong_object:
+            wrong = manifests.with_other_objects(entries)
+            evaluation.compose_results(path, wrong, folders[f"{name}_wrong"], settings, _track)
     for name in baseline or []:
         evaluation.paste_results(name, entries, folders[name], _track)
     found = evaluation.evaluate(

@@ -25,7 +25,7 @@ DIR/bbox, whose text files hold X0 Y0 X1 Y1.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imprint_jax import geometry, images
@@ -126,6 +126,27 @@ def read(path: Path) -> list[Entry]:
             if other is not entry:
                 raise InputError(f"{path}: {other.id!r} and {entry.id!r} would both write {name}.")
     return entries
+
+
+def with_other_objects(entries: Sequence[Entry]) -> list[Entry]:
+    """The same entries, each with the object of the entry half the list further on.
+
+    A control: what a measure says when the object is wrong and all else is right.
+
+    Raises:
+        InputError: There are not two entries.
+    """
+    if len(entries) < 2:
+        raise InputError("Another entry's object needs a manifest of two entries or more.")
+    half = len(entries) // 2
+    changed = []
+    for entry, other in zip(entries, [*entries[half:], *entries[:half]], strict=True):
+        wrong = other.objects[0]
+        objects = tuple(
+            replace(one, views=wrong.views, view_masks=wrong.view_masks) for one in entry.objects
+        )
+        changed.append(replace(entry, objects=objects, line=entry.line | {"object_of": other.id}))
+    return changed
 
 
 def _read_lines(path: Path) -> list[Entry]:

@@ -17,6 +17,7 @@ from imprint_jax.config import load
 from imprint_jax.errors import InputError
 from imprint_jax.inputs.records import RecordSource
 from imprint_jax.metrics import perceptual
+from tests.commands import run
 from tests.test_perceptual import head_widths, torch_backbone
 from tests.tiny import write_records
 
@@ -215,12 +216,34 @@ def test_the_command(folder, tmp_path):
     assert (tmp_path / "index.html").is_file()
 
 
+def test_the_wrong_object_is_another_entrys(folder, tiny_release, tmp_path):
+    lines = (folder / "set" / "manifest.jsonl").read_text().splitlines()
+    manifest_of_two = folder / "set" / "two.jsonl"
+    manifest_of_two.write_text("\n".join([lines[0], lines[-1]]))
+    arguments = ["evaluate", "--manifest", manifest_of_two, "--model", tiny_release, "--steps", "2"]
+    code, said = run(*arguments, "--wrong-object", "--encoder", tiny_release, "--out", tmp_path)
+    assert code == 0, said
+    first, last = manifest.read(manifest_of_two)
+    (placed,), (own,) = manifest.with_other_objects([first, last])[0].objects, first.objects
+    assert placed.views == last.objects[0].views != own.views
+    assert (placed.mask, placed.box) == (own.mask, own.box)
+    name = first.names()[0]
+    right, wrong = (
+        images.read_image(tmp_path / "results" / f"tiny{which}" / name) for which in ("", "_wrong")
+    )
+    hole = first.request().parts[0].hole
+    assert np.any(right[hole] != wrong[hole])
+    methods = json.loads((tmp_path / "summary.json").read_text())["methods"]
+    assert list(methods) == ["tiny", "tiny_wrong"]
+
+
 @pytest.mark.parametrize(
     "more, message",
     [
         ([], "Give --results, --model or --baseline"),
         (["--results", "a/x", "--results", "b/x"], "Two methods are called 'x'"),
         (["--results", "a", "--worst", "copy"], "--worst is 'copy'"),
+        (["--results", "a", "--wrong-object"], "--wrong-object needs --model"),
         (["--results", "a", "--lpips", "nowhere.safetensors"], "nowhere.safetensors is missing"),
     ],
 )
