@@ -10,6 +10,7 @@ one measures only what is new.
 import functools
 import importlib.util
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -348,6 +349,7 @@ class _Run:
         made, asked = self._embeddings(encoder, crop, settings)
         objects = {key: i for i, key in enumerate(dict.fromkeys(asked))}
         gallery = np.stack([asked[key] for key in objects])
+        same = self._same_object(objects)
         for shot, row in zip(self.shots, self.rows, strict=True):
             cosines, hits = [], []
             for index, one in enumerate(shot.entry.objects):
@@ -356,16 +358,29 @@ class _Run:
                 similar = identity.cosine(embedding[None], gallery)
                 own = [objects[key] for key in views]
                 cosines.append(100 * similar[own].mean())
-                hits.append(float(int(similar.argmax()) in own))
+                hits.append(float(int(similar.argmax()) in same.get(one.object_id, own)))
             row[name], row[f"{name}_top1"] = float(np.mean(cosines)), float(np.mean(hits))
+        gallery_of = {"objects": sorted(objects), "same": {k: sorted(v) for k, v in same.items()}}
         self.measures[name] = Measure(
             "higher", about, settings, "CLIP-score, DINO-score" if name == "ours" else ""
         )
         self.measures[f"{name}_top1"] = Measure(
             "higher",
-            f"share whose nearest of the {len(objects)} pictures of objects is their own",
-            settings | {"gallery": settings_hash({"objects": sorted(objects)})},
+            f"share whose nearest of the {len(objects)} pictures of objects shows their own object",
+            settings | {"gallery": settings_hash(gallery_of)},
         )
+
+    def _same_object(self, objects: dict[str, int]) -> dict[str, set[int]]:
+        """Of each `object_id`, the numbers of its pictures."""
+        same = defaultdict(set)
+        for shot in self.shots:
+            for index, one in enumerate(shot.entry.objects):
+                if one.object_id is not None:
+                    views = range(len(one.views))
+                    same[one.object_id] |= {
+                        objects[self._view_key(shot.entry, index, view)] for view in views
+                    }
+        return same
 
     def _view_key(self, entry: Entry, index: int, view: int) -> str:
         one = entry.objects[index]

@@ -14,8 +14,9 @@ A line of a manifest, with paths relative to its file:
 `seed`        0 to 2**32 - 1 (0)
 `num`         pictures to make (1)
 `target`      the true composite, if there is one; for evaluation
-`objects`     in the place of object, object_mask, mask and box: a list of several objects with
-              these four fields each, in the order they go into the photo
+`object_id`   which object it is: pictures of one object have the same; for evaluation
+`objects`     in the place of object, object_mask, object_id, mask and box: a list of several
+              objects with these fields each, in the order they go into the photo
 
 The plain layout is that of other compositing codes: files of the same name in DIR/background,
 DIR/foreground, DIR/foreground_mask (unless the foreground has transparency) and DIR/mask or
@@ -32,13 +33,13 @@ from imprint_jax import geometry, images
 from imprint_jax.errors import InputError
 from imprint_jax.request import Placement, Request, check_numbers
 
-_OBJECT_FIELDS = {"object", "object_mask", "mask", "box"}
+_OBJECT_FIELDS = {"object", "object_mask", "object_id", "mask", "box"}
 _FIELDS = {"id", "background", "mask_level", "seed", "num", "target", "objects"} | _OBJECT_FIELDS
 
 
 @dataclass(frozen=True)
 class ObjectEntry:
-    """One object of an entry: its views, their masks (or ()), and its hole: a mask or a box.
+    """One object of an entry: views, their masks (or ()), the hole (mask or box), which object.
 
     Raises:
         InputError: There are not as many masks as views.
@@ -48,6 +49,7 @@ class ObjectEntry:
     view_masks: tuple[Path, ...]
     mask: Path | None
     box: geometry.Box | None
+    object_id: str | None = None
 
     def __post_init__(self):
         if self.view_masks and len(self.view_masks) != len(self.views):
@@ -201,6 +203,7 @@ def _parse_object(one, folder: Path) -> ObjectEntry:
         _paths(one, "object_mask", folder),
         _path(one, "mask", folder) if "mask" in one else None,
         _box(one["box"]) if "box" in one else None,
+        _object_id(one.get("object_id")),
     )
 
 
@@ -227,6 +230,12 @@ def _paths(line: dict, field: str, folder: Path) -> tuple[Path, ...]:
     if field in line and not values:
         raise InputError(f"{field} is an empty list.")
     return tuple(_path({field: one}, field, folder) for one in values)
+
+
+def _object_id(value) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise InputError(f"object_id must be text, not {value!r}.")
+    return value
 
 
 def _box(value) -> geometry.Box:

@@ -160,7 +160,8 @@ def pasted(
                 "mask": _level(hole, mask_level, config),
                 "target": target,
             }
-            folder.write(_name(records[first], first), pictures, num=num)
+            group = records[first]["group"]
+            folder.write(_name(records[first], first), pictures, object_id=group, num=num)
     return len(folder.lines)
 
 
@@ -229,7 +230,8 @@ def rendered(
                 "mask": _level(hole, mask_level, config),
                 "target": target,
             }
-            folder.write(f"{object_id}_{scene.name}_{angle:.0f}deg", pictures, num=num)
+            name = f"{object_id}_{scene.name}_{angle:.0f}deg"
+            folder.write(name, pictures, object_id=object_id, num=num)
     return len(folder.lines)
 
 
@@ -286,7 +288,10 @@ def dreambooth(
                 raise InputError(f"{pairs}, line {number + 2}: {error}") from error
             stem = f"{number:03d}_{Path(row['object']).with_suffix('').as_posix()}"
             pictures = {"object": cut, "background": background}
-            folder.write(stem.replace("/", "_"), pictures, box=box, num=num)
+            picture = Path(row["object"])
+            object_id = picture.parent.as_posix() if picture.parent.name else picture.stem
+            name = stem.replace("/", "_")
+            folder.write(name, pictures, object_id=object_id, box=box, num=num)
     return len(folder.lines)
 
 

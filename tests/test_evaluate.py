@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from imprint_jax.compose import Settings
 from imprint_jax.config import load
 from imprint_jax.errors import InputError
 from imprint_jax.inputs.records import RecordSource
-from imprint_jax.metrics import perceptual
+from imprint_jax.metrics import encoders, perceptual
 from tests.commands import run
 from tests.test_perceptual import head_widths, torch_backbone
 from tests.tiny import write_records
@@ -104,6 +105,30 @@ def test_the_truth_scores_best(found):
 
 def test_turned_colours_are_another_object(found):
     assert mean(found, "truth", "ours") > mean(found, "other", "ours")
+
+
+@pytest.mark.parametrize("named, expected", [(False, [0, 1, 0, 1]), (True, [1, 1, 0, 1])])
+def test_other_views_of_the_object_count_as_found(tmp_path, named, expected):
+    colours = {"cup1": (250, 10, 10), "cup2": (200, 60, 10), "can": (10, 250, 10)}
+    for name, colour in colours.items():
+        images.write_png(tmp_path / f"{name}.png", np.full((20, 20, 3), colour, np.uint8))
+    images.write_png(tmp_path / "mask.png", np.ones((20, 20), bool))
+    (tmp_path / "made").mkdir()
+    lines = []
+    shown_and_made = (("cup1", "cup2"), ("can", "can"), ("can", "cup2"), ("cup2", "cup2"))
+    for number, (shown, made) in enumerate(shown_and_made):
+        line = {"id": str(number), "background": "can.png", "box": [2, 2, 18, 18]}
+        line |= {"object": f"{shown}.png", "object_mask": "mask.png"}
+        lines.append(json.dumps(line | ({"object_id": shown[:3]} if named else {})))
+        shutil.copy(tmp_path / f"{made}.png", tmp_path / "made" / f"{number}.png")
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    mean_colour = lambda items: (item[0].mean(axis=(0, 1)) - 128 for item in items)
+    judge = encoders.Encoder("imprint", "mean colour", 8, "0" * 16, mean_colour)
+    entries = manifest.read(tmp_path / "manifest.jsonl")
+    networks = evaluate.Networks({"ours": judge}, None, None, None)
+    results = {"made": tmp_path / "made"}
+    found = evaluate.evaluate(entries, results, networks, tmp_path / "cache", track=untracked)
+    assert [row["ours_top1"] for row in found.rows] == expected
 
 
 def test_equal_pictures_have_no_diversity(found):

@@ -76,6 +76,7 @@ def test_every_field_is_read(pictures):
         (LINE | {"id": "b", "object": []}, "object is an empty list"),
         (LINE | {"id": "b", "object": ["o.png", 3]}, "object must be a path"),
         (LINE | {"id": "b", "object_mask": ["m.png"] * 2}, "1 pictures of the object but 2 masks"),
+        (LINE | {"id": "b", "object_id": 3}, "object_id must be text"),
         (LINE | {"id": "b", "objects": []}, "either objects, or object"),
         ({"id": "b", "background": "b.png", "objects": []}, "objects must be a list"),
         ({"id": "b", "background": "b.png", "objects": [3]}, "must be a JSON object"),
