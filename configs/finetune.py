@@ -1,6 +1,6 @@
 """Fine-tune a model on your own pairs, on one GPU of 24 GB: bfloat16, batch 16 in 16 parts.
 
-    imprint data prepare folder MY_PAIRS data/records/own --split-by photo
+    imprint data prepare folder MY_PAIRS data/records/own --split-by object
     imprint train --config finetune --workdir runs/finetune \\
         --config.init_from.dinov2=MODEL --config.init_from.adapter=MODEL \\
         --config.init_from.unet=MODEL --config.init_from.vae=MODEL

@@ -100,10 +100,15 @@ class Checkpoints:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
         )
         for step in sorted(self.manager.all_steps(), reverse=True):
-            if damage := self._damage(step):
-                self._set_aside(step, damage)
+            # One process reads all files; all of them together would read the storage idle.
+            damage = self._damage(step) if distributed.is_main() else ""
+            if distributed.any_of_all(bool(damage)):
+                self._set_aside(step, damage or "as process 0 found")
                 continue
-            restored = self._restore_step(step, target)
+            restored, error = self._try_step(step, target)
+            if distributed.any_of_all(bool(error)):
+                self._set_aside(step, error or "another process cannot read it")
+                continue
             log.info("resumed from step %d of %s", step, self.folder)
             return self._state(step, restored, target), restored["data"]["position"]
         raise InputError(f"All checkpoints of {self.workdir} are damaged; see its damaged/.")
@@ -116,10 +121,10 @@ class Checkpoints:
             steps = {path.name for path in self.folder.glob("*") if path.name.isdecimal()}
             known = {path.stem for path in folder.glob("*.json")}
             for step in known - steps:
-                (folder / f"{step}.json").unlink()
+                (folder / f"{step}.json").unlink(missing_ok=True)
             for step in steps - known:
-                files = sorted(path for path in (self.folder / step).rglob("*") if path.is_file())
                 try:
+                    files = sorted(p for p in (self.folder / step).rglob("*") if p.is_file())
                     found = {f.relative_to(self.folder / step).as_posix(): _crc32(f) for f in files}
                 except FileNotFoundError:  # it was old, and is being deleted
                     continue
@@ -132,16 +137,32 @@ class Checkpoints:
 
     def _damage(self, step: int) -> str:
         """What is wrong with a checkpoint's files; "" if nothing is, or if nothing tells."""
-        checksums = self.workdir / "checksums" / f"{step}.json"
-        if not checksums.exists():  # the process ended between the checkpoint and its checksums
-            return ""
-        for name, checksum in json.loads(checksums.read_text()).items():
+        for name, checksum in self._checksums(step).items():
             path = self.folder / str(step) / name
             if not path.is_file():
                 return f"{name} is missing"
             if _crc32(path) != checksum:
                 return f"{name} has changed"
         return ""
+
+    def _checksums(self, step: int) -> dict[str, int]:
+        """Of a checkpoint's files; none if the process ended between the two."""
+        try:
+            return json.loads((self.workdir / "checksums" / f"{step}.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+    def _try_step(self, step: int, target: TrainState):
+        """The checkpoint, and ""; or None and why it cannot be read, if no checksums vouch for it.
+
+        Without them a file may be cut short: the machine was lost before it was on disk.
+        """
+        try:
+            return self._restore_step(step, target), ""
+        except Exception as error:  # Orbax has no narrower one for damaged files
+            if self._checksums(step):
+                raise
+            return None, f"it cannot be read: {error}"
 
     def _restore_step(self, step: int, target: TrainState):
         items = {name: ocp.args.StandardRestore(tree) for name, tree in target.trained.items()}
@@ -173,7 +194,7 @@ class Checkpoints:
         if distributed.is_main():
             damaged.parent.mkdir(exist_ok=True)
             (self.folder / str(step)).rename(damaged)
-            (self.workdir / "checksums" / f"{step}.json").unlink()
+            (self.workdir / "checksums" / f"{step}.json").unlink(missing_ok=True)
         distributed.wait_for_all(f"moved {step}")
         self.manager.reload()
 

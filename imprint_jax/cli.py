@@ -506,8 +506,8 @@ def show(
     kind: Annotated[
         str | None,
         typer.Option(
-            help="How samples are made: views, video, photo, pair or pasted (default: as the set"
-            " is meant)."
+            help="How samples are made: views, video, photo, pair, scenes or pasted (default: as"
+            " the set is meant)."
         ),
     ] = None,
     backgrounds: Annotated[

@@ -147,7 +147,7 @@ def default() -> ConfigDict:
             spacing="leading",  # of the timesteps; or "trailing", for zero terminal SNR
         )
     )
-    return c
+    return c.lock()
 
 
 def config_file(name: str) -> Path:
@@ -211,7 +211,10 @@ def load_recipe(name: str, *arguments) -> ConfigDict | None:
         inspect.signature(recipe["get_config"]).bind(*arguments)
     except TypeError as error:
         raise InputError(f"{path} does not take {arguments}: {error}.") from error
-    return recipe["get_config"](*arguments)
+    try:
+        return recipe["get_config"](*arguments)
+    except (AttributeError, KeyError) as error:  # ml_collections' for a field that is none
+        raise InputError(f"{path}: {error.args[0]}") from error
 
 
 def stage_recipe(scale: str, stage: int) -> ConfigDict:

@@ -4,6 +4,7 @@ import logging
 import signal
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from imprint_jax.errors import InputError
@@ -49,6 +50,13 @@ def wait_for_all(name: str) -> None:
     """Returns when every process has come to the barrier of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def any_of_all(flag: bool) -> bool:
+    """Whether it is so on any process; all must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 class StopSignal:

@@ -150,9 +150,14 @@ def check_config(config, devices: int) -> None:
     """Refuses what no run on so many devices can do.
 
     Raises:
-        InputError: Unknown stage, settings that exclude each other, or a batch that does not
-            divide over the devices.
+        InputError: Unknown stage or dtype, numbers that must be positive, settings that exclude
+            each other, or a batch that does not divide over the devices.
     """
+    for field in ("total_steps", "batch_size", "log_every", "save_every"):
+        if config[field] < 1:
+            raise InputError(f"config.{field} = {config[field]} must be 1 or more.")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"config.dtype = {config.dtype!r} must be float32 or bfloat16.")
     if config.stage not in losses.STAGE_LOSS:
         raise InputError(f"config.stage = {config.stage}; the stages are 1 and 2.")
     diffusion.check_config(config)
@@ -194,7 +199,13 @@ def _check_workdir(workdir: Path, config, *, resume: bool, overwrite: bool) -> b
             f"{workdir} was started with another configuration, which differs in"
             f" {', '.join(changed)}; --resume with the same, or use another workdir."
         )
-    return any(p.name.isdecimal() for p in (workdir / "checkpoints").glob("*"))
+    there = any(p.name.isdecimal() for p in (workdir / "checkpoints").glob("*"))
+    if not there and (workdir / "damaged").exists():
+        raise InputError(
+            f"All checkpoints of {workdir} were damaged and are in its damaged/: nothing is left to"
+            " go on from. Start again with --overwrite or in another workdir."
+        )
+    return there
 
 
 # What may change when a run goes on: what it shows and keeps, and how it is spread over machines.
@@ -260,8 +271,7 @@ class Observer:
 
     def _first_batches(self, count: int) -> list[dict]:
         """The first batches of the validation split, on the host."""
-        held_out = self.config.copy_and_resolve_references().unlock()
-        held_out.data.split = "validation"
+        held_out = pipeline.held_out(self.config)
         held_out.data.num_workers = 0
         dataset = pipeline.make_dataset(
             held_out, process_index=jax.process_index(), process_count=jax.process_count()
@@ -279,6 +289,7 @@ class Observer:
                 for batch in self.batches[: self.config.validation.batches]
             ]
             meter.add({"validation_loss": float(np.mean(jax.device_get(each)))})
+            meter.restart_clock()
         if due(self.config.preview):
             meter.look()
             picture = self._picture(state)
@@ -286,6 +297,7 @@ class Observer:
                 (self.workdir / "previews").mkdir(exist_ok=True)
                 images.write_png(self.workdir / "previews" / f"{step:08d}.png", picture)
                 meter.add_picture("preview", picture)
+            meter.restart_clock()
 
     def _picture(self, state: TrainState) -> np.ndarray:
         """One sample a row: object, target, target with a red hole, without and with guidance."""

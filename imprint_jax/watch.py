@@ -37,7 +37,8 @@ class Meter:
             str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=self.main
         )
         self.metrics: list[dict] = []  # of the steps since the last look, on the device
-        self.step, self.since, self.waited = start, time.monotonic(), 0.0
+        self.step = start
+        self.restart_clock()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -79,13 +80,13 @@ class Meter:
         """Reads the steps since the last look, and writes and shows their means.
 
         Raises:
-            FloatingPointError: A loss is not a number; WORKDIR/nonfinite.json says which step's,
-                and which samples were in it.
+            FloatingPointError: A loss or gradient is not finite; WORKDIR/nonfinite.json says which
+                step's, and which samples were in it.
         """
         if not self.metrics:
             return
         steps = [jax.device_get(metrics) for metrics in self.metrics]
-        self._check_finite([float(step["loss"]) for step in steps])
+        self._check_finite(steps)
         seconds = time.monotonic() - self.since
         values = self._means(steps)
         rate = len(steps) * self.config.batch_size / seconds
@@ -101,7 +102,12 @@ class Meter:
         self._write(values)
         self.progress.update(self.task, completed=self.step, loss=values["loss"], rate=rate)
         log.info("step %d  loss %.4f  %.1f samples/s", self.step, values["loss"], rate)
-        self.metrics, self.waited, self.since = [], 0.0, time.monotonic()
+        self.metrics = []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Rates are of the time from here on; for work that is no training."""
+        self.waited, self.since = 0.0, time.monotonic()
 
     def add(self, values: dict[str, float]) -> None:
         """Writes numbers that belong to the last step looked at, as a validation's."""
@@ -130,19 +136,24 @@ class Meter:
         for name, value in values.items():
             self.board.add_scalar(name, value, self.step)
 
-    def _check_finite(self, losses: list[float]) -> None:
-        for number, loss in enumerate(losses):
-            if math.isfinite(loss):
+    def _check_finite(self, steps: list[dict]) -> None:
+        # A finite loss may have a gradient that is not, and parameters are lost with it.
+        for number, (name, value) in (
+            (k, (name, float(step[name])))
+            for k, step in enumerate(steps)
+            for name in ("loss", "grad_norm")
+        ):
+            if math.isfinite(value):
                 continue
             step = self.step + number + 1
             first = (step - 1) * self.config.batch_size
             ids = [first, first + self.config.batch_size - 1]
-            found = {"step": step, "loss": str(loss), "first_and_last_sample": ids}
+            found = {"step": step, name: str(value), "first_and_last_sample": ids}
             (self.workdir / "nonfinite.json").write_text(json.dumps(found) + "\n")
             raise FloatingPointError(
-                f"The loss of step {step} is {loss} (samples {ids[0]} to {ids[1]} of the data);"
-                " no checkpoint was saved since. Resume from the last one with a lower learning"
-                " rate or in float32."
+                f"The {name} of step {step} is {value} (samples {ids[0]} to {ids[1]} of the data);"
+                " no checkpoint was saved since. Start a new run from the last one"
+                " (--config.init_from.unet=WORKDIR ...) with a lower learning rate or in float32."
             )
 
 

@@ -71,6 +71,19 @@ def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, run, item, how, capl
     assert sorted(p.stem for p in (copy / "checksums").glob("*.json")) == ["2", "4"]
 
 
+@pytest.mark.parametrize("checksums", [None, ""])
+def test_a_checkpoint_without_checksums_is_set_aside_if_it_cannot_be_read(tmp_path, run, checksums):
+    workdir, trainer, _ = run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    file = copy / "checksums/6.json"
+    file.unlink() if checksums is None else file.write_text(checksums)
+    path = max((copy / "checkpoints/6/opt").rglob("*"), key=lambda p: p.stat().st_size)
+    damage(path, "truncated")
+    assert restored(copy, trainer) == (4, 40)
+    assert (copy / "damaged/6").is_dir()
+
+
 def test_all_damaged(tmp_path, run):
     workdir, trainer, _ = run
     copy = tmp_path / "run"

@@ -207,13 +207,18 @@ def test_photos_with_masks(tmp_path):
     for number, x in ((1, 20), (2, 60)):
         save(src / "masks" / "zwei Katzen ä" / f"{number}.png", white(disc(x)))
     save(src / "masks" / "small.png", white(disc(radius=1)))
+    save(src / "masks" / "one_mask.png", white(disc()))
     (src / "more").mkdir()
     records, rejects = prepared("photos", src, tmp_path)
     assert ids(records) == [
         ("one", 0, 0), ("plain", 0, 0), ("zwei Katzen ä", 1, 0), ("zwei Katzen ä", 2, 0),
     ]  # fmt: skip
     assert [bool(mask_of(r).any()) for r in records] == [True, False, True, True]
-    assert rejects == [("small.png", "object too small"), ("more", "folder among photos")]
+    assert rejects == [
+        ("small.png", "object too small"),
+        ("masks/one_mask.png", "no photo"),
+        ("more", "folder among photos"),
+    ]
 
 
 def runs(mask):
@@ -267,6 +272,7 @@ def test_photos_in_coco_format(tmp_path, nested):
         {"id": 8, "image_id": 10, "segmentation": {"size": [9, 9], "counts": [81]}},
         {"id": 9, "image_id": 10, "segmentation": [[1, "x"]]},
         {"id": 10, "image_id": 99, "segmentation": []},
+        {"id": 11, "image_id": 10, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [10**13]}},
     ]
     images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (9, 10, 11, 12)]
     content = {"images": images, "annotations": annotations, "categories": []}
@@ -285,6 +291,7 @@ def test_photos_in_coco_format(tmp_path, nested):
     assert not mask_of(records[2]).any()
     assert sorted(reason for _, reason in rejects) == [
         "crowd", "mask of another size", "missing picture", "missing picture", "unreadable mask",
+        "unreadable mask",
     ]  # fmt: skip
 
 
@@ -307,6 +314,25 @@ def test_folder(tmp_path):
     box = mask_of(records[3])
     assert (box[20:50, 10:40] == 255).all() and np.count_nonzero(box) == 900
     assert rejects == [("target/c.png", "no target"), ("background/nobody.jpg", "no foreground")]
+
+
+def test_pairs_of_a_folder_fit_and_stay_together(tmp_path):
+    src = tmp_path / "pairs"
+    names = [f"{k:02d}" for k in range(20)]
+    for name in names:
+        save(src / "foreground" / f"{name}.png", pixels(1))
+        save(src / "foreground_mask" / f"{name}.png", white(np.ones((HEIGHT, WIDTH), bool)))
+        save(src / "target" / f"{name}.png", pixels(3))
+        save(src / "mask" / f"{name}.png", white(disc()))
+    save(src / "background" / "03.jpg", pixels(2, height=HEIGHT - 8))
+    records, rejects = prepared(
+        "folder", src, tmp_path, split_by="photo", fractions=(0.5, 0.5, 0.0)
+    )
+    splits = json.loads((tmp_path / "records" / "splits.json").read_text())
+    assert sorted(splits["train"] + splits["validation"]) == names and splits["validation"]
+    whole = [pair for name in splits["train"] for pair in ((name, 0, 0), (name, 0, 1))]
+    assert ids(records) == [pair for pair in whole if pair != ("03", 0, 1)]
+    assert rejects == [("background/03.jpg", "background of another size")]
 
 
 @pytest.mark.parametrize(

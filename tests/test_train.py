@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from rich.console import Console
 
 from imprint_jax import checkpoint, images, optim, pretrained
 from imprint_jax.inputs import prepare
 from imprint_jax.models import imprint
+from imprint_jax.watch import Meter
 from tests.commands import ROOT, run, run_alone, start
 from tests.tiny import tiny_config, write_records
 
@@ -159,6 +161,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(runs):
     assert all(step < found["step"] for step in saved)
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
+    c = tiny_config(1)
+    with (
+        Meter(tmp_path, c, Console(), 6, None) as meter,
+        pytest.raises(FloatingPointError, match="The grad_norm of step 7 is inf"),
+    ):
+        meter.update({"loss": np.float32(1), "grad_norm": np.float32(np.inf)}, 0.0)
+    found = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert found == {"step": 7, "grad_norm": "inf", "first_and_last_sample": [48, 55]}
+
+
 def test_a_dry_run_shows_and_writes_nothing(runs):
     folder, _ = runs
     args = ("train", "--config", folder / "tiny2.py", "--workdir", folder / "dry", "--dry-run")
@@ -198,17 +211,49 @@ def test_validation_and_previews(runs):
     assert wanted <= line.keys()
     # Without a validation split there is nothing to validate on.
     code, said = run(*args[:3], "--workdir", folder / "no", "--config.validation.every=2")
-    assert code == 2 and "validation" in said
+    assert code == 2 and "validation" in said and not (folder / "no").exists()
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_train_as_one(runs, count, unused_port):
+def start_processes(count: int, port: int, *args):
+    where = ("--coordinator", f"localhost:{port}", "--num-processes", count)
+    return [start(*args, *where, "--process-id", i, devices=1) for i in range(count)]
+
+
+def test_processes_stop_together_and_one_goes_on_alone(runs, unused_port):
     folder, _ = runs
-    workdir = folder / f"processes{count}"
+    workdir = folder / "together"
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
+    args += ("--config.total_steps=100000", "--config.save_every=50000")
+    read = lambda run: [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = lambda: len(read(workdir)) if (workdir / "metrics.jsonl").exists() else 0
+
+    processes = start_processes(2, unused_port, *args)
+    while steps() < 6:
+        assert [process.poll() for process in processes] == [None, None]
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    assert [process.wait() for process in processes] == [143, 143]
+    saved = steps()
+    assert [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*")] == [saved]
+
+    alone = start(*args, "--resume")
+    while steps() == saved:
+        assert alone.poll() is None
+        time.sleep(0.1)
+    alone.send_signal(signal.SIGTERM)
+    assert alone.wait() == 143
+    together = read(workdir)
+    assert [x["step"] for x in together] == list(range(1, len(together) + 1))
+    expected = [x["loss"] for x in read(folder / "stage1")]
+    np.testing.assert_allclose([x["loss"] for x in together[:6]], expected, rtol=1e-5)
+
+
+def test_four_processes_train_as_one(runs, unused_port):
+    folder, _ = runs
+    workdir = folder / "four"
     args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--config.fsdp=2")
-    where = ("--coordinator", f"localhost:{unused_port}", "--num-processes", count)
-    processes = [start(*args, *where, "--process-id", i, devices=1) for i in range(count)]
-    assert [process.wait() for process in processes] == [0] * count
+    processes = start_processes(4, unused_port, *args)
+    assert [process.wait() for process in processes] == [0] * 4
     read = lambda run: [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     alone, together = read(folder / "stage1"), read(workdir)
     assert [x["step"] for x in together] == [x["step"] for x in alone]
@@ -272,6 +317,9 @@ def test_a_used_workdir_is_not_touched(runs):
     [
         ("--config.optim.nope=1", "Unknown config field"),
         ("--config.batch_size=many", "is of type int"),
+        ("--config.save_every=0", "config.save_every = 0 must be 1 or more"),
+        ("--config.dtype=float17", "must be float32 or bfloat16"),
+        ("--config.data.sources=({'kind': 'views', 'records': 'x'},)", "lacks 'weight'"),
         ("--config.batch_size=7", "does not divide over 8 devices"),
         ("--config.stage=3", "the stages are 1 and 2"),
         ("--config.image_size=36", "is no multiple of 8"),
@@ -289,6 +337,29 @@ def test_bad_configurations_stop_before_anything_is_written(recipes, tmp_path, o
     code, said = run(*args)
     assert code == 2 and message in said
     assert not workdir.exists()
+
+
+def test_a_recipe_with_an_unknown_field_is_refused(tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from imprint_jax import config\n"
+        "def get_config():\n"
+        "    c = config.default()\n"
+        "    c.optim.warmup = 5\n"
+        "    return c\n"
+    )
+    code, said = run("train", "--config", recipe, "--workdir", tmp_path / "run")
+    assert code == 2 and "mine.py" in said and "warmup" in said
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(runs, tmp_path):
+    folder, _ = runs
+    workdir = tmp_path / "run"
+    shutil.copytree(folder / "stage1", workdir)
+    shutil.move(workdir / "checkpoints", workdir / "damaged")
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--resume")
+    code, said = run(*args)
+    assert code == 2 and "nothing is left to go on from" in said
 
 
 @pytest.mark.parametrize("stage", [1, 2])

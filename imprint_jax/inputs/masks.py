@@ -141,6 +141,8 @@ def _coco_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
             )
         counts = segmentation["counts"]
         runs = _coco_runs(counts) if isinstance(counts, str) else counts
+        if sum(runs) != height * width:  # before memory is taken for it
+            raise ValueError(f"its runs count {sum(runs)} pixels of {height * width}")
         values = np.arange(len(runs)) % 2 * 255
         return np.repeat(values, runs).reshape(width, height).T.astype(np.uint8)
     except (TypeError, KeyError, ValueError) as error:

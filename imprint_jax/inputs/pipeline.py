@@ -9,6 +9,8 @@ one integer, the number of samples consumed by all hosts together: `start` resum
 number of hosts and workers.
 """
 
+import signal
+
 import grain
 import numpy as np
 from absl import flags
@@ -36,6 +38,7 @@ def make_stream(config) -> grain.MapDataset:
         raise InputError("config.data.sources is empty; name at least one prepared data set.")
     streams, weights = [], []
     for number, source in enumerate(config.data.sources):
+        _check_source(source)
         transform = make_transform(config, source)
         seed = np.random.SeedSequence([config.seed, number]).generate_state(1)[0]
         streams.append(
@@ -49,6 +52,14 @@ def make_stream(config) -> grain.MapDataset:
     return grain.MapDataset.mix(streams, weights).map_with_index(_number)
 
 
+def _check_source(source) -> None:
+    needed = ["kind", "records", "weight"]
+    needed += ["backgrounds"] if source.get("kind") == "pasted" else []
+    for field in needed:
+        if field not in source:
+            raise InputError(f"config.data.sources: {dict(source)} lacks {field!r}.")
+
+
 def check_sources(config) -> None:
     """Opens every data set, so that mistakes are found before a model is built.
 
@@ -56,6 +67,15 @@ def check_sources(config) -> None:
         InputError: As `make_stream`.
     """
     make_stream(config)
+    if config.validation.every or config.preview.every:
+        make_stream(held_out(config))
+
+
+def held_out(config):
+    """The configuration with the split "validation" for its data, unlocked."""
+    config = config.copy_and_resolve_references().unlock()
+    config.data.split = "validation"
+    return config
 
 
 def make_dataset(
@@ -93,8 +113,13 @@ def make_dataset(
         if not flags.FLAGS.is_parsed():  # Grain reads its flags when it starts workers
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers=config.data.num_workers)
-        dataset = dataset.mp_prefetch(workers)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_ignore_sigterm)
     return dataset
+
+
+def _ignore_sigterm(worker: int, workers: int) -> None:
+    """Schedulers signal all processes of a job; the training's own says when these end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def make_transform(config, source) -> ViewPair | Pasted | InPlace | InScene:

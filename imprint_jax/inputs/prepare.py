@@ -55,6 +55,7 @@ CHUNK_PICTURES = 4096
 MIN_CHUNKS = 64
 
 NO_SPLIT = "in no split"
+NOT_UTF8 = "name not UTF-8"
 
 # Formats that records keep as they came; others are stored as PNG. MPO is a phone's JPEG with more
 # pictures after the first.
@@ -415,7 +416,7 @@ def _read_group(job: Job, group: Group | Reject) -> Iterator[Reject | tuple[str,
     try:
         group.name.encode()
     except UnicodeEncodeError:
-        yield Reject("name not UTF-8", "Records hold names as UTF-8; rename it.", group.folder)
+        yield Reject(NOT_UTF8, "Records hold names as UTF-8; rename it.", group.folder)
         return
     try:
         pictures = list(READERS[job.name].pictures(group))
@@ -437,11 +438,11 @@ def _read_picture(
 ) -> Iterator[Reject | tuple[str, str, Record]]:
     photo = Path(_relative(job, picture.path)).with_suffix("").as_posix()
     if job.unit != "object":  # decided before anything is read
-        unit = group.name if job.unit == "video" else photo
+        unit = group.name if job.unit == "video" or READERS[job.name].pairs else photo
         split = _split(job, unit)
     data, image = _load(picture.path)
     job.filters.check_picture(image)
-    background = _load(picture.background)[0] if picture.background else b""
+    background = _load_background(picture, image) if picture.background else b""
     for instance, mask in picture.masks(image):
         try:
             if job.unit == "object":
@@ -485,7 +486,11 @@ def _split(job: Job, unit: str) -> str:
         if unit not in job.split_of:
             raise Reject(NO_SPLIT, f"The splits file does not name {unit}.")
         return job.split_of[unit]
-    place = int.from_bytes(hashlib.sha256(unit.encode()).digest()[:8]) / 2**64
+    try:
+        digest = hashlib.sha256(unit.encode()).digest()
+    except UnicodeEncodeError:
+        raise Reject(NOT_UTF8, "Records hold names as UTF-8; rename it.") from None
+    place = int.from_bytes(digest[:8]) / 2**64
     bounds = np.cumsum(job.fractions)
     return SPLITS[min(int(np.searchsorted(bounds, place, side="right")), 2)]
 
@@ -507,6 +512,16 @@ def _load(path: Path) -> tuple[bytes, np.ndarray]:
     if Image.open(io.BytesIO(data)).format not in KEPT_FORMATS:
         data = encode_png(image)
     return data, image
+
+
+def _load_background(picture: Picture, image: np.ndarray) -> bytes:
+    """The file of the picture without the object, which must be as large."""
+    data, background = _load(picture.background)
+    if background.shape[:2] != image.shape[:2]:
+        sizes = [f"{width}x{height}" for height, width in (background.shape[:2], image.shape[:2])]
+        what = f"It is {sizes[0]}, the picture with the object {sizes[1]}."
+        raise Reject("background of another size", what, picture.background)
+    return data
 
 
 def _shrink(record: Record, max_side: int) -> Record:

@@ -17,7 +17,7 @@ from imprint_jax.geometry import fill_hole, mask_level
 from imprint_jax.images import MASK_THRESHOLD
 from imprint_jax.inputs.pipeline import make_transform
 from imprint_jax.inputs.records import RecordSource, check_unused
-from imprint_jax.inputs.transforms import Scene, decode_view
+from imprint_jax.inputs.transforms import Scene, decode_view, make_sample
 
 THUMBNAIL = 256  # pixels, the longer side
 EXAMPLES = 5  # rejects shown a reason
@@ -152,7 +152,8 @@ def _sample(number: int, scene: Scene, records: RecordSource, settings, building
     parts = {"object": scene.object, "target": scene.target}
     if settings.stage == 2:
         levels = [mask_level(scene.hole, k, settings.data.mask_sigmas) for k in range(4)]
-        parts["hole"] = fill_hole(scene.target, levels[1][..., None], "grey", 128)
+        parts["target"] = make_sample(scene, levels[1])["target"]
+        parts["hole"] = fill_hole(parts["target"], levels[1][..., None], "grey", 128)
         parts |= {f"mask{k}": level.astype(np.uint8) * 255 for k, level in enumerate(levels)}
     pictures = [_write(building, f"sample_{number}_{key}", part) for key, part in parts.items()]
     names = [

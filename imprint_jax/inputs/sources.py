@@ -70,6 +70,7 @@ class Reader(NamedTuple):
     group_size: int = 30  # pictures a group, roughly
     one_object: bool = False  # all of a group is one object, whatever its instances are
     backgrounds: bool = False  # pictures without a mask are kept, to serve as backgrounds
+    pairs: bool = False  # a group is one pair: it stays in one split, whatever is split by
 
 
 # ---------------------------------------------------------------------------- folders and files
@@ -387,6 +388,10 @@ def photos_groups(src: Path) -> Iterator[Group | Reject]:
         return
     for _, path in _pictures(src):
         yield Group(path.stem, path, about=src / "masks")
+    photos = _stems(src)
+    for path in sorted((src / "masks").glob("[!.]*")):
+        if (path.name if path.is_dir() else path.stem) not in photos:
+            yield Reject("no photo", "No photo has the name of this mask.", path)
     for found in _folders(src):
         path = found.path if isinstance(found, Reject) else found
         if path.suffix.lower() in PICTURES or path.name == "masks":
@@ -410,7 +415,7 @@ def photos_pictures(group: Group) -> Iterator[Picture | Reject]:
         )
         yield Picture(group.folder, 0, masks)
     else:
-        yield Picture(group.folder, 0, partial(one_mask, group.about / f"{group.name}.png"))
+        yield Picture(group.folder, 0, partial(one_mask, _file(group.about, group.name)))
 
 
 def _jsons(folder: Path) -> list[Path]:
@@ -453,11 +458,12 @@ def folder_groups(src: Path) -> Iterator[Group | Reject]:
     bcmi/ObjectStitch-Image-Composition; "target" is ours, and training needs it.
     """
     _need(src, "foreground", "foreground_mask", "background")
+    foregrounds = _stems(src / "foreground")
     for _, path in _pictures(src / "foreground"):
         yield Group(path.stem, path, about=src)
     for name in ("background", "target"):
         for path in _stems(src / name).values():
-            if path.stem not in _stems(src / "foreground"):
+            if path.stem not in foregrounds:
                 yield Reject("no foreground", "No foreground has its name.", path)
 
 
@@ -539,7 +545,10 @@ READERS: dict[str, Reader] = {
     # Pieces are several people, who stay together.
     "ppr10k": Reader(ppr10k_groups, ppr10k_pictures, Filters(min_component=0.0), group_size=7),
     "photos": Reader(photos_groups, photos_pictures, group_size=1, backgrounds=True),
-    "folder": Reader(folder_groups, folder_pictures, group_size=2),
+    # Objects may fill their own pictures.
+    "folder": Reader(
+        folder_groups, folder_pictures, Filters(max_area=1.0), group_size=2, pairs=True
+    ),
     # Renders are sharp, and whole but for what stands before them.
     "scenes": Reader(
         scenes_groups,

@@ -361,7 +361,7 @@ class ViewPair(grain.transforms.RandomMap):
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         scene = self.scene(k, rng)
-        return _sample(scene, scene.hole)
+        return make_sample(scene, scene.hole)
 
 
 class Pasted(grain.transforms.RandomMap):
@@ -502,10 +502,10 @@ def with_shadow(target: np.ndarray, background: np.ndarray, hole: np.ndarray) ->
 
 
 def _with_random_level(scene: Scene, config, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return _sample(scene, mask_level(scene.hole, int(rng.integers(4)), config.data.mask_sigmas))
+    return make_sample(scene, mask_level(scene.hole, int(rng.integers(4)), config.data.mask_sigmas))
 
 
-def _sample(scene: Scene, mask: np.ndarray) -> dict[str, np.ndarray]:
+def make_sample(scene: Scene, mask: np.ndarray) -> dict[str, np.ndarray]:
     """What the stream holds; see batch.py."""
     mask, target = mask[..., None], scene.target
     if scene.background is not None:

@@ -7,7 +7,6 @@
 # the time limit: the run saves and ends, and the job is queued again to go on.
 #SBATCH --job-name=imprint
 #SBATCH --ntasks-per-node=8
-#SBATCH --gpus-per-task=1
 #SBATCH --cpus-per-task=16
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
