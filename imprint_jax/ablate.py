@@ -95,6 +95,8 @@ def variants(
     Raises:
         InputError: No such suite, ablation, scale or field.
     """
+    if any(override.startswith("--config.total_steps=") for override in overrides):
+        raise InputError("Stages have different lengths: use --steps, not --config.total_steps.")
     names = SUITES.get(suite, tuple(suite.split(",")))
     full = config.stage_recipe(scale, 2)
     share = 1.0 if steps is None else steps / full.total_steps
@@ -171,8 +173,8 @@ def ablate(
     records = RecordSource(_probe_records(scale), "test")
     for variant in suite:
         run = _trained(variant, out / "runs", console)
-        model = _exported(run, out / "models" / variant.label)
         results[variant.label] = out / "results" / variant.label
+        model = _exported(run, out / "models" / variant.label, results[variant.label])
         evaluate.compose_results(model, entries, results[variant.label], settings, track)
         probes[variant.label] = probe.probe(encoders.load(model), records, track=track)
     baselines = ["paste", "poisson"]
@@ -243,7 +245,12 @@ def _trained(variant: Variant, runs: Path, console) -> Path:
 
 
 def _run(c: ConfigDict, runs: Path, variant: Variant, console) -> Path:
-    digest = hashlib.sha256(c.to_json(sort_keys=True).encode()).hexdigest()[:8]
+    # Runs are known by their names, so that `runs` may be moved.
+    named = c.copy_and_resolve_references().unlock()
+    for component, path in c.init_from.items():
+        if path and Path(path).parent == runs:
+            named.init_from[component] = Path(path).name
+    digest = hashlib.sha256(named.to_json(sort_keys=True).encode()).hexdigest()[:8]
     there = sorted(runs.glob(f"*-stage{c.stage}-{digest}"))
     workdir = there[0] if there else runs / f"{variant.label}-stage{c.stage}-{digest}"
     if (workdir / "checkpoints" / str(c.total_steps)).is_dir():
@@ -255,11 +262,15 @@ def _run(c: ConfigDict, runs: Path, variant: Variant, console) -> Path:
     return workdir
 
 
-def _exported(run: Path, folder: Path) -> Path:
-    """A released folder of a run; `from` in it says of which, so that it is renewed."""
+def _exported(run: Path, folder: Path, results: Path) -> Path:
+    """A released folder of a run; `from` in it says of which, so that it is renewed.
+
+    What a model before it composed goes with it.
+    """
     mark = folder / "from"
     if not mark.is_file() or mark.read_text() != run.name:
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(results, ignore_errors=True)
         licences = pretrained.load_licences(str(run))
         pretrained.save(folder, *checkpoint.load_params(run), licences)
         mark.write_text(run.name)

@@ -20,6 +20,7 @@ from imprint_jax import images, pretrained
 from imprint_jax.compose import Compositor, Settings
 from imprint_jax.errors import InputError
 from imprint_jax.manifest import Entry
+from imprint_jax.tensors import file_hash
 
 # What must be equal for pictures to belong into one folder.
 _SAME = ("model_sha256", "dtype", "settings")
@@ -89,7 +90,9 @@ def unfinished(entries: Iterable[Entry], out: Path, how: dict) -> list[Entry]:
                 )
         entry = by_id.get(line["id"])
         known = entry is None or (
-            line["entry"] == entry.line and all((out / name).exists() for name in entry.names())
+            line["entry"] == entry.line
+            and line.get("inputs") == _inputs(entry)
+            and all((out / name).exists() for name in entry.names())
         )
         if known:
             kept[line["id"]] = text
@@ -148,9 +151,15 @@ def compose_entries(
         for number, (name, picture) in enumerate(zip(entry.names(), result.pictures, strict=True)):
             images.write_png(out / name, np.asarray(picture), png_text(how, entry.seed, number))
         line = {"id": entry.id, "pictures": entry.names(), "seed": entry.seed}
-        _append(out / "results.jsonl", line | how | {"entry": entry.line})
+        line |= how | {"entry": entry.line, "inputs": _inputs(entry)}
+        _append(out / "results.jsonl", line)
         yield entry, None
     yield from failures()
+
+
+def _inputs(entry: Entry) -> list[str]:
+    """What is in the files that an entry names; "" for one that is missing."""
+    return [file_hash(path)[:16] if path.is_file() else "" for path in entry.files()]
 
 
 def _append(path: Path, line: dict) -> None:

@@ -280,7 +280,8 @@ def plan(
         str | None, typer.Option(help="data=2,fsdp=4 (default: the recipe's fsdp).")
     ] = None,
     global_batch: Annotated[
-        int | None, typer.Option(help="Samples a step over all devices (default: the recipe's).")
+        int | None,
+        typer.Option(help="Samples a step over all devices; steps for as many samples in all."),
     ] = None,
     accelerator: Annotated[
         list[str] | None, typer.Option(help="One of the table; again: more (default: all).")
@@ -294,6 +295,7 @@ def plan(
     Compiles the step for fake CPU devices, which takes minutes at full size; runs nothing.
     `--config.a.b=value` works as in `imprint train`.
     """
+    from imprint_jax import config as configs
     from imprint_jax import plan as plans
     from imprint_jax.accelerators import ACCELERATORS
 
@@ -302,7 +304,10 @@ def plan(
         raise InputError(f"Unknown --accelerator {unknown[0]}; known are {known}.")
     overrides = list(context.args)
     if global_batch is not None:
+        recipe = configs.load(config, overrides)
+        steps = round(recipe.total_steps * recipe.batch_size / max(global_batch, 1))
         overrides.append(f"--config.batch_size={global_batch}")
+        overrides.append(f"--config.total_steps={max(steps, 1)}")
     with console.status("compiling"):
         found = plans.plan(config, overrides, devices, mesh)
     for table in plans.tables(found, accelerator or list(ACCELERATORS), utilisation):

@@ -188,6 +188,8 @@ def compose_results(
 def paste_results(baseline: str, entries: list[Entry], out: Path, track: Callable) -> None:
     """Pastes the objects into the photos without a model, as often as each entry wants pictures.
 
+    Pictures that are there are made anew: it takes less time than to see whether they still fit.
+
     Args:
         baseline: "paste" or "poisson".
         entries: The manifest's.
@@ -201,14 +203,12 @@ def paste_results(baseline: str, entries: list[Entry], out: Path, track: Callabl
         raise InputError(f"There is no baseline {baseline!r}; known are {', '.join(BASELINES)}.")
     out.mkdir(parents=True, exist_ok=True)
     for entry in track(entries, baseline, len(entries)):
-        todo = [out / name for name in entry.names() if not (out / name).exists()]
-        if todo:
-            request = entry.request()
-            picture = request.photo
-            for part in request.parts:
-                picture = BASELINES[baseline](picture, *part.views[0], part.hole)
-            for path in todo:
-                images.write_png(path, picture)
+        request = entry.request()
+        picture = request.photo
+        for part in request.parts:
+            picture = BASELINES[baseline](picture, *part.views[0], part.hole)
+        for name in entry.names():
+            images.write_png(out / name, picture)
 
 
 def find_shots(entries: Iterable[Entry], results: dict[str, Path]) -> list[Shot]:
@@ -286,11 +286,8 @@ class _Run:
 
     def inputs_hash(self, entry: Entry) -> str:
         """Changes when anything that an entry names does."""
-        files = [entry.background, *([entry.target] if entry.target else [])]
-        for one in entry.objects:
-            files += [*one.views, *one.view_masks, *([one.mask] if one.mask else [])]
         boxes = [one.box for one in entry.objects]
-        return key_of(*map(self.hash_of, files), f"{boxes} {entry.mask_level}")
+        return key_of(*map(self.hash_of, entry.files()), f"{boxes} {entry.mask_level}")
 
     def key(self, shot: Shot, settings: dict) -> str:
         """Of a score of a picture."""

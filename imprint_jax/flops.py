@@ -9,6 +9,10 @@ from collections.abc import Callable
 
 import jax
 
+# JAX's calls of cuDNN's attention hold no program: how many products of queries and keys each is.
+# Scores that the second computes anew are left out, as all recomputation is.
+CUDNN_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
+
 
 def count(function: Callable, *args) -> int:
     """FLOPs of calling `function` with arguments of these shapes; traces it, runs nothing.
@@ -33,6 +37,9 @@ def _count(jaxpr) -> int:
             features = params["dimension_numbers"].rhs_spec[0]  # output channels
             inner = math.prod(kernel) // kernel[features]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * inner
+        elif name in CUDNN_PRODUCTS:
+            query, key = (x.aval.shape for x in equation.invars[:2])
+            total += CUDNN_PRODUCTS[name] * 2 * math.prod(query) * key[1]  # both are (b t n d)
         elif name == "scan":
             total += params["length"] * _count(params["jaxpr"].jaxpr)
         elif name == "cond":

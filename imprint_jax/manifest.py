@@ -20,7 +20,7 @@ A line of a manifest, with paths relative to its file:
 
 The plain layout is that of other compositing codes: files of the same name in DIR/background,
 DIR/foreground, DIR/foreground_mask (unless the foreground has transparency) and DIR/mask or
-DIR/bbox, whose text files hold X0 Y0 X1 Y1.
+DIR/bbox, whose text files hold X0 Y0 X1 Y1; DIR/target, if there are true composites.
 """
 
 import json
@@ -78,6 +78,13 @@ class Entry:
             return [f"{self.id}.png"]
         return [f"{self.id}_{k}.png" for k in range(self.num)]
 
+    def files(self) -> list[Path]:
+        """All pictures that it names, the target too."""
+        found = [self.background, *([self.target] if self.target else [])]
+        for one in self.objects:
+            found += [*one.views, *one.view_masks, *([one.mask] if one.mask else [])]
+        return found
+
     def request(self, *, mask_level: int | None = None, **options) -> Request:
         """Reads the entry's pictures.
 
@@ -131,24 +138,31 @@ def read(path: Path) -> list[Entry]:
 
 
 def with_other_objects(entries: Sequence[Entry]) -> list[Entry]:
-    """The same entries, each with the object of the entry half the list further on.
+    """The same entries, each with another's object: from half the list further on, the first.
 
     A control: what a measure says when the object is wrong and all else is right.
 
     Raises:
-        InputError: There are not two entries.
+        InputError: All entries have one object.
     """
-    if len(entries) < 2:
-        raise InputError("Another entry's object needs a manifest of two entries or more.")
-    half = len(entries) // 2
     changed = []
-    for entry, other in zip(entries, [*entries[half:], *entries[:half]], strict=True):
+    for number, entry in enumerate(entries):
+        start = number + (len(entries) + 1) // 2
+        others = (entries[(start + k) % len(entries)] for k in range(len(entries)))
+        own = {_which(one) for one in entry.objects}
+        other = next((e for e in others if _which(e.objects[0]) not in own), None)
+        if other is None:
+            raise InputError("Another entry's object needs a manifest with two objects or more.")
         wrong = other.objects[0]
         objects = tuple(
             replace(one, views=wrong.views, view_masks=wrong.view_masks) for one in entry.objects
         )
         changed.append(replace(entry, objects=objects, line=entry.line | {"object_of": other.id}))
     return changed
+
+
+def _which(one: ObjectEntry) -> str | tuple[Path, ...]:
+    return one.views if one.object_id is None else one.object_id
 
 
 def _read_lines(path: Path) -> list[Entry]:
@@ -252,8 +266,8 @@ def _read_folder(folder: Path) -> list[Entry]:
             raise InputError(
                 f"{folder} is not in the plain layout: it has no {name}/ with files in it."
             )
-    optional = ("foreground_mask", "mask", "bbox")
-    view_masks, masks, boxes = (_by_stem(folder / name) for name in optional)
+    optional = ("foreground_mask", "mask", "bbox", "target")
+    view_masks, masks, boxes, targets = (_by_stem(folder / name) for name in optional)
     relative = lambda path: path.relative_to(folder).as_posix()
     entries = []
     for stem, background in parts["background"].items():
@@ -266,6 +280,8 @@ def _read_folder(folder: Path) -> list[Entry]:
         }
         if stem in view_masks:
             line["object_mask"] = relative(view_masks[stem])
+        if stem in targets:
+            line["target"] = relative(targets[stem])
         if stem in masks:
             line["mask"] = relative(masks[stem])
         elif stem in boxes:

@@ -146,7 +146,8 @@ def estimate(plan: Plan, accelerator: Accelerator, utilisation: float = UTILISAT
     compute is a device's share of the FLOPs at `utilisation` of the peak. memory is the least
     traffic there is: the state read and written, the parameters read twice more for each further
     part of a batch, temporary memory written and read in each part. network is what each
-    collective sends, at the bandwidth of the slowest link its group has.
+    collective sends, at the bandwidth of the slowest link its group has: between machines, that of
+    the adapters of all of a group's devices in one, each of which carries a ring (NCCL).
     """
     parameters = plan.trained + plan.frozen
     traffic = (
@@ -154,10 +155,7 @@ def estimate(plan: Plan, accelerator: Accelerator, utilisation: float = UTILISAT
         + 2 * (plan.accumulation - 1) * parameters
         + 2 * plan.accumulation * plan.temporary
     )
-    network = sum(
-        c.sent / (accelerator.network if _leaves_node(c, plan, accelerator) else accelerator.link)
-        for c in plan.collectives
-    )
+    network = sum(c.sent / _bandwidth(c, plan, accelerator) for c in plan.collectives)
     return Estimate(
         fits=plan.memory <= USABLE_MEMORY * accelerator.memory,
         compute=plan.flops / plan.devices / (utilisation * accelerator.flops),
@@ -166,11 +164,13 @@ def estimate(plan: Plan, accelerator: Accelerator, utilisation: float = UTILISAT
     )
 
 
-def _leaves_node(collective: Collective, plan: Plan, accelerator: Accelerator) -> bool:
-    """Whether a group spans machines: devices are numbered along "fsdp" first."""
-    if "data" in collective.axes:
-        return plan.devices > accelerator.node
-    return plan.mesh["fsdp"] > accelerator.node
+def _bandwidth(collective: Collective, plan: Plan, accelerator: Accelerator) -> float:
+    """Bytes a second that a device sends in its group; devices are numbered along "fsdp" first."""
+    node, fsdp = accelerator.node, plan.mesh["fsdp"]
+    if (plan.devices if "data" in collective.axes else fsdp) <= node:
+        return accelerator.link
+    in_node = node if "fsdp" in collective.axes else max(node // fsdp, 1)
+    return min(accelerator.link, accelerator.network * in_node)
 
 
 # ---------------------------------------------------------------------------- what users say
@@ -189,7 +189,7 @@ def read_mesh(text: str | None, devices: int, fsdp: int) -> dict[str, int]:
     """
     if devices < 1:
         raise InputError(f"--devices must be 1 or more, not {devices}.")
-    mesh = {"fsdp": fsdp} if text is None else {}
+    mesh = {} if text else {"fsdp": fsdp}
     for part in text.split(",") if text else ():
         axis, _, size = part.partition("=")
         if axis not in ("data", "fsdp"):
@@ -255,6 +255,8 @@ def plan(name: str, overrides: Sequence[str], devices: int, mesh: str | None = N
     if process.returncode:
         raise RuntimeError(f"Compiling ended with {process.returncode}:\n{process.stderr[-4000:]}")
     found = json.loads(process.stdout.splitlines()[-1])
+    if "refused" in found:
+        raise InputError(found["refused"])
     collectives = tuple(
         Collective(**c | {"axes": tuple(c["axes"])}) for c in found.pop("collectives")
     )
@@ -563,4 +565,8 @@ def remarks(plan: Plan) -> list[str]:
 if __name__ == "__main__":
     request = json.loads(sys.argv[1])
     settings = configs.load(request["name"], request["overrides"])
-    print(json.dumps(dataclasses.asdict(measure(settings, request["mesh"], request["compiled"]))))
+    try:
+        answer = dataclasses.asdict(measure(settings, request["mesh"], request["compiled"]))
+    except InputError as error:
+        answer = {"refused": str(error)}
+    print(json.dumps(answer))

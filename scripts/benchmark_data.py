@@ -31,8 +31,8 @@ ALONE = 160  # samples for the time of one core
 WARM_UP = 6  # batches before the clock starts: processes have started, queues are full
 
 # What 8 A100 take of stage 2, in samples a second: 312 TFLOP/s each in bfloat16 (its data sheet),
-# of which 40 % are used (assumed), at 4.2 TFLOP a sample (counted).
-ASSUMED_RATE = 8 * 312 * 0.4 / 4.2
+# of which 40 % are used (assumed), at 6.08 TFLOP a sample, recomputation included (counted).
+ASSUMED_RATE = 8 * 312 * 0.4 / 6.08
 
 
 def write_photos(folder: Path) -> None:

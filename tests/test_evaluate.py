@@ -198,17 +198,28 @@ def test_weights_of_another_kind_are_refused(tiny_release):
         evaluate.load_networks(clip=tiny_release)
 
 
-def test_models_and_baselines_make_what_is_missing(folder, tiny_release, tmp_path):
-    entries = manifest.read(folder / "set" / "manifest.jsonl")[:2]
-    settings = Settings(num_steps=2)
-    evaluate.compose_results(tiny_release, entries, tmp_path / "tiny", settings, untracked)
-    evaluate.paste_results("paste", entries, tmp_path / "paste", untracked)
+def test_models_and_baselines_make_what_is_missing_or_has_changed(folder, tiny_release, tmp_path):
+    shutil.copytree(folder / "set", tmp_path / "set")
+    entries = manifest.read(tmp_path / "set" / "manifest.jsonl")[:2]
     results = {name: tmp_path / name for name in ("tiny", "paste")}
-    assert len(evaluate.find_shots(entries, results)) == 8
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
-    evaluate.compose_results(tiny_release, entries, tmp_path / "tiny", settings, untracked)
-    evaluate.paste_results("paste", entries, tmp_path / "paste", untracked)
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")} == before
+
+    def make() -> dict:
+        settings = Settings(num_steps=2)
+        evaluate.compose_results(tiny_release, entries, results["tiny"], settings, untracked)
+        evaluate.paste_results("paste", entries, results["paste"], untracked)
+        shots = evaluate.find_shots(entries, results)
+        return {s.path: (s.path.read_bytes(), s.path.stat().st_mtime_ns) for s in shots}
+
+    first, again = make(), make()
+    assert len(first) == 8
+    composed = [path for path in first if path.parent == results["tiny"]]
+    assert all(first[path] == again[path] for path in composed)
+    assert all(first[path][0] == again[path][0] for path in first)
+    images.write_png(entries[0].background, 255 - images.read_image(entries[0].background))
+    other = make()
+    changed = {path for path in first if other[path][0] != first[path][0]}
+    assert changed == {f / name for f in results.values() for name in entries[0].names()}
+    assert {path for path in composed if other[path][1] != first[path][1]} <= changed
     with pytest.raises(InputError, match="no baseline 'glue'"):
         evaluate.paste_results("glue", entries, tmp_path / "glue", untracked)
 

@@ -146,3 +146,12 @@ def test_what_the_plain_layout_lacks_is_named(plain):
         manifest.read(plain)
     with pytest.raises(InputError, match="not in the plain layout"):
         manifest.read(plain / "foreground")
+
+
+def test_the_other_object_is_another_one(pictures):
+    lines = [LINE | {"id": str(k), "object_id": name} for k, name in enumerate("abab")]
+    path = write(pictures, *lines)
+    changed = manifest.with_other_objects(manifest.read(path))
+    assert [entry.line["object_of"] for entry in changed] == ["3", "0", "1", "2"]
+    with pytest.raises(InputError, match="two objects or more"):
+        manifest.with_other_objects(manifest.read(write(pictures, LINE, LINE | {"id": "b"})))

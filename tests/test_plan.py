@@ -1,6 +1,7 @@
 """What is planned, against what is known: bytes, counts, loops, refusals."""
 
 import dataclasses
+import math
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from imprint_jax import config, flops, plan, sharding
 from imprint_jax.accelerators import ACCELERATORS, Accelerator
 from imprint_jax.models import layers
 from imprint_jax.state import Trainer
-from tests.test_cli import run
+from tests.commands import run
 from tests.tiny import tiny_config
 
 TINY = """
@@ -177,6 +178,26 @@ def test_the_roofline_by_hand(tiny_plan):
     assert found.network == pytest.approx(sum(c.sent for c in tiny_plan.collectives) / 1e2)
     assert found.step == max(found.compute, found.memory) + found.network
     assert not plan.estimate(tiny_plan, Accelerator("none", 1, 1e3, 1, 1, 1, 1)).fits
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "axes", "bandwidth"),
+    [
+        (1, ("data",), 8),  # all 8 of a machine are in the group: 8 adapters
+        (4, ("data",), 2),
+        (8, ("data",), 1),
+        (8, ("fsdp",), 100),  # within the machine
+        (16, ("fsdp",), 8),
+        (4, ("data", "fsdp"), 8),
+    ],
+)
+def test_groups_send_through_all_their_adapters(tiny_plan, fsdp, axes, bandwidth):
+    mesh = {"data": 64 // fsdp, "fsdp": fsdp}
+    size = math.prod(mesh[axis] for axis in axes)
+    one = plan.Collective("all-reduce", axes, size, count=1, bytes=1000)
+    large = dataclasses.replace(tiny_plan, devices=64, mesh=mesh, collectives=(one,))
+    machine = Accelerator("none", 1e6, 1e9, bandwidth=1e5, link=100, network=1, node=8)
+    assert plan.estimate(large, machine).network == pytest.approx(one.sent / bandwidth)
 
 
 def test_full_size_equals_the_hand_count():
