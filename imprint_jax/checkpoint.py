@@ -43,10 +43,7 @@ class Checkpoints:
         self.workdir = workdir.resolve()
         self.frozen_dir = self.workdir / "frozen"
         self.folder = self.workdir / "checkpoints"
-        handler = ocp.type_handlers.ArrayHandler(
-            min_slice_bytes_for_replica_parallel=MIN_PART_BYTES
-        )
-        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+        _write_small_arrays_whole()
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -209,6 +206,16 @@ class Checkpoints:
         if self.checksums.is_alive():
             self.checksums.join()
         self.manager.close()
+
+
+def _write_small_arrays_whole() -> None:
+    """Sets Orbax's handler of arrays, in this process; it would warn that it had one."""
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_PART_BYTES)
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    absl.setLevel(level)
 
 
 def _crc32(path: Path) -> int:

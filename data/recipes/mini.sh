@@ -17,24 +17,29 @@ if [ ! -f splits.json ]; then
 fi
 if [ ! -d photos ]; then
     (cd package && apt-get download lomiri-wallpapers-16.04 && dpkg -x lomiri-wallpapers-16.04_*.deb .)
-    python "$here/photos.py" package/usr/share/backgrounds photos
+    rm -rf photos.part
+    python "$here/photos.py" package/usr/share/backgrounds photos.part
+    mv photos.part photos
 fi
 
 render="imprint data render --size 160 --seed 9"
-$render chosen/train scenes/train --photos photos/train --scenes 4 --views 5
+$render chosen/train scenes/train --photos photos/train --scenes 2 --views 5
 $render chosen/validation scenes/validation --photos photos/validation --scenes 2 --views 4
 $render chosen/test scenes/test --photos photos/test --scenes 2 --views 5
 
 mkdir -p data/scenes
-for split in train validation test; do ln -sfn "$work/scenes/$split"/* data/scenes/; done
-imprint data prepare objaverse objects data/records/objects --splits splits.json
-imprint data prepare scenes data/scenes data/records/scenes --splits splits.json
-imprint data prepare photos photos/all data/records/photos --splits photos/splits.json
+for split in train validation test; do ln -sfn "$work/scenes/$split"/*/ data/scenes/; done
+prepare() { # READER SRC NAME SPLITS; what a stopped run has begun, it continues
+    [ -f "data/records/$3/SHA256SUMS" ] || imprint data prepare "$1" "$2" "data/records/$3" --splits "$4"
+}
+prepare objaverse objects objects splits.json
+prepare scenes data/scenes scenes splits.json
+prepare photos photos/all photos photos/splits.json
 
-imprint train --config mini_stage1 --workdir runs/mini_stage1 --resume --config.total_steps=8000
-imprint train --config mini_stage2 --workdir runs/mini_stage2 --resume --config.total_steps=16000 \
+imprint train --config mini_stage1 --workdir runs/mini_stage1 --resume --config.total_steps=6000
+imprint train --config mini_stage2 --workdir runs/mini_stage2 --resume --config.total_steps=5000 \
     --config.data.sources="(
-        dict(kind='scenes', records='data/records/scenes', weight=2.0),
-        dict(kind='pasted', records='data/records/objects', backgrounds='data/records/photos',
-             weight=1.0))"
-imprint export runs/mini_stage2 mini
+        {'kind': 'scenes', 'records': 'data/records/scenes', 'weight': 2.0},
+        {'kind': 'pasted', 'records': 'data/records/objects', 'backgrounds': 'data/records/photos',
+         'weight': 1.0})"
+[ -d mini ] || imprint export runs/mini_stage2 mini
