@@ -652,6 +652,7 @@ def evaluate(
     if worst is not None and worst not in evaluation.SORTABLE:
         raise InputError(f"--worst is {worst!r}; use one of {', '.join(evaluation.SORTABLE)}.")
     entries = manifests.read(manifest)
+    wrong = manifests.with_other_objects(entries) if wrong_object else []
     _use_compilation_cache()
     networks = evaluation.load_networks(
         clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone, segment=segment
@@ -660,7 +661,6 @@ def evaluate(
     for name, path in models:
         evaluation.compose_results(path, entries, folders[name], settings, _track)
         if wrong_object:
-            wrong = manifests.with_other_objects(entries)
             evaluation.compose_results(path, wrong, folders[f"{name}_wrong"], settings, _track)
     for name in baseline or []:
         evaluation.paste_results(name, entries, folders[name], _track)

@@ -138,23 +138,24 @@ class Meter:
 
     def _check_finite(self, steps: list[dict]) -> None:
         # A finite loss may have a gradient that is not, and parameters are lost with it.
-        for number, (name, value) in (
-            (k, (name, float(step[name])))
-            for k, step in enumerate(steps)
+        bad = [
+            (number, name, float(step[name]))
+            for number, step in enumerate(steps, start=self.step + 1)
             for name in ("loss", "grad_norm")
-        ):
-            if math.isfinite(value):
-                continue
-            step = self.step + number + 1
-            first = (step - 1) * self.config.batch_size
-            ids = [first, first + self.config.batch_size - 1]
-            found = {"step": step, name: str(value), "first_and_last_sample": ids}
-            (self.workdir / "nonfinite.json").write_text(json.dumps(found) + "\n")
-            raise FloatingPointError(
-                f"The {name} of step {step} is {value} (samples {ids[0]} to {ids[1]} of the data);"
-                " no checkpoint was saved since. Start a new run from the last one"
-                " (--config.init_from.unet=WORKDIR ...) with a lower learning rate or in float32."
-            )
+            if not math.isfinite(step[name])
+        ]
+        if not bad:
+            return
+        step, name, value = bad[0]
+        first = (step - 1) * self.config.batch_size
+        ids = [first, first + self.config.batch_size - 1]
+        found = {"step": step, name: str(value), "first_and_last_sample": ids}
+        (self.workdir / "nonfinite.json").write_text(json.dumps(found) + "\n")
+        raise FloatingPointError(
+            f"The {name} of step {step} is {value} (samples {ids[0]} to {ids[1]} of the data);"
+            " no checkpoint was saved since. Start a new run from the last one"
+            " (--config.init_from.unet=WORKDIR ...) with a lower learning rate or in float32."
+        )
 
 
 def _memory() -> float:

@@ -55,7 +55,6 @@ CHUNK_PICTURES = 4096
 MIN_CHUNKS = 64
 
 NO_SPLIT = "in no split"
-NOT_UTF8 = "name not UTF-8"
 
 # Formats that records keep as they came; others are stored as PNG. MPO is a phone's JPEG with more
 # pictures after the first.
@@ -414,9 +413,9 @@ def _read_group(job: Job, group: Group | Reject) -> Iterator[Reject | tuple[str,
         yield group
         return
     try:
-        group.name.encode()
-    except UnicodeEncodeError:
-        yield Reject(NOT_UTF8, "Records hold names as UTF-8; rename it.", group.folder)
+        _utf8(group.name)
+    except Reject as reject:
+        yield Reject(reject.reason, reject.detail, group.folder)
         return
     try:
         pictures = list(READERS[job.name].pictures(group))
@@ -486,13 +485,16 @@ def _split(job: Job, unit: str) -> str:
         if unit not in job.split_of:
             raise Reject(NO_SPLIT, f"The splits file does not name {unit}.")
         return job.split_of[unit]
-    try:
-        digest = hashlib.sha256(unit.encode()).digest()
-    except UnicodeEncodeError:
-        raise Reject(NOT_UTF8, "Records hold names as UTF-8; rename it.") from None
-    place = int.from_bytes(digest[:8]) / 2**64
+    place = int.from_bytes(hashlib.sha256(_utf8(unit)).digest()[:8]) / 2**64
     bounds = np.cumsum(job.fractions)
     return SPLITS[min(int(np.searchsorted(bounds, place, side="right")), 2)]
+
+
+def _utf8(name: str) -> bytes:
+    try:
+        return name.encode()
+    except UnicodeEncodeError:
+        raise Reject("name not UTF-8", "Records hold names as UTF-8; rename it.") from None
 
 
 def _load(path: Path) -> tuple[bytes, np.ndarray]:
