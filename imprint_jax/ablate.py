@@ -104,14 +104,26 @@ def variants(
     inherits = ("dinov2", "adapter", *(["unet"] if full.init_from.unet else []))
     found = []
     for name in names:
-        stages = [_stage(name, scale, stage, share, overrides) for stage in (1, 2)]
+        stages = [_shortened(recipe(name, scale, stage, overrides), share) for stage in (1, 2)]
         for seed in range(repeats):
             first, second = (_with_seed(c, seed) for c in stages)
             found.append(Variant(name, seed, first, second, inherits if first else ()))
+    _check_encoders(found)
     return found
 
 
-def _stage(name: str, scale: str, stage: int, share: float, overrides) -> ConfigDict | None:
+def recipe(name: str, scale: str, stage: int, overrides: Sequence[str] = ()) -> ConfigDict | None:
+    """A stage of an ablation at its full length, unlocked; None where it trains nothing.
+
+    Args:
+        name: "full" or an ablation's.
+        scale: As `variants`.
+        stage: 1 or 2.
+        overrides: As `variants`.
+
+    Raises:
+        InputError: No such ablation, scale or field.
+    """
     if name == "full":
         c = config.stage_recipe(scale, stage)
     else:
@@ -122,7 +134,22 @@ def _stage(name: str, scale: str, stage: int, share: float, overrides) -> Config
     c.validation.every = c.preview.every = 0
     for override in overrides:
         config.apply(c, override)
-    if share != 1.0:
+    return c
+
+
+def _check_encoders(suite: list[Variant]) -> None:
+    """One folder of weights cannot suit encoders of two kinds."""
+    kinds = {v.stage2.model.encoder: v for v in suite}
+    if len(kinds) > 1 and (weights := suite[0].stage2.init_from.dinov2):
+        raise InputError(
+            f"init_from.dinov2 = {weights} cannot suit both encoders:"
+            f" {' and '.join(f'{kind} ({v.name})' for kind, v in kinds.items())}."
+            " Run each in a suite by itself, --suite NAMES with its own weights and --out."
+        )
+
+
+def _shortened(c: ConfigDict | None, share: float) -> ConfigDict | None:
+    if c is not None and share != 1.0:
         for section, field in ((c, "total_steps"), (c.optim, "warmup_steps"), (c, "save_every")):
             section[field] = max(round(section[field] * share), 1)
     return c
@@ -141,8 +168,8 @@ def ablate(
     suite: list[Variant],
     out: Path,
     *,
-    scale: str,
     entries: list[manifest.Entry],
+    records: RecordSource,
     networks: evaluate.Networks,
     settings: Settings,
     command: str,
@@ -154,8 +181,8 @@ def ablate(
     Args:
         suite: From `variants`.
         out: Folder of it all, see the module.
-        scale: As `variants`; says which records the probe looks at.
         entries: What every model composes; the k-th picture of each is seed k.
+        records: What the identity probe of each encoder looks at.
         networks: For the measures.
         settings: How to sample.
         command: What the user called, for the table.
@@ -170,7 +197,6 @@ def ablate(
         SystemExit: A training was told to stop and has saved; the same call goes on from there.
     """
     results, probes = {}, {}
-    records = RecordSource(_probe_records(scale), "test")
     for variant in suite:
         run = _trained(variant, out / "runs", console)
         results[variant.label] = out / "results" / variant.label
@@ -200,12 +226,12 @@ def ablate(
 
 
 def held_out_set(
-    scale: str, out: Path, *, seeds: int, limit: int | None, size: int
+    c: ConfigDict, out: Path, *, seeds: int, limit: int | None, size: int
 ) -> list[manifest.Entry]:
     """What the suite is measured on unless told otherwise: the test split of the plain stage 2.
 
     Args:
-        scale: As `variants`.
+        c: The plain stage 2, see `recipe`.
         out: Folder to make; read if it is there.
         seeds: Pictures of each entry.
         limit: Entries at most.
@@ -215,7 +241,6 @@ def held_out_set(
         InputError: The recipe's first source is no prepared data set with a test split.
     """
     if not out.exists():
-        c = config.stage_recipe(scale, 2)
         source = c.data.sources[0]
         records = RecordSource(source["records"], "test")
         if source["kind"] == "pasted":
@@ -227,10 +252,6 @@ def held_out_set(
     if any(entry.num != seeds for entry in entries):
         raise InputError(f"{out} was made for another number of seeds; delete it.")
     return entries
-
-
-def _probe_records(scale: str) -> str:
-    return config.stage_recipe(scale, 1).data.sources[0]["records"]
 
 
 def _trained(variant: Variant, runs: Path, console) -> Path:

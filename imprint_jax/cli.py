@@ -35,7 +35,8 @@ app.add_typer(testset, name="testset")
 study = typer.Typer(help="Compare two methods by asking people.", no_args_is_help=True)
 app.add_typer(study, name="study")
 
-console = Console(stderr=True)
+console = Console(stderr=True)  # progress, notes, errors
+stdout = Console()  # what a command was asked for, so that it can be piped
 
 MAX_PROBLEMS = 20  # that `imprint data check` prints
 
@@ -266,7 +267,12 @@ def train(
     from imprint_jax.train import train as run
 
     code = run(
-        settings, workdir, resume=resume, overwrite=overwrite, dry_run=dry_run, console=console
+        settings,
+        workdir,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        console=stdout if dry_run else console,
     )
     raise typer.Exit(code)
 
@@ -311,9 +317,9 @@ def plan(
     with console.status("compiling"):
         found = plans.plan(config, overrides, devices, mesh)
     for table in plans.tables(found, accelerator or list(ACCELERATORS), utilisation):
-        console.print(table)
+        stdout.print(table)
     for line in plans.remarks(found):
-        console.print(line, soft_wrap=True, highlight=False)
+        stdout.print(line, soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -374,7 +380,7 @@ def inspect(
         size = sum(math.prod(tensor.shape) for tensor in tensors)
         digest = weights_hash(part.tensors)[:16]
         table.add_row(part.name, f"{size:,}", str(len(tensors)), dtypes, digest)
-    console.print(table)
+    stdout.print(table)
 
 
 @data.command()
@@ -545,7 +551,7 @@ def check(
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     for split, s in report.splits.items():
-        console.print(
+        stdout.print(
             f"{split}: {s.records} records ({s.objects} objects, {s.groups} groups,"
             f" {s.backgrounds} backgrounds), {s.num_bytes / 1e6:.1f} MB"
         )
@@ -556,16 +562,16 @@ def check(
             if values:
                 least, *middle, most = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
                 numbers = ", ".join(form.format(value) for value in (least, *middle, most))
-                console.print(f"  {what} (least, quartiles, most): {numbers}", soft_wrap=True)
+                stdout.print(f"  {what} (least, quartiles, most): {numbers}", soft_wrap=True)
     rejects = ", ".join(f"{reason} {count}" for reason, count in report.rejects.items())
-    console.print(f"left out: {rejects or 'none'}")
+    stdout.print(f"left out: {rejects or 'none'}")
     for problem in report.problems[:MAX_PROBLEMS]:
-        console.print(f"[red]damaged:[/red] {escape(problem)}", soft_wrap=True)
+        stdout.print(f"[red]damaged:[/red] {escape(problem)}", soft_wrap=True)
     if len(report.problems) > MAX_PROBLEMS:
-        console.print(f"and {len(report.problems) - MAX_PROBLEMS} more")
+        stdout.print(f"and {len(report.problems) - MAX_PROBLEMS} more")
     if report.problems:
         raise typer.Exit(1)
-    console.print("nothing is damaged")
+    stdout.print("nothing is damaged")
 
 
 # Options of the commands that measure.
@@ -669,7 +675,7 @@ def evaluate(
     )
     summary = report.summarize(found)
     page = report.write(found, summary, out, worst=worst, limit=show_pictures)
-    console.print(report.table(summary))
+    stdout.print(report.table(summary))
     for name, reason in summary["not_computed"].items():
         console.print(f"not computed: {name} ({reason})", soft_wrap=True)
     console.print(f"wrote {page}", soft_wrap=True)
@@ -710,7 +716,7 @@ def probe(
             found = run(one, source, apart=apart, color=color, track=_track)
             shares = (f"{x:.3f}" for x in (found.top1, found.mean_precision, found.chance))
             table.add_row(name, *shares, str(found.views), str(found.objects))
-    console.print(table)
+    stdout.print(table)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -748,10 +754,12 @@ def ablate(
     from imprint_jax import evaluate as evaluation
     from imprint_jax import manifest as manifests
     from imprint_jax.compose import Settings
+    from imprint_jax.inputs.records import RecordSource
 
     variants = ablation.variants(suite, scale, steps=steps, repeats=repeats, overrides=context.args)
+    stage1, stage2 = (ablation.recipe("full", scale, stage, context.args) for stage in (1, 2))
     if manifest is None:
-        entries = ablation.held_out_set(scale, out / "set", seeds=seeds, limit=limit, size=256)
+        entries = ablation.held_out_set(stage2, out / "set", seeds=seeds, limit=limit, size=256)
     else:
         entries = manifests.read(manifest)
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
@@ -762,15 +770,15 @@ def ablate(
     table = ablation.ablate(
         variants,
         out,
-        scale=scale,
         entries=entries,
+        records=RecordSource(stage1.data.sources[0]["records"], "test"),
         networks=networks,
         settings=Settings(num_steps=sampling_steps),
         command=shlex.join(["imprint", *sys.argv[1:]]),
         console=console,
         track=_track,
     )
-    console.print(table.read_text(), markup=False, highlight=False)
+    stdout.print(table.read_text(), markup=False, highlight=False)
 
 
 @study.command("make")
@@ -804,7 +812,7 @@ def count_answers(
         table.add_column(column, justify="left" if column == "question" else "right")
     for question, c in counts.items():
         table.add_row(question, str(c.first), str(c.second), str(c.same), f"{c.p:.2g}")
-    console.print(table)
+    stdout.print(table)
 
 
 Num = Annotated[int, typer.Option(help="Pictures to make of each entry, by seed.", min=1)]

@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run(*args) -> tuple[int, str]:
     """Exit code and message of the command, as `imprint` gives them, on this process's devices."""
-    with cli.console.capture() as capture:
+    with cli.console.capture() as notes, cli.stdout.capture() as results:
         try:
             result = CliRunner().invoke(cli.app, [str(arg) for arg in args], catch_exceptions=False)
         except InputError as error:
             return 2, str(error)
-    return result.exit_code, result.output + capture.get()
+    return result.exit_code, result.output + notes.get() + results.get()
 
 
 def run_alone(*args, devices: int = 2, **kwargs) -> subprocess.CompletedProcess:

@@ -11,6 +11,7 @@ from imprint_jax import ablate, config, diffusion, evaluate
 from imprint_jax.compose import Settings
 from imprint_jax.config import config_file
 from imprint_jax.errors import InputError
+from imprint_jax.inputs.records import RecordSource
 from imprint_jax.models import imprint
 from tests.tiny import write_scale
 
@@ -103,6 +104,17 @@ def test_unknown_names_are_refused():
         ablate.variants("full", "mini", overrides=["--config.nope=1"])
 
 
+def test_weights_of_one_encoder_are_not_given_to_another():
+    start = ["--config.init_from.dinov2=DINO"]
+    assert len(ablate.variants("core", "paper", overrides=start)) == 4
+    with pytest.raises(InputError, match=r"both encoders: dinov2 \(.*clip \(clip_encoder\)"):
+        ablate.variants("paper", "paper", overrides=start)
+    (alone,) = ablate.variants(
+        "clip_encoder", "paper", overrides=["--config.init_from.dinov2=CLIP"]
+    )
+    assert alone.stage1.init_from.dinov2 == "CLIP"
+
+
 def test_variants_share_the_trainings_they_have_in_common(tmp_path, monkeypatch):
     trained = []
 
@@ -141,12 +153,13 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
     names = "full"
 
     def run(names):
-        entries = ablate.held_out_set(scale, out / "set", seeds=2, limit=4, size=64)
+        stage1, stage2 = (ablate.recipe("full", scale, stage) for stage in (1, 2))
+        entries = ablate.held_out_set(stage2, out / "set", seeds=2, limit=4, size=64)
         return ablate.ablate(
             ablate.variants(names, scale, steps=2),
             out,
-            scale=scale,
             entries=entries,
+            records=RecordSource(stage1.data.sources[0]["records"], "test"),
             networks=evaluate.load_networks(ours=tiny_release),
             settings=Settings(num_steps=2),
             command="imprint ablate",

@@ -245,7 +245,7 @@ def test_the_command(folder, tmp_path):
     arguments += ["--baseline", "poisson", "--results", str(folder / "other"), "--worst", "psnr"]
     done = runner.invoke(app, arguments, env={"COLUMNS": "200"}, catch_exceptions=False)
     assert done.exit_code == 0
-    assert re.search(r"psnr ↑ +│ +100 ± 0", done.stderr)
+    assert re.search(r"psnr ↑ +│ +100 ± 0", done.stdout)
     assert "not computed: lpips (needs weights: --lpips)" in done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["methods"]) == ["best", "other", "poisson"]

@@ -177,9 +177,9 @@ def test_a_dry_run_shows_and_writes_nothing(runs):
     args = ("train", "--config", folder / "tiny2.py", "--workdir", folder / "dry", "--dry-run")
     done = run_alone(*args, "--config.fsdp=2", "--config.data.sources=()")
     assert done.returncode == 0, done.stderr
-    assert "Where parameters lie on {'data': 1, 'fsdp': 2}" in done.stderr
-    assert '"batch_size": 8' in done.stderr
-    row = next(x for x in done.stderr.splitlines() if "unet/conv_in/kernel" in x)
+    assert "Where parameters lie on {'data': 1, 'fsdp': 2}" in done.stdout
+    assert '"batch_size": 8' in done.stdout
+    row = next(x for x in done.stdout.splitlines() if "unet/conv_in/kernel" in x)
     assert "(3, 3, 8, 16)" in row and "float32" in row and "unet" in row
     assert not (folder / "dry").exists()
 
