@@ -591,6 +591,12 @@ def _track(items, about: str, total: int):
     return track(items, about, total=total, console=console)
 
 
+def _named(text: str) -> tuple[str, str]:
+    """Name and path of NAME=PATH, or of a path alone."""
+    name, equals, path = text.partition("=")
+    return (name, path) if equals else (Path(text).name, text)
+
+
 @app.command()
 def evaluate(
     manifest: Annotated[
@@ -602,7 +608,8 @@ def evaluate(
         list[str] | None, typer.Option(help="A folder of pictures, DIR or NAME=DIR; again: more.")
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="A model that composes them first; again: more.")
+        list[str] | None,
+        typer.Option(help="A model that composes them first, or NAME=MODEL; again: more."),
     ] = None,
     baseline: Annotated[
         list[str] | None, typer.Option(help="paste or poisson, no model; again: the other.")
@@ -639,17 +646,15 @@ def evaluate(
     from imprint_jax.compose import Settings
 
     folders = {}
-    named = [text.partition("=") for text in results or []]
-    asked = [(name, Path(folder)) if equals else (Path(name).name, Path(name))
-             for name, equals, folder in named]  # fmt: skip
-    models = [(Path(path).name, path) for path in model or []]
+    asked = [(name, Path(folder)) for name, folder in map(_named, results or [])]
+    models = [_named(path) for path in model or []]
     asked += [(name, out / "results" / name) for name, _ in models]
     if wrong_object:
         asked += [(f"{name}_wrong", out / "results" / f"{name}_wrong") for name, _ in models]
     asked += [(name, out / "results" / name) for name in baseline or []]
     for name, folder in asked:
         if name in folders:
-            raise InputError(f"Two methods are called {name!r}; name them: --results NAME=DIR.")
+            raise InputError(f"Two methods are called {name!r}; name them: NAME=DIR.")
         folders[name] = folder
     if not folders:
         raise InputError("Give --results, --model or --baseline: something to measure.")

@@ -119,6 +119,8 @@ def make(
         body += f'<p><button id="save">Save my answers</button></p><script>{script}</script>'
         (building / "page" / "index.html").write_text(page("Comparison", body), encoding="utf-8")
         names = {"first": first.name, "second": second.name}
+        if first.name == second.name:
+            names = {"first": str(first), "second": str(second)}
         content = {"study": identity, "methods": names, "pairs": key}
         (building / "key.json").write_text(json.dumps(content, indent=1) + "\n")
         if out.exists():

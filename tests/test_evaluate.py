@@ -256,7 +256,8 @@ def test_the_wrong_object_is_another_entrys(folder, tiny_release, tmp_path):
     lines = (folder / "set" / "manifest.jsonl").read_text().splitlines()
     manifest_of_two = folder / "set" / "two.jsonl"
     manifest_of_two.write_text("\n".join([lines[0], lines[-1]]))
-    arguments = ["evaluate", "--manifest", manifest_of_two, "--model", tiny_release, "--steps", "2"]
+    model = f"mine={tiny_release}"
+    arguments = ["evaluate", "--manifest", manifest_of_two, "--model", model, "--steps", "2"]
     code, said = run(*arguments, "--wrong-object", "--encoder", tiny_release, "--out", tmp_path)
     assert code == 0, said
     first, last = manifest.read(manifest_of_two)
@@ -265,12 +266,12 @@ def test_the_wrong_object_is_another_entrys(folder, tiny_release, tmp_path):
     assert (placed.mask, placed.box) == (own.mask, own.box)
     name = first.names()[0]
     right, wrong = (
-        images.read_image(tmp_path / "results" / f"tiny{which}" / name) for which in ("", "_wrong")
+        images.read_image(tmp_path / "results" / f"mine{which}" / name) for which in ("", "_wrong")
     )
     hole = first.request().parts[0].hole
     assert np.any(right[hole] != wrong[hole])
     methods = json.loads((tmp_path / "summary.json").read_text())["methods"]
-    assert list(methods) == ["tiny", "tiny_wrong"]
+    assert list(methods) == ["mine", "mine_wrong"]
 
 
 @pytest.mark.parametrize(

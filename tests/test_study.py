@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -53,6 +54,17 @@ def test_the_page_asks_both_questions_of_each_pair(setting):
     _, _, page = setting
     names = set(re.findall(r'name="([^"]+)"', page.read_text()))
     assert names == {f"{k}.{question}" for k in range(8) for question in study.QUESTIONS}
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(setting, tmp_path):
+    folder, entries, _ = setting
+    methods = []
+    for number in (1, 2):
+        methods.append(tmp_path / f"run{number}" / "results")
+        shutil.copytree(folder / "dark_method", methods[-1])
+    study.make(entries, *methods, tmp_path / "another")
+    names, _ = study.count(tmp_path / "another", [])
+    assert names == {"first": str(methods[0]), "second": str(methods[1])}
 
 
 def test_answers_are_counted_for_the_right_method(setting):
