@@ -8,6 +8,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from imprint_jax import cli
+from imprint_jax.cli.terminal import console, stdout
 from imprint_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run(*args) -> tuple[int, str]:
     """Exit code and message of the command, as `imprint` gives them, on this process's devices."""
-    with cli.console.capture() as notes, cli.stdout.capture() as results:
+    with console.capture() as notes, stdout.capture() as results:
         try:
             result = CliRunner().invoke(cli.app, [str(arg) for arg in args], catch_exceptions=False)
         except InputError as error:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from imprint_jax import cli, pretrained
+from imprint_jax.cli.data import _beam_options
 from imprint_jax.images import read_image
 from tests.commands import run
 from tests.test_render import write_cube
@@ -402,6 +403,6 @@ def test_prepare_passes_only_beams_options_on(tmp_path, options, message):
 
 
 def test_beams_runner_and_options():
-    assert cli._beam_options("local", []) is None
-    assert cli._beam_options("beam", ["--x=1"]) == ["--runner=DirectRunner", "--x=1"]
-    assert cli._beam_options("beam:FlinkRunner", []) == ["--runner=FlinkRunner"]
+    assert _beam_options("local", []) is None
+    assert _beam_options("beam", ["--x=1"]) == ["--runner=DirectRunner", "--x=1"]
+    assert _beam_options("beam:FlinkRunner", []) == ["--runner=FlinkRunner"]

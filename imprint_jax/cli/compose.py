@@ -1,0 +1,183 @@
+"""`imprint compose`: an object into a photo, one or many."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.markup import escape
+
+from imprint_jax.cli.terminal import console, track, use_compilation_cache
+from imprint_jax.errors import InputError
+
+app = typer.Typer()
+
+
+@app.command()
+def compose(
+    out: Annotated[Path, typer.Option(help="The .png to write; with --manifest the folder.")],
+    object_paths: Annotated[
+        list[Path] | None,
+        typer.Option("--object", help="The object; RGBA carries its mask. Again: another view."),
+    ] = None,
+    object_masks: Annotated[
+        list[Path] | None,
+        typer.Option("--object-mask", help="White where the object is; one for each --object."),
+    ] = None,
+    background: Annotated[
+        Path | None, typer.Option(help="The photo to put it into, any size.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where to fill, of the photo's size.")
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(help="X0,Y0,X1,Y1 in pixels, instead of a mask.")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Many at once: JSON lines, or a folder (docs/composing.md).")
+    ] = None,
+    model: Annotated[str, typer.Option(help="A shipped model, or a released folder.")] = "mini",
+    num: Annotated[
+        int | None, typer.Option(help="Pictures to make: OUT_0.png, OUT_1.png... (default: 1)")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same picture (default: 0).")
+    ] = None,
+    mask_level: Annotated[
+        int | None, typer.Option(help="0 keeps the mask's shape, 3 makes it a box (default: 0).")
+    ] = None,
+    scribble: Annotated[
+        bool, typer.Option("--scribble", help="The mask is strokes: close and fill them.")
+    ] = False,
+    invert_mask: Annotated[
+        bool, typer.Option("--invert-mask", help="The mask is black where to fill.")
+    ] = False,
+    match_colors: Annotated[
+        bool, typer.Option("--match-colors", help="Fit the colours around the hole to the photo's.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps (default: the model's own, 50).")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale, 1 is off (default: the model's own, 3.0).")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim or dpm++2m (default: the model's own, ddim).")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="Fresh noise of ddim, 0 to 1.")] = 0.0,
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16.")] = "float32",
+    batch_size: Annotated[int, typer.Option(help="Pictures at once on a device, at most.")] = 8,
+) -> None:
+    """Put an object into a photo, or work through a manifest.
+
+    The hole is white in --mask, or the rectangle --box. Outside the hole and its feathered edge
+    the photo stays as it is, pixel for pixel.
+    """
+    from imprint_jax import batch_job, pretrained
+    from imprint_jax import manifest as manifests
+    from imprint_jax.compose import Settings
+
+    # Everything that can be wrong is found before the model is loaded, or anything written.
+    folder = pretrained.model_folder(model)
+    settings = Settings(steps, guidance, sampler, eta, match_colors)
+    settings = settings.filled(pretrained.load_config(folder))
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}.")
+    if batch_size < 1:
+        raise InputError(f"--batch-size must be 1 or more, not {batch_size}.")
+    shape = dict(mask_level=mask_level, scribble=scribble, invert_mask=invert_mask)
+    describe = partial(batch_job.provenance, folder, settings, shape, dtype)
+    load = partial(_load_compositor, folder, dtype=dtype, max_batch=batch_size)
+
+    single = dict(object=object_paths, object_mask=object_masks, background=background, mask=mask)
+    single |= dict(box=box, num=num, seed=seed)
+    if manifest is None:
+        _compose_one(_entry(out, **single), out, load, settings, describe, shape)
+    elif given := [name for name, value in single.items() if value not in (None, [])]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{names} cannot be used with --manifest, which says that itself.")
+    else:
+        _compose_many(manifests.read(manifest), out, load, settings, describe, shape)
+
+
+def _entry(
+    out: Path,
+    object: list[Path] | None,
+    object_mask: list[Path] | None,
+    background: Path | None,
+    mask: Path | None,
+    box: str | None,
+    num: int | None,
+    seed: int | None,
+):
+    """What a manifest would say of a command line without one."""
+    from imprint_jax.manifest import Entry, ObjectEntry
+
+    if not object or background is None:
+        raise InputError("Give --object and --background, or --manifest.")
+    if (mask is None) == (box is None):
+        raise InputError("Say where the object goes: either --mask FILE or --box X0,Y0,X1,Y1.")
+    where = ObjectEntry(tuple(object), tuple(object_mask or ()), mask, box and _box(box))
+    numbers = {key: x for key, x in (("num", num), ("seed", seed)) if x is not None}
+    return Entry(out.stem, background, (where,), **numbers)
+
+
+def _compose_one(
+    entry, out: Path, load: Callable, settings, describe: Callable, shape: dict
+) -> None:
+    from imprint_jax import batch_job, images
+
+    if out.suffix.lower() != ".png":
+        raise InputError(
+            f"--out {out} must end in .png: other formats would change the pixels of the photo."
+        )
+    if not out.parent.is_dir():
+        raise InputError(f"The folder {out.parent} of --out does not exist.")
+    request = entry.request(**shape)
+    how, compositor = describe(), load()
+    with console.status("composing"):
+        (result,) = compositor.run([request], settings)
+    for number, (name, picture) in enumerate(zip(entry.names(), result.pictures, strict=True)):
+        text = batch_job.png_text(how, entry.seed, number)
+        images.write_png(out.with_name(name), np.asarray(picture), text)
+        console.print(f"wrote {out.with_name(name)}")
+
+
+def _compose_many(
+    entries, out: Path, load: Callable, settings, describe: Callable, shape: dict
+) -> None:
+    from imprint_jax import batch_job
+
+    how = describe()
+    todo = batch_job.unfinished(entries, out, how)
+    if len(todo) < len(entries):
+        console.print(f"{len(entries) - len(todo)} of {len(entries)} were done before")
+    if not todo:
+        return
+    jobs = batch_job.compose_entries(load(), todo, out, settings, how, **shape)
+    failed = 0
+    for entry, error in track(jobs, "composing", len(todo)):
+        if error:
+            failed += 1
+            console.print(f"[red]{escape(entry.id)}:[/red] {escape(error)}", soft_wrap=True)
+    console.print(f"{len(todo) - failed} done, {failed} failed, in {out}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _load_compositor(folder: Path, **options):
+    from imprint_jax.compose import Compositor
+
+    use_compilation_cache()
+    with console.status("loading the model"):
+        return Compositor.from_pretrained(folder, **options)
+
+
+def _box(text: str) -> tuple[int, int, int, int]:
+    try:
+        x0, y0, x1, y1 = (int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--box wants four whole numbers X0,Y0,X1,Y1, not {text!r}.") from None
+    return x0, y0, x1, y1

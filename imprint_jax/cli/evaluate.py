@@ -1,0 +1,220 @@
+"""`imprint evaluate`, `probe`, `ablate`: what models are worth."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from imprint_jax.cli.terminal import console, stdout, track, use_compilation_cache
+from imprint_jax.errors import InputError
+
+app = typer.Typer()
+
+# Options of the commands that measure.
+Clip = Annotated[Path | None, typer.Option(help="CLIP's weights: a folder, converted or not.")]
+Dino = Annotated[Path | None, typer.Option(help="DINOv2's weights: a folder or file, likewise.")]
+Judge = Annotated[str, typer.Option("--encoder", help="A model whose encoder judges identity.")]
+LpipsFiles = Annotated[Path | None, typer.Option(help="LPIPS's weights: a file, or a folder.")]
+Backbone = Annotated[Path | None, typer.Option(help="Weights of an encoder, for FID and KID.")]
+Reference = Annotated[
+    Path | None, typer.Option(help="Photos for FID and KID (default: the manifest's targets).")
+]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps (default: the model's own).")]
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Name and path of NAME=PATH, or of a path alone."""
+    name, equals, path = text.partition("=")
+    return (name, path) if equals else (Path(text).name, text)
+
+
+@app.command()
+def evaluate(
+    manifest: Annotated[
+        Path,
+        typer.Option(help="JSON lines or a folder, as `compose` takes it (docs/composing.md)."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the report.")],
+    results: Annotated[
+        list[str] | None, typer.Option(help="A folder of pictures, DIR or NAME=DIR; again: more.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model that composes them first, or NAME=MODEL; again: more."),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="paste or poisson, no model; again: the other.")
+    ] = None,
+    wrong_object: Annotated[
+        bool,
+        typer.Option(
+            "--wrong-object",
+            help="Each --model also with another entry's object, as NAME_wrong: a control.",
+        ),
+    ] = False,
+    clip: Clip = None,
+    dino: Dino = None,
+    encoder: Judge = "mini",
+    lpips: LpipsFiles = None,
+    backbone: Backbone = None,
+    reference: Reference = None,
+    segment: Annotated[Path | None, typer.Option(help="ONNX that finds objects.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where scores are kept (default: OUT/cache).")
+    ] = None,
+    worst: Annotated[
+        str | None, typer.Option(help="Sort the page by this measure, worst first.")
+    ] = "ours",
+    show_pictures: Annotated[
+        int, typer.Option("--show", help="Compositions on the page, at most.", min=0)
+    ] = 200,
+    steps: Steps = None,
+) -> None:
+    """Measure and show what methods make of a manifest: a table, a CSV file, a page of pictures."""
+    from imprint_jax import evaluate as evaluation
+    from imprint_jax import manifest as manifests
+    from imprint_jax import report
+    from imprint_jax.compose import Settings
+
+    folders = {}
+    asked = [(name, Path(folder)) for name, folder in map(_named, results or [])]
+    models = [_named(path) for path in model or []]
+    asked += [(name, out / "results" / name) for name, _ in models]
+    if wrong_object:
+        asked += [(f"{name}_wrong", out / "results" / f"{name}_wrong") for name, _ in models]
+    asked += [(name, out / "results" / name) for name in baseline or []]
+    for name, folder in asked:
+        if name in folders:
+            raise InputError(f"Two methods are called {name!r}; name them: NAME=DIR.")
+        folders[name] = folder
+    if not folders:
+        raise InputError("Give --results, --model or --baseline: something to measure.")
+    if wrong_object and not models:
+        raise InputError("--wrong-object needs --model: something that composes.")
+    if worst is not None and worst not in evaluation.SORTABLE:
+        raise InputError(f"--worst is {worst!r}; use one of {', '.join(evaluation.SORTABLE)}.")
+    entries = manifests.read(manifest)
+    wrong = manifests.with_other_objects(entries) if wrong_object else []
+    use_compilation_cache()
+    networks = evaluation.load_networks(
+        clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone, segment=segment
+    )
+    settings = Settings(num_steps=steps)
+    for name, path in models:
+        evaluation.compose_results(path, entries, folders[name], settings, track)
+        if wrong_object:
+            evaluation.compose_results(path, wrong, folders[f"{name}_wrong"], settings, track)
+    for name in baseline or []:
+        evaluation.paste_results(name, entries, folders[name], track)
+    found = evaluation.evaluate(
+        entries, folders, networks, cache or out / "cache", reference=reference, track=track
+    )
+    summary = report.summarize(found)
+    page = report.write(found, summary, out, worst=worst, limit=show_pictures)
+    stdout.print(report.table(summary))
+    for name, reason in summary["not_computed"].items():
+        console.print(f"not computed: {name} ({reason})", soft_wrap=True)
+    console.print(f"wrote {page}", soft_wrap=True)
+
+
+@app.command()
+def probe(
+    records: Annotated[Path, typer.Argument(help="A prepared data set of views of objects.")],
+    encoder: Annotated[
+        list[str], typer.Option(help="A model, run or weights of CLIP or DINOv2; again: more.")
+    ],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    apart: Annotated[
+        int, typer.Option(help="Leave out views of the same object fewer frames apart.", min=1)
+    ] = 9,
+    color: Annotated[
+        float, typer.Option(help="Change each view's colours and light, 0 to 1.", min=0, max=1)
+    ] = 0.0,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Also with each model's initial random weights.")
+    ] = False,
+) -> None:
+    """Ask encoders which views show the same object: top-1 and mean average precision."""
+    from imprint_jax.inputs.records import RecordSource
+    from imprint_jax.metrics import encoders
+    from imprint_jax.probe import probe as run
+
+    source = RecordSource(records, split)
+    use_compilation_cache()
+    table = Table(title=f"{records}, {split}: views {apart} frames apart, colour {color}")
+    for column in ("encoder", "top-1", "mAP", "chance", "views", "objects"):
+        table.add_column(column, justify="left" if column == "encoder" else "right")
+    for path in encoder:
+        tried = {path: encoders.load(path)}
+        if untrained:
+            tried[f"{path}, untrained"] = encoders.untrained(path)
+        for name, one in tried.items():
+            found = run(one, source, apart=apart, color=color, track=track)
+            shares = (f"{x:.3f}" for x in (found.top1, found.mean_precision, found.chance))
+            table.add_row(name, *shares, str(found.views), str(found.objects))
+    stdout.print(table)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ablate(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder of runs, pictures and the table.")],
+    suite: Annotated[
+        str, typer.Option(help="core, paper, or names of ablations joined by commas.")
+    ] = "core",
+    scale: Annotated[
+        str, typer.Option(help="mini, paper, or a folder with stage1.py and stage2.py.")
+    ] = "mini",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of a second stage; all else goes along.", min=1)
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Trainings of each, by seed.", min=1)] = 1,
+    seeds: Annotated[int, typer.Option(help="Pictures of each entry, by seed.", min=1)] = 3,
+    manifest: Annotated[
+        Path | None, typer.Option(help="What to compose (default: a set of the test split).")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Entries of that set, at most.", min=2)] = 60,
+    clip: Clip = None,
+    dino: Dino = None,
+    encoder: Judge = "mini",
+    lpips: LpipsFiles = None,
+    backbone: Backbone = None,
+    sampling_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps (default: the models' own).")
+    ] = None,
+) -> None:
+    """Train and measure the paper's ablations; `--config.a.b=value` changes all trainings."""
+    from absl import flags
+
+    from imprint_jax import ablate as ablation
+    from imprint_jax import evaluate as evaluation
+    from imprint_jax import manifest as manifests
+    from imprint_jax.compose import Settings
+    from imprint_jax.inputs.records import RecordSource
+
+    variants = ablation.variants(suite, scale, steps=steps, repeats=repeats, overrides=context.args)
+    stage1, stage2 = (ablation.recipe("full", scale, stage, context.args) for stage in (1, 2))
+    if manifest is None:
+        entries = ablation.held_out_set(stage2, out / "set", seeds=seeds, limit=limit, size=256)
+    else:
+        entries = manifests.read(manifest)
+    flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
+    use_compilation_cache()
+    networks = evaluation.load_networks(
+        clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone
+    )
+    table = ablation.ablate(
+        variants,
+        out,
+        entries=entries,
+        records=RecordSource(stage1.data.sources[0]["records"], "test"),
+        networks=networks,
+        settings=Settings(num_steps=sampling_steps),
+        command=shlex.join(["imprint", *sys.argv[1:]]),
+        console=console,
+        track=track,
+    )
+    stdout.print(table.read_text(), markup=False, highlight=False)

@@ -1,0 +1,101 @@
+"""`imprint testset`: the sets that methods are measured on, as manifests."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imprint_jax.cli.terminal import console, parse_numbers
+
+app = typer.Typer(help="Write test sets, as manifests.", no_args_is_help=True)
+
+Num = Annotated[int, typer.Option(help="Pictures to make of each entry, by seed.", min=1)]
+Limit = Annotated[int | None, typer.Option(help="Entries at most, evenly spread.", min=1)]
+Level = Annotated[int, typer.Option(help="The hole's precision: 0 outline, 3 box.", min=0, max=3)]
+Split = Annotated[str, typer.Option(help="train, validation or test.")]
+
+
+@app.command()
+def dreambooth(
+    pairs: Annotated[Path, typer.Argument(help="CSV: object,background,x0,y0,x1,y1.")],
+    objects: Annotated[Path, typer.Argument(help="Folder of the objects' pictures.")],
+    backgrounds: Annotated[Path, typer.Argument(help="Folder of the backgrounds.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, with manifest.jsonl.")],
+    masks: Annotated[Path | None, typer.Option(help="Folder of the objects' masks.")] = None,
+    segment: Annotated[Path | None, typer.Option(help="ONNX that finds objects.")] = None,
+    num: Num = 1,
+) -> None:
+    """Objects in several backgrounds, from a list of pairs (docs/evaluation.md)."""
+    from imprint_jax import protocols
+    from imprint_jax.inputs.segment import Segmenter
+
+    segmenter = Segmenter(segment) if segment else None
+    options = dict(masks=masks, segmenter=segmenter, num=num)
+    written = protocols.dreambooth(pairs, objects, backgrounds, out, **options)
+    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+
+
+@app.command()
+def perturbed(
+    records: Annotated[Path, typer.Argument(help="A prepared set of photos with masks.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, with manifest.jsonl.")],
+    split: Split = "test",
+    num: Num = 1,
+    limit: Limit = None,
+    mask_level: Level = 0,
+    seed: Annotated[int, typer.Option(help="Decides the perturbations.")] = 0,
+) -> None:
+    """Photos whose object is perturbed and to be put back; the photo is the truth."""
+    from imprint_jax import config, protocols
+    from imprint_jax.inputs.records import RecordSource
+
+    options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
+    source = RecordSource(records, split)
+    written = protocols.perturbed(config.default(), source, out, **options)
+    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+
+
+@app.command()
+def pasted(
+    records: Annotated[Path, typer.Argument(help="A prepared set of views of objects.")],
+    backgrounds: Annotated[Path, typer.Argument(help="A prepared set of photos.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, with manifest.jsonl.")],
+    config: Annotated[str, typer.Option(help="The recipe whose data settings count.")] = "stage2",
+    split: Split = "test",
+    size: Annotated[int, typer.Option(help="Side of the photos, pixels.", min=32)] = 512,
+    num: Num = 1,
+    limit: Limit = None,
+    mask_level: Level = 0,
+    seed: Annotated[int, typer.Option(help="Decides pairs, places and perturbations.")] = 0,
+) -> None:
+    """Views of objects pasted into photos; another view is given, the pasted one is the truth."""
+    from imprint_jax import config as configs
+    from imprint_jax import protocols
+    from imprint_jax.inputs.records import RecordSource
+
+    options = dict(size=size, num=num, limit=limit, mask_level=mask_level, seed=seed)
+    sources = (RecordSource(folder, split) for folder in (records, backgrounds))
+    written = protocols.pasted(configs.load(config), *sources, out, **options)
+    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+
+
+@app.command()
+def rendered(
+    views: Annotated[Path, typer.Argument(help="What `imprint data render MODELS` wrote.")],
+    scenes: Annotated[Path, typer.Argument(help="The same with --scenes, of the same models.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, with manifest.jsonl.")],
+    apart: Annotated[str, typer.Option(help="MIN,MAX degrees from view to scene.")] = "0,180",
+    num: Num = 1,
+    limit: Limit = None,
+    mask_level: Level = 0,
+    seed: Annotated[int, typer.Option(help="Decides which views.")] = 0,
+) -> None:
+    """Views of objects, and rendered scenes with and without them; the former is the truth."""
+    from imprint_jax import config, protocols
+
+    least, most = parse_numbers("--apart", apart, 2)
+    options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
+    written = protocols.rendered(
+        config.default(), views, scenes, out, apart=(least, most), **options
+    )
+    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)

@@ -1,0 +1,119 @@
+"""`imprint train`, `plan`, `export`: a training, what it will need, what comes of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imprint_jax.cli.terminal import console, stdout, use_compilation_cache
+from imprint_jax.errors import InputError
+
+app = typer.Typer()
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train(
+    context: typer.Context,
+    config: Annotated[str, typer.Option(help="A recipe's name, or a .py file.")],
+    workdir: Annotated[Path, typer.Option(help="Folder of the run.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run there.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show configuration, groups and shardings.")
+    ] = False,
+    multi_process: Annotated[
+        bool,
+        typer.Option("--distributed", help="One of several processes (SLURM, Open MPI, TPU pod)."),
+    ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0, where nothing tells.")
+    ] = None,
+    num_processes: Annotated[int | None, typer.Option(help="With --coordinator.")] = None,
+    process_id: Annotated[int | None, typer.Option(help="With --coordinator, from 0.")] = None,
+) -> None:
+    """Train one stage: `--config mini_stage1 --workdir runs/stage1 [--config.a.b=value ...]`.
+
+    Ends with exit code 0 when all steps are done, and 143 after SIGTERM, with the state saved.
+    """
+    from absl import flags
+
+    from imprint_jax import config as configs
+    from imprint_jax import distributed
+
+    settings = configs.load(config, context.args)
+    flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
+    use_compilation_cache()
+    if multi_process or coordinator or num_processes or process_id is not None:
+        distributed.initialize(coordinator, num_processes, process_id)
+    from imprint_jax.train import train as run
+
+    code = run(
+        settings,
+        workdir,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        console=stdout if dry_run else console,
+    )
+    raise typer.Exit(code)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(
+    context: typer.Context,
+    config: Annotated[str, typer.Option(help="A recipe's name, or a .py file.")],
+    devices: Annotated[int, typer.Option(help="GPUs, or TPU chips.")],
+    mesh: Annotated[
+        str | None, typer.Option(help="data=2,fsdp=4 (default: the recipe's fsdp).")
+    ] = None,
+    global_batch: Annotated[
+        int | None,
+        typer.Option(help="Samples a step over all devices; steps for as many samples in all."),
+    ] = None,
+    accelerator: Annotated[
+        list[str] | None, typer.Option(help="One of the table; again: more (default: all).")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the peak FLOP/s that is reached.", min=0.01, max=1)
+    ] = 0.4,
+) -> None:
+    """Say what a training will need: memory, FLOPs, traffic, days.
+
+    Compiles the step for fake CPU devices, which takes minutes at full size; runs nothing.
+    `--config.a.b=value` works as in `imprint train`.
+    """
+    from imprint_jax import config as configs
+    from imprint_jax import plan as plans
+    from imprint_jax.accelerators import ACCELERATORS
+
+    if unknown := sorted(set(accelerator or ()) - ACCELERATORS.keys()):
+        known = ", ".join(ACCELERATORS)
+        raise InputError(f"Unknown --accelerator {unknown[0]}; known are {known}.")
+    overrides = list(context.args)
+    if global_batch is not None:
+        recipe = configs.load(config, overrides)
+        steps = round(recipe.total_steps * recipe.batch_size / max(global_batch, 1))
+        overrides.append(f"--config.batch_size={global_batch}")
+        overrides.append(f"--config.total_steps={max(steps, 1)}")
+    with console.status("compiling"):
+        found = plans.plan(config, overrides, devices, mesh)
+    for table in plans.tables(found, accelerator or list(ACCELERATORS), utilisation):
+        stdout.print(table)
+    for line in plans.remarks(found):
+        stdout.print(line, soft_wrap=True, highlight=False)
+
+
+@app.command()
+def export(
+    workdir: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    dst: Annotated[Path, typer.Argument(help="Folder to write: config.json, *.safetensors.")],
+    ema: Annotated[bool, typer.Option(help="The averaged weights, or the last step's.")] = True,
+) -> None:
+    """Write a run's newest weights as a released folder, in half precision."""
+    from imprint_jax import checkpoint, pretrained
+
+    licences = pretrained.load_licences(str(workdir))
+    pretrained.save(dst, *checkpoint.load_params(workdir, ema=ema), licences)
+    console.print(f"wrote {dst}")

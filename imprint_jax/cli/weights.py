@@ -1,0 +1,59 @@
+"""`imprint convert` and `inspect`: weights from and to PyTorch."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from imprint_jax.cli.terminal import console, stdout
+
+app = typer.Typer()
+
+
+@app.command()
+def convert(
+    src: Annotated[Path, typer.Argument(help="Weights: a file or a folder.")],
+    dst: Annotated[Path, typer.Argument(help="Folder to make, or to add components to.")],
+    kind: Annotated[
+        str, typer.Option(help="auto, sd, sd-inpainting, paint-by-example, dinov2, clip, imprint.")
+    ] = "auto",
+    to: Annotated[str, typer.Option(help="imprint, or torch from a folder of ours.")] = "imprint",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16 (default: as they are).")
+    ] = None,
+) -> None:
+    """Convert public PyTorch weights to a folder of ours, or a folder of ours to PyTorch's.
+
+    Reads diffusers' folders and original files of Stable Diffusion v1, and DINOv2 and CLIP. Files
+    are checked against what the network needs, name by name, before anything is written; pickles
+    are read as tensors only.
+    """
+    from imprint_jax.convert.convert import convert
+
+    convert(src, dst, kind=kind, to=to, dtype=dtype)
+    console.print(f"wrote {dst}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A shipped model, a folder or a file of weights.")],
+) -> None:
+    """Show what weights a path holds: components, parameters, dtypes, SHA-256."""
+    from imprint_jax import pretrained
+    from imprint_jax.convert.sources import find
+    from imprint_jax.tensors import weights_hash
+
+    path = path if path.exists() else pretrained.model_folder(path)
+    source = find(path)
+    table = Table(title=f"{path}: {source.kind}, {source.layout} names")
+    for column in ("component", "parameters", "tensors", "dtype", "sha256 of the weights"):
+        table.add_column(column, justify="right" if column in ("parameters", "tensors") else "left")
+    for part in source.components:
+        tensors = part.tensors.values()
+        dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
+        size = sum(math.prod(tensor.shape) for tensor in tensors)
+        digest = weights_hash(part.tensors)[:16]
+        table.add_row(part.name, f"{size:,}", str(len(tensors)), dtypes, digest)
+    stdout.print(table)
