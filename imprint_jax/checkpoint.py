@@ -4,6 +4,7 @@ WORKDIR/config.json           the resolved configuration
 WORKDIR/frozen/               frozen parameters as they were loaded, written once
 WORKDIR/checkpoints/STEP/     dinov2 adapter unet vae (trained parameters), ema, opt, data, meta
 WORKDIR/checksums/STEP.json   of the checkpoint's files, written when all of them are
+WORKDIR/checksums/frozen.json likewise
 WORKDIR/damaged/STEP/         a checkpoint whose files were not as they had been written
 """
 
@@ -43,6 +44,7 @@ class Checkpoints:
         self.workdir = workdir.resolve()
         self.frozen_dir = self.workdir / "frozen"
         self.folder = self.workdir / "checkpoints"
+        self.checksums = self.workdir / "checksums"
         _write_small_arrays_whole()
         self.manager = ocp.CheckpointManager(
             self.folder,
@@ -54,15 +56,17 @@ class Checkpoints:
             ),
         )
         self.closing = threading.Event()
-        self.checksums = threading.Thread(target=self._write_checksums, daemon=True)
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
         if distributed.is_main():
-            self.checksums.start()
+            self.watcher.start()
 
     def save_frozen(self, frozen: dict) -> None:
         """Writes the parameters that never change; a run without any writes nothing."""
         if frozen:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(self.frozen_dir, frozen, force=True)
+            if distributed.is_main():
+                self._write_checksums("frozen", self.frozen_dir)
 
     def save(self, state: TrainState, position: int) -> None:
         """Starts writing a checkpoint; returns before it is done.
@@ -91,14 +95,15 @@ class Checkpoints:
             shardings: Where each array goes, on any mesh.
 
         Raises:
-            InputError: All are damaged.
+            InputError: All are damaged, or the frozen parameters are.
         """
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
         )
         for step in sorted(self.manager.all_steps(), reverse=True):
             # One process reads all files; all of them together would read the storage idle.
-            damage = self._damage(step) if distributed.is_main() else ""
+            folder = self.folder / str(step)
+            damage = self._damage(str(step), folder) if distributed.is_main() else ""
             if distributed.any_of_all(bool(damage)):
                 self._set_aside(step, damage or "as process 0 found")
                 continue
@@ -110,42 +115,43 @@ class Checkpoints:
             return self._state(step, restored, target), restored["data"]["position"]
         raise InputError(f"All checkpoints of {self.workdir} are damaged; see its damaged/.")
 
-    def _write_checksums(self) -> None:
-        """Of every checkpoint, once it is complete: Orbax gives it its name in one step then."""
-        folder = self.workdir / "checksums"
+    def _watch(self) -> None:
+        """Writes the checksums of every checkpoint once Orbax, in one step, gives it its name."""
         while True:
             last = self.closing.wait(1.0)
             steps = {path.name for path in self.folder.glob("*") if path.name.isdecimal()}
-            known = {path.stem for path in folder.glob("*.json")}
+            known = {p.stem for p in self.checksums.glob("*.json") if p.stem.isdecimal()}
             for step in known - steps:
-                (folder / f"{step}.json").unlink(missing_ok=True)
+                (self.checksums / f"{step}.json").unlink(missing_ok=True)
             for step in steps - known:
                 try:
-                    files = sorted(p for p in (self.folder / step).rglob("*") if p.is_file())
-                    found = {f.relative_to(self.folder / step).as_posix(): _crc32(f) for f in files}
+                    self._write_checksums(step, self.folder / step)
                 except FileNotFoundError:  # it was old, and is being deleted
                     continue
-                folder.mkdir(exist_ok=True)
-                temporary = folder / f".{step}.tmp"
-                temporary.write_text(json.dumps(found, indent=0) + "\n")
-                temporary.replace(folder / f"{step}.json")
             if last:
                 return
 
-    def _damage(self, step: int) -> str:
-        """What is wrong with a checkpoint's files; "" if nothing is, or if nothing tells."""
-        for name, checksum in self._checksums(step).items():
-            path = self.folder / str(step) / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if _crc32(path) != checksum:
-                return f"{name} has changed"
+    def _write_checksums(self, name: str, folder: Path) -> None:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        found = {path.relative_to(folder).as_posix(): _crc32(path) for path in files}
+        self.checksums.mkdir(exist_ok=True)
+        temporary = self.checksums / f".{name}.tmp"
+        temporary.write_text(json.dumps(found, indent=0) + "\n")
+        temporary.replace(self.checksums / f"{name}.json")
+
+    def _damage(self, name: str, folder: Path) -> str:
+        """What is wrong with a folder's files; "" if nothing is, or if nothing tells."""
+        for file, checksum in self._read_checksums(name).items():
+            if not (folder / file).is_file():
+                return f"{file} is missing"
+            if _crc32(folder / file) != checksum:
+                return f"{file} has changed"
         return ""
 
-    def _checksums(self, step: int) -> dict[str, int]:
-        """Of a checkpoint's files; none if the process ended between the two."""
+    def _read_checksums(self, name: str) -> dict[str, int]:
+        """Of a folder's files; none if the process ended between the two."""
         try:
-            return json.loads((self.workdir / "checksums" / f"{step}.json").read_text())
+            return json.loads((self.checksums / f"{name}.json").read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return {}
 
@@ -157,7 +163,7 @@ class Checkpoints:
         try:
             return self._restore_step(step, target), ""
         except Exception as error:  # Orbax has no narrower one for damaged files
-            if self._checksums(step):
+            if self._read_checksums(str(step)):
                 raise
             return None, f"it cannot be read: {error}"
 
@@ -171,6 +177,12 @@ class Checkpoints:
     def _state(self, step: int, restored, target: TrainState) -> TrainState:
         frozen = {}
         if target.frozen:
+            damage = self._damage("frozen", self.frozen_dir) if distributed.is_main() else ""
+            if distributed.any_of_all(bool(damage)):
+                raise InputError(
+                    f"{self.frozen_dir} is damaged: {damage or 'as process 0 found'}."
+                    " Put back a copy of it, which any run from the same weights has."
+                )
             with ocp.StandardCheckpointer() as checkpointer:
                 frozen = checkpointer.restore(self.frozen_dir, target.frozen)
         return TrainState(
@@ -191,7 +203,7 @@ class Checkpoints:
         if distributed.is_main():
             damaged.parent.mkdir(exist_ok=True)
             (self.folder / str(step)).rename(damaged)
-            (self.workdir / "checksums" / f"{step}.json").unlink(missing_ok=True)
+            (self.checksums / f"{step}.json").unlink(missing_ok=True)
         distributed.wait_for_all(f"moved {step}")
         self.manager.reload()
 
@@ -203,8 +215,8 @@ class Checkpoints:
         """
         self.manager.wait_until_finished()
         self.closing.set()
-        if self.checksums.is_alive():
-            self.checksums.join()
+        if self.watcher.is_alive():
+            self.watcher.join()
         self.manager.close()
 
 

@@ -68,7 +68,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, run, item, how, capl
     assert "the checkpoint of step 6 is damaged" in caplog.text
     assert (copy / "damaged/6").is_dir() and not (copy / "checkpoints/6").exists()
     # A run that goes on can write step 6 again.
-    assert sorted(p.stem for p in (copy / "checksums").glob("*.json")) == ["2", "4"]
+    assert sorted(p.stem for p in (copy / "checksums").glob("[0-9]*.json")) == ["2", "4"]
 
 
 @pytest.mark.parametrize("checksums", [None, ""])
@@ -93,6 +93,17 @@ def test_all_damaged(tmp_path, run):
     with pytest.raises(InputError, match=r"All checkpoints of .* are damaged"):
         restored(copy, trainer)
     assert {p.name for p in (copy / "damaged").iterdir()} == {"2", "4", "6"}
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "overwritten"])
+def test_damaged_frozen_parameters_are_not_trained_on(tmp_path, run, how):
+    workdir, trainer, _ = run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    damage(max((copy / "frozen").rglob("*"), key=lambda p: p.stat().st_size), how)
+    with pytest.raises(InputError, match=r"frozen is damaged: .* Put back a copy"):
+        restored(copy, trainer)
+    assert not (copy / "damaged").exists()
 
 
 def test_a_whole_run_is_restored(run):
