@@ -181,7 +181,10 @@ def write_tensors(
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         safetensors.numpy.save_file(dict(tensors), temporary, metadata)
+        temporary.chmod(mode)  # safetensors lets only the owner read it
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from imprint_jax.convert.convert import convert
 from imprint_jax.convert.sources import find
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint, initial
-from imprint_jax.tensors import CHECKPOINT_CALLBACK, open_tensors, weights_hash
+from imprint_jax.tensors import CHECKPOINT_CALLBACK, open_tensors, weights_hash, write_tensors
 from tests.parity import reference
 from tests.tiny import tiny_config
 
@@ -509,3 +509,10 @@ def test_nothing_stays_behind_when_the_disk_is_full(tmp_path, sd_folder, monkeyp
     with pytest.raises(OSError, match="No space left"):
         convert(pretrained.model_folder("mini").parent / "mini", tmp_path / "ours")
     assert_untouched(tmp_path / "ours")
+
+
+def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path):
+    write_tensors(tmp_path / "x.safetensors", {"x": np.zeros(3, np.float32)})
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
