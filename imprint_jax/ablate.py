@@ -206,7 +206,7 @@ def ablate(
     baselines = ["paste", "poisson"]
     for baseline in baselines:
         results[baseline] = out / "results" / baseline
-        evaluate.paste_results(baseline, entries, results[baseline], track)
+        evaluate.baseline_results(baseline, entries, results[baseline], track)
     found = evaluate.evaluate(entries, results, networks, out / "cache", track=track)
     about = {"records": "test split", "apart": 9, "crop": "cut"}
     for name, text in (("probe_top1", "top-1 accuracy"), ("probe_map", "mean average precision")):

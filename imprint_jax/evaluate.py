@@ -54,6 +54,8 @@ OPTIONS = {"clip": "--clip", "dino": "--dino", "ours": "--encoder"}
 # Measures by which pictures can be sorted, where they were computed.
 SORTABLE = ("kept", "drift", "seam", "changed", "adherence", "copied", "psnr", "ssim", "lpips",
             "clip", "clip_top1", "dino", "dino_top1", "ours", "ours_top1")  # fmt: skip
+# The name of the targets among the baselines.
+TRUTH = "truth"
 # Around the hole's box a salient object is looked for in a square this many times as wide. Ours.
 SEARCH = 1.5
 
@@ -185,28 +187,38 @@ def compose_results(
             raise InputError(f"{entry.id} cannot be composed: {error}")
 
 
-def paste_results(baseline: str, entries: list[Entry], out: Path, track: Callable) -> None:
-    """Pastes the objects into the photos without a model, as often as each entry wants pictures.
+def baseline_results(baseline: str, entries: list[Entry], out: Path, track: Callable) -> None:
+    """Makes pictures without a model, as often as each entry wants pictures.
 
     Pictures that are there are made anew: it takes less time than to see whether they still fit.
 
     Args:
-        baseline: "paste" or "poisson".
+        baseline: "paste", "poisson", or "truth": the entries' own targets, which say what a measure
+            makes of perfect pictures.
         entries: The manifest's.
         out: Folder of results; made.
         track: As in `compose_results`.
 
     Raises:
-        InputError: No such baseline, or an entry cannot be read.
+        InputError: No such baseline, an entry cannot be read or, for "truth", has no target.
     """
-    if baseline not in BASELINES:
-        raise InputError(f"There is no baseline {baseline!r}; known are {', '.join(BASELINES)}.")
+    known = (*BASELINES, TRUTH)
+    if baseline not in known:
+        raise InputError(f"There is no baseline {baseline!r}; known are {', '.join(known)}.")
+    lacking = [entry.id for entry in entries if baseline == TRUTH and not entry.target]
+    if lacking:
+        raise InputError(
+            f"--baseline {TRUTH} needs a target in every entry; {lacking[0]} has none."
+        )
     out.mkdir(parents=True, exist_ok=True)
     for entry in track(entries, baseline, len(entries)):
         request = entry.request()
-        picture = request.photo
-        for part in request.parts:
-            picture = BASELINES[baseline](picture, *part.views[0], part.hole)
+        if baseline == TRUTH:
+            picture = _read(entry.target, request)
+        else:
+            picture = request.photo
+            for part in request.parts:
+                picture = BASELINES[baseline](picture, *part.views[0], part.hole)
         for name in entry.names():
             images.write_png(out / name, picture)
 

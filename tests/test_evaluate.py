@@ -1,6 +1,7 @@
 """Evaluation of results with known scores, its cache, its report, and the command."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -206,7 +207,7 @@ def test_models_and_baselines_make_what_is_missing_or_has_changed(folder, tiny_r
     def make() -> dict:
         settings = Settings(num_steps=2)
         evaluate.compose_results(tiny_release, entries, results["tiny"], settings, untracked)
-        evaluate.paste_results("paste", entries, results["paste"], untracked)
+        evaluate.baseline_results("paste", entries, results["paste"], untracked)
         shots = evaluate.find_shots(entries, results)
         return {s.path: (s.path.read_bytes(), s.path.stat().st_mtime_ns) for s in shots}
 
@@ -221,7 +222,19 @@ def test_models_and_baselines_make_what_is_missing_or_has_changed(folder, tiny_r
     assert changed == {f / name for f in results.values() for name in entries[0].names()}
     assert {path for path in composed if other[path][1] != first[path][1]} <= changed
     with pytest.raises(InputError, match="no baseline 'glue'"):
-        evaluate.paste_results("glue", entries, tmp_path / "glue", untracked)
+        evaluate.baseline_results("glue", entries, tmp_path / "glue", untracked)
+
+
+def test_the_truth_is_the_targets(folder, tmp_path):
+    entries = manifest.read(folder / "set" / "manifest.jsonl")
+    evaluate.baseline_results("truth", entries, tmp_path / "out", untracked)
+    for name in (name for entry in entries for name in entry.names()):
+        ours, target = (images.read_image(f / name) for f in (tmp_path / "out", folder / "truth"))
+        np.testing.assert_array_equal(ours, target)
+    entries[1] = dataclasses.replace(entries[1], target=None)
+    with pytest.raises(InputError, match=f"{entries[1].id} has none"):
+        evaluate.baseline_results("truth", entries, tmp_path / "none", untracked)
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_page_shows_the_worst_first(found, tmp_path):

@@ -46,7 +46,8 @@ def evaluate(
         typer.Option(help="A model that composes them first, or NAME=MODEL; again: more."),
     ] = None,
     baseline: Annotated[
-        list[str] | None, typer.Option(help="paste or poisson, no model; again: the other.")
+        list[str] | None,
+        typer.Option(help="No model: paste, poisson, or truth, the targets; again: more."),
     ] = None,
     wrong_object: Annotated[
         bool,
@@ -103,12 +104,12 @@ def evaluate(
         clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone, segment=segment
     )
     settings = Settings(num_steps=steps)
+    for name in baseline or []:
+        evaluation.baseline_results(name, entries, folders[name], track)
     for name, path in models:
         evaluation.compose_results(path, entries, folders[name], settings, track)
         if wrong_object:
             evaluation.compose_results(path, wrong, folders[f"{name}_wrong"], settings, track)
-    for name in baseline or []:
-        evaluation.paste_results(name, entries, folders[name], track)
     found = evaluation.evaluate(
         entries, folders, networks, cache or out / "cache", reference=reference, track=track
     )
