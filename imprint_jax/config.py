@@ -33,7 +33,7 @@ def default() -> ConfigDict:
     c.model = ConfigDict()
     # What the component `dinov2` is: "dinov2", or "clip" with the fields of `CLIPVision`.
     c.model.encoder = "dinov2"
-    c.model.autoencoder = "kl"  # "kl": Stable Diffusion's VAE; "dct", "lapped": closed-form codecs
+    c.model.autoencoder = "kl"  # "kl": Stable Diffusion's VAE; "lapped": a closed-form codec
     c.model.dinov2 = ConfigDict(
         dict(  # ViT-g/14 with registers (facebookresearch/dinov2, vit_giant2)
             image_size=518,

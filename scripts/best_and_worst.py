@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from imprint_jax import images
-
-TILE, GAP, CAPTION = 144, 24, 16
+TILE, GAP, CAPTION = 112, 24, 16
+COLOURS = 256  # of the sheet, to keep the file small
 
 
 def ranked(folder: Path, measure: str, method: str) -> list[dict[str, str]]:
@@ -60,7 +59,8 @@ def main() -> None:
         for half in (rows[: options.num], rows[-options.num :])
     )
     gap = np.full((len(best), GAP, 3), 255, np.uint8)
-    images.write_png(options.out, np.concatenate([best, gap, worst], axis=1))
+    sheet = np.concatenate([best, gap, worst], axis=1)
+    Image.fromarray(sheet).quantize(COLOURS).save(options.out, optimize=True)
 
 
 if __name__ == "__main__":

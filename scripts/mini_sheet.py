@@ -2,8 +2,9 @@
 
     python scripts/mini_sheet.py [OUT]
 
-One row an object and a photo: the object, the photo with the outline of another of its views as
-hole, and what `mini` composes into it at the mask levels 0 (the outline) to 3 (its box).
+One row an object: the object, and for each photo the photo with the outline of another of the
+object's views as hole, and what `mini` composes into it at the mask levels 0 (the outline) to 3
+(its box).
 """
 
 import sys
@@ -17,7 +18,8 @@ from imprint_jax import Compositor, Placement, Request, geometry, images
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "data" / "samples"
-TILE = 144
+TILE = 112
+COLOURS = 256  # of the sheet, to keep the file small
 
 # Held-out objects: the view that is shown, and the one whose outline is the hole.
 OBJECTS = (
@@ -52,7 +54,7 @@ def on_grey(image: np.ndarray) -> np.ndarray:
 
 
 def compositions() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Object (h w 4), photo (H W 3), and the outline (H W) bool it is put into: every row."""
+    """Object (h w 4), photo (H W 3), and the outline (H W) bool it goes into; object by object."""
     for name, view, seen in OBJECTS:
         image = images.read_image(SAMPLES / "objects" / name / f"{view:03d}.webp")
         for photo_name, box in PHOTOS:
@@ -63,18 +65,20 @@ def compositions() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
 def main(out: Path) -> None:
     """Composes every row and writes the sheet."""
     compositor = Compositor.from_pretrained("mini")
-    rows = []
-    for image, photo, outline in compositions():
+    tiles = []
+    for number, (image, photo, outline) in enumerate(compositions()):
+        if number % len(PHOTOS) == 0:
+            tiles.append([on_grey(image)])
         crop = geometry.context_crop(geometry.mask_level(outline, 3, ()), 1.6)
         marked = geometry.fill_hole(photo, outline[..., None], "grey", grey=128)
         requests = [
             Request(photo, [Placement(image, outline)], mask_level=level) for level in range(4)
         ]
         pictures = [np.asarray(result.pictures[0]) for result in compositor.run(requests)]
-        squares = [geometry.extract(x, crop, TILE) for x in (marked, *pictures)]
-        rows.append(np.concatenate([on_grey(image), *squares], axis=1))
+        tiles[-1] += [geometry.extract(x, crop, TILE) for x in (marked, *pictures)]
+    sheet = np.concatenate([np.concatenate(row, axis=1) for row in tiles])
     out.parent.mkdir(exist_ok=True)
-    images.write_png(out, np.concatenate(rows))
+    Image.fromarray(sheet).quantize(COLOURS).save(out, optimize=True)
 
 
 if __name__ == "__main__":

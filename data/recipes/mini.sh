@@ -36,10 +36,20 @@ prepare objaverse objects objects splits.json
 prepare scenes data/scenes scenes splits.json
 prepare photos photos/all photos photos/splits.json
 
+sources="(
+    {'kind': 'scenes', 'records': 'data/records/scenes', 'weight': 2.0},
+    {'kind': 'pasted', 'records': 'data/records/objects', 'backgrounds': 'data/records/photos',
+     'weight': 1.0})"
 imprint train --config mini_stage1 --workdir runs/mini_stage1 --resume --config.total_steps=6000
 imprint train --config mini_stage2 --workdir runs/mini_stage2 --resume --config.total_steps=5000 \
-    --config.data.sources="(
-        {'kind': 'scenes', 'records': 'data/records/scenes', 'weight': 2.0},
-        {'kind': 'pasted', 'records': 'data/records/objects', 'backgrounds': 'data/records/photos',
-         'weight': 1.0})"
-[ -d mini ] || imprint export runs/mini_stage2 mini
+    --config.data.sources="$sources"
+# The same for as long again, from where that ended, other draws; both rates fall at the end.
+imprint train --config mini_stage2 --workdir runs/mini_stage2b --resume --config.total_steps=5000 \
+    --config.data.sources="$sources" --config.seed=1 --config.init_from.dinov2=runs/mini_stage2 \
+    --config.init_from.adapter=runs/mini_stage2 --config.init_from.unet=runs/mini_stage2 \
+    --config.groups="(
+        ('dinov2', 'dinov2/', None),
+        ('adapter', 'adapter/', (2e-4, 2e-4, 5e-5)),
+        ('unet', 'unet/', (4e-4, 4e-4, 1e-4)),
+        ('vae', 'vae/', None))"
+[ -d mini ] || imprint export runs/mini_stage2b mini

@@ -1,4 +1,4 @@
-"""Makes data/samples and data/CREDITS.md: views of 22 objects and 14 photographs.
+"""Makes data/samples (views of 22 objects, 14 photographs) and data/CREDITS.md.
 
     python data/recipes/samples.py MODELS DATA --photos FOLDER [FOLDER ...]
 
@@ -13,11 +13,12 @@ import json
 import re
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from PIL import Image
 
-from imprint_jax.render import render_folder
+from imprint_jax.render import find_models, render_folder
 
 NUM_VIEWS = 36
 SIZE = 192  # pixels, the side of a view
@@ -27,6 +28,8 @@ JPEG_QUALITY = 85
 LICENCES = {  # of each library, from its LICENSE.TXT
     "BlendSwap-CC-0": "CC0 1.0",
     "BlendSwap-CC-BY": "CC BY 3.0",
+    "KatorLegaz": "CC BY 3.0 US",
+    "Reallusion": "CC BY 3.0 US",
     "Scopia": "CC BY 3.0",
 }
 
@@ -170,6 +173,24 @@ PHOTOS_HEAD = """\
 | here | title | creator | licence | package, file |
 |---|---|---|---|---|
 """
+TRAINED_HEAD = """\
+
+## What `mini` was trained and tested on
+
+The models named in `data/recipes/mini_splits.json`, of the same package, rendered. Scopia's are by
+Emmanuel Puybaret / eTeks and Scopia Visual Interfaces Systems, s.l.; a number counts a creator's
+models.
+
+| library | licence | models | creators |
+|---|---|---|---|
+"""
+TRAINED_PHOTOS = """\
+
+And the photographs that `data/recipes/photos.py` names: `cat`, `coffee`, `creek`, `dandelions`,
+`fig`, `meadow`, `mountains`, `room` and `sunset` of the table above; of lomiri-wallpapers also
+"Picture 1A" by Trevor "Freespace", "Friends" by Aitzol Berasategi and "Umang" by Abhishek Mudgal,
+all CC BY 4.0.
+"""
 
 
 def make_objects(models: Path, dst: Path) -> None:
@@ -194,24 +215,45 @@ def make_photos(folders: list[Path], dst: Path) -> None:
         photo.save(dst / f"{name}.jpg", quality=JPEG_QUALITY)
 
 
+def catalog(models: Path, library: str) -> dict[str, tuple[str, str]]:
+    """Title and creator of a library's models, by the path of the model's file in the library."""
+    text = (models / library / "PluginFurnitureCatalog.properties").read_text("latin-1")
+    field = lambda key: dict(re.findall(rf"^{key}#(\d+)=(.*?)\s*$", text, re.M))
+    titles, creators = field("name"), field("creator")
+    return {path: (titles[n], creators[n]) for n, path in field("model").items()}
+
+
 def credits(models: Path) -> str:
     """The text of CREDITS.md; models' titles and creators from the libraries' catalogs."""
+    catalogs = {library: catalog(models, library) for library in LICENCES}
     lines = []
     for name, (library, model) in sorted(_all(OBJECTS).items()):
-        catalog = (models / library / "PluginFurnitureCatalog.properties").read_text("latin-1")
-        path = re.escape(f"/{library.lower()}/{model}/{model}.obj")
-        number = re.search(rf"^model#(\d+)={path}\s*$", catalog, re.M)[1]
-        title, creator = (
-            re.search(rf"^{key}#{number}=(.*?)\s*$", catalog, re.M)[1]
-            for key in ("name", "creator")
-        )
+        title, creator = catalogs[library][f"/{library.lower()}/{model}/{model}.obj"]
         licence = LICENCES[library]
         lines.append(f"| `{name}` | {title} | {creator} | {licence} | {library}, `{model}` |\n")
     photos = [
         f"| `{name}` | {title} | {creator} | {licence} | {package}, `{file}` |\n"
         for name, (title, creator, licence, package, file) in sorted(_all(PHOTOS).items())
     ]
-    return "".join([HEAD, *lines, PHOTOS_HEAD, *photos])
+    head = "".join([HEAD, *lines, PHOTOS_HEAD, *photos, TRAINED_HEAD])
+    return head + _trained_on(models, catalogs) + TRAINED_PHOTOS
+
+
+def _trained_on(models: Path, catalogs: dict[str, dict]) -> str:
+    """A row a library: its chosen models' creators, those of most models first."""
+    splits = json.loads((Path(__file__).parent / "mini_splits.json").read_text())
+    chosen = set().union(*splits.values())
+    by_library = {library: Counter() for library in LICENCES}
+    for object_id, path in find_models(models):
+        if object_id in chosen:
+            library, *inside = path.relative_to(models).parts
+            _, creator = catalogs[library]["/" + "/".join(inside)]
+            by_library[library][creator] += 1
+    rows = []
+    for library, creators in by_library.items():
+        names = ", ".join(f"{name} {n}" if n > 1 else name for name, n in creators.most_common())
+        rows.append(f"| {library} | {LICENCES[library]} | {creators.total()} | {names} |\n")
+    return "".join(rows)
 
 
 def _all(table: dict[str, dict]) -> dict:

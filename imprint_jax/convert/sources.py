@@ -133,7 +133,7 @@ def _component(name: str, settings: dict, tensors, make_table, source: str) -> C
     else:
         model = config.default().model
         if name == "vae" and "patch" in settings:
-            model.autoencoder = "lapped" if any(k.endswith("overlap") for k in tensors) else "dct"
+            model.autoencoder = "lapped"
         model.encoder = "clip" if "projection" in settings and name == "dinov2" else "dinov2"
         with model.unlocked():
             model[name] = settings

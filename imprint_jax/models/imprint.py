@@ -19,7 +19,7 @@ from imprint_jax.models.adapter import Adapter
 from imprint_jax.models.clip import CLIPVision
 from imprint_jax.models.layers import Rngs
 from imprint_jax.models.unet import UNet
-from imprint_jax.models.vae import AutoencoderKL, DCTCodec, LappedCodec
+from imprint_jax.models.vae import AutoencoderKL, LappedCodec
 from imprint_jax.models.vit import DINOv2
 
 COMPONENTS = ("dinov2", "adapter", "unet", "vae")
@@ -94,7 +94,7 @@ def build(component: str, config, **make) -> nnx.Module:
         case "dinov2":  # models released before there was a choice do not name theirs
             maker = {"dinov2": DINOv2, "clip": CLIPVision}[config.get("encoder", "dinov2")]
         case "vae":
-            makers = {"kl": AutoencoderKL, "dct": DCTCodec, "lapped": LappedCodec}
+            makers = {"kl": AutoencoderKL, "lapped": LappedCodec}
             maker = makers[config.autoencoder]
         case _:
             maker = {"adapter": Adapter, "unet": UNet}[component]

@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from imprint_jax.models import imprint
-from imprint_jax.models.vae import dct_codec_params, lapped_codec_params
+from imprint_jax.models.vae import lapped_codec_params
 
 Draw = Callable[[tuple[int, ...], np.random.Generator], np.ndarray]
 
@@ -58,8 +58,6 @@ def draw(component: str, config, seed: int) -> dict:
     Returns:
         Nested dict of float32 NumPy arrays.
     """
-    if component == "vae" and config.autoencoder == "dct":
-        return dct_codec_params(**config.vae)
     if component == "vae" and config.autoencoder == "lapped":
         return lapped_codec_params(**config.vae)
     flat = traverse_util.flatten_dict(imprint.abstract(component, config), sep="/")
