@@ -3,11 +3,12 @@
 OUT/runs/NAME-STAGE-HASH/   trainings; the hash is of the configuration, so that variants share
                             what they have in common, and nothing stale is taken for new
 OUT/models/NAME/            released folders of the second stages
-OUT/set/                    the test set, unless a manifest is given
+OUT/set-HASH/               the test set, unless a manifest is given
 OUT/ablation.md             the table; with metrics.csv, summary.json and index.html of report.py
 """
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -23,6 +24,7 @@ from imprint_jax.compose import Settings
 from imprint_jax.errors import InputError
 from imprint_jax.inputs.records import RecordSource
 from imprint_jax.metrics import encoders
+from imprint_jax.tensors import file_hash
 from imprint_jax.train import train
 
 log = logging.getLogger(__name__)
@@ -193,9 +195,10 @@ def ablate(
         The table's file.
 
     Raises:
-        InputError: As `train` and `evaluate.evaluate`.
+        InputError: As `train`, `evaluate.evaluate` and `report.check_folder`.
         SystemExit: A training was told to stop and has saved; the same call goes on from there.
     """
+    report.check_folder(out)
     results, probes = {}, {}
     for variant in suite:
         run = _trained(variant, out / "runs", console)
@@ -232,7 +235,7 @@ def held_out_set(
 
     Args:
         c: The plain stage 2, see `recipe`.
-        out: Folder to make; read if it is there.
+        out: Where its folder is made, or read if it is there; its name has a hash of the rest.
         seeds: Pictures of each entry.
         limit: Entries at most.
         size: Side of the pictures that objects are pasted into, pixels.
@@ -240,18 +243,18 @@ def held_out_set(
     Raises:
         InputError: The recipe's first source is no prepared data set with a test split.
     """
-    if not out.exists():
-        source = c.data.sources[0]
+    source = c.data.sources[0]
+    drawn = {"data": c.data.to_dict(), "seeds": seeds, "limit": limit, "size": size}
+    digest = hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()[:8]
+    folder = out / f"set-{digest}"
+    if not folder.exists():
         records = RecordSource(source["records"], "test")
         if source["kind"] == "pasted":
             photos = RecordSource(source["backgrounds"], "test")
-            protocols.pasted(c, records, photos, out, size=size, num=seeds, limit=limit)
+            protocols.pasted(c, records, photos, folder, size=size, num=seeds, limit=limit)
         else:
-            protocols.perturbed(c, records, out, num=seeds, limit=limit)
-    entries = manifest.read(out / "manifest.jsonl")
-    if any(entry.num != seeds for entry in entries):
-        raise InputError(f"{out} was made for another number of seeds; delete it.")
-    return entries
+            protocols.perturbed(c, records, folder, num=seeds, limit=limit)
+    return manifest.read(folder / "manifest.jsonl")
 
 
 def _trained(variant: Variant, runs: Path, console) -> Path:
@@ -289,12 +292,15 @@ def _exported(run: Path, folder: Path, results: Path) -> Path:
     What a model before it composed goes with it.
     """
     mark = folder / "from"
-    if not mark.is_file() or mark.read_text() != run.name:
+    # The same configuration may have been trained anew: Orbax's notes have the time of saving.
+    newest = max((run / "checkpoints").glob("[0-9]*"), key=lambda step: int(step.name))
+    source = f"{run.name} {file_hash(newest / '_CHECKPOINT_METADATA')}"
+    if not mark.is_file() or mark.read_text() != source:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(results, ignore_errors=True)
         licences = pretrained.load_licences(str(run))
         pretrained.save(folder, *checkpoint.load_params(run), licences)
-        mark.write_text(run.name)
+        mark.write_text(source)
     return folder
 
 

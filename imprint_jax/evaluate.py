@@ -51,9 +51,6 @@ IDENTITY = {
 }
 # The options that weights come from, for messages.
 OPTIONS = {"clip": "--clip", "dino": "--dino", "ours": "--encoder"}
-# Measures by which pictures can be sorted, where they were computed.
-SORTABLE = ("kept", "drift", "seam", "changed", "adherence", "copied", "psnr", "ssim", "lpips",
-            "clip", "clip_top1", "dino", "dino_top1", "ours", "ours_top1")  # fmt: skip
 # The name of the targets among the baselines.
 TRUTH = "truth"
 # Around the hole's box a salient object is looked for in a square this many times as wide. Ours.
@@ -128,6 +125,20 @@ def load_networks(
         encoders.load(backbone) if backbone else None,
         Segmenter(segment) if segment else None,
     )
+
+
+def sortable(entries: list[Entry], networks: Networks) -> list[str]:
+    """The measures by which pictures of these entries can be sorted, worst first."""
+    names = ["kept", "drift", "seam", "changed", "copied"]
+    names += ["adherence"] if networks.segmenter else []
+    if any(entry.target for entry in entries):
+        names += ["psnr", *(["ssim"] if _has_skimage() else [])]
+        names += ["lpips"] if networks.lpips else []
+    return names + [name for judge in networks.judges for name in (judge, f"{judge}_top1")]
+
+
+def _has_skimage() -> bool:
+    return importlib.util.find_spec("skimage") is not None
 
 
 @dataclass(frozen=True)
@@ -214,7 +225,7 @@ def baseline_results(baseline: str, entries: list[Entry], out: Path, track: Call
     for entry in track(entries, baseline, len(entries)):
         request = entry.request()
         if baseline == TRUTH:
-            picture = _read(entry.target, request)
+            picture = read_result(entry.target, request)
         else:
             picture = request.photo
             for part in request.parts:
@@ -280,7 +291,8 @@ def evaluate(
             run.not_computed[name] = f"needs weights: {option}"
     run.lpips(networks.lpips)
     run.diversity()
-    run.distribution(networks.backbone, reference, entries)
+    photos = photographs(reference) if reference else [e.target for e in entries if e.target]
+    run.distribution(networks.backbone, photos)
     run.not_computed["dreamsim"] = "not implemented here: it is a mix of three networks"
     return Evaluation(run.shots, run.rows, run.sets, run.measures, run.not_computed)
 
@@ -316,7 +328,7 @@ class _Run:
 
     def plain(self, segmenter: Segmenter | None) -> None:
         """What needs no network."""
-        has_skimage = importlib.util.find_spec("skimage") is not None
+        has_skimage = _has_skimage()
         measures = _plain_measures()
         if segmenter:
             digest = file_hash(segmenter.path)[:16]
@@ -461,7 +473,7 @@ class _Run:
         def apart(i: int, j: int) -> float:
             request = self.shots[i].entry.request()
             hole, paths = _holes(request), (self.shots[i].path, self.shots[j].path)
-            one, other = (_read(path, request).astype(np.float32)[hole] for path in paths)
+            one, other = (read_result(path, request).astype(np.float32)[hole] for path in paths)
             return float(np.sqrt(np.mean((one - other) ** 2)))
 
         settings = {"difference": "root mean square over the hole, grey levels"}
@@ -490,17 +502,16 @@ class _Run:
         for i, values in mine.items():
             self.rows[i][name] = float(np.mean(values))
 
-    def distribution(
-        self, encoder: encoders.Encoder | None, reference: Path | None, entries: list[Entry]
-    ) -> None:
+    def distribution(self, encoder: encoders.Encoder | None, photos: list[Path]) -> None:
         """FID and KID of a method's pictures to photographs."""
+        reason = ""
         if encoder is None:
             reason = "needs a backbone and photographs: --backbone, --reference"
-            self.not_computed |= {"fid": reason, "kid": reason}
-            return
-        photos = _photos(reference) if reference else [e.target for e in entries if e.target]
-        if len(photos) < 2:
+        elif len(photos) < 2:
             reason = "needs photographs: --reference, or targets in the manifest"
+        elif len(self.shots) < 2 * len(self.sets):
+            reason = "needs two pictures of every method"
+        if reason:
             self.not_computed |= {"fid": reason, "kid": reason}
             return
         settings = encoder.settings() | {"size": encoder.size, "crop": "whole picture, squashed"}
@@ -571,7 +582,7 @@ def _plain_measures() -> dict[str, Measure]:
 
 def _plain(shot: Shot, segmenter: Segmenter | None, has_skimage: bool) -> dict[str, float]:
     request = shot.entry.request()
-    result = _read(shot.path, request)
+    result = read_result(shot.path, request)
     hole = _holes(request)
     kept, drift = background.preserved(result, request.photo, hole)
     values = {"kept": kept, "drift": drift}
@@ -590,7 +601,7 @@ def _plain(shot: Shot, segmenter: Segmenter | None, has_skimage: bool) -> dict[s
     if segmenter:
         values["adherence"] = _adherence(segmenter, result, hole)
     if shot.entry.target:
-        target = _read(shot.entry.target, request)[y0:y1, x0:x1]
+        target = read_result(shot.entry.target, request)[y0:y1, x0:x1]
         values["psnr"] = perceptual.psnr(result[y0:y1, x0:x1], target)
         if has_skimage and min(target.shape[:2]) >= 11:  # SSIM's window
             values["ssim"] = perceptual.ssim(result[y0:y1, x0:x1], target)
@@ -609,7 +620,7 @@ def _adherence(segmenter: Segmenter, result: np.ndarray, hole: np.ndarray) -> fl
     return background.overlap(found, hole[window])
 
 
-def _read(path: Path, request: Request) -> np.ndarray:
+def read_result(path: Path, request: Request) -> np.ndarray:
     """A result or target (h w 3) uint8, scaled to its background's size if it has another."""
     picture = images.read_image(path)[..., :3]
     height, width = request.photo.shape[:2]
@@ -625,7 +636,7 @@ def _holes(request: Request) -> np.ndarray:
 
 def _result_item(shot: Shot, index: int, crop: str, size: int) -> tuple[np.ndarray]:
     request = shot.entry.request()
-    result = _read(shot.path, request)
+    result = read_result(shot.path, request)
     return (identity.result_crop(result, request.parts[index].hole, crop, size),)
 
 
@@ -638,7 +649,7 @@ def _box_items(entry: Entry, *paths: Path) -> tuple[np.ndarray, ...]:
     """What several pictures show in the box around an entry's holes."""
     request = entry.request()
     hole, size = _holes(request), perceptual.LPIPS_SIZE
-    return tuple(identity.box_crop(_read(path, request), hole, size) for path in paths)
+    return tuple(identity.box_crop(read_result(path, request), hole, size) for path in paths)
 
 
 def _whole_item(path: Path, size: int) -> tuple[np.ndarray]:
@@ -646,8 +657,12 @@ def _whole_item(path: Path, size: int) -> tuple[np.ndarray]:
     return (np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)),)
 
 
-def _photos(folder: Path) -> list[Path]:
-    """The pictures of a folder, in order."""
+def photographs(folder: Path) -> list[Path]:
+    """The pictures of a folder, in order.
+
+    Raises:
+        InputError: It is no folder.
+    """
     if not folder.is_dir():
         raise InputError(f"--reference {folder} is no folder.")
     known = Image.registered_extensions()

@@ -33,6 +33,8 @@ from imprint_jax import geometry, images
 from imprint_jax.errors import InputError
 from imprint_jax.request import Placement, Request, check_numbers
 
+# What file systems take in a name, and what neither hides it nor leaves the folder.
+FILE_NAME = re.compile(r'[^./\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*')
 _OBJECT_FIELDS = {"object", "object_mask", "object_id", "mask", "box"}
 _FIELDS = {"id", "background", "mask_level", "seed", "num", "target", "objects"} | _OBJECT_FIELDS
 
@@ -98,7 +100,7 @@ class Entry:
         photo = images.read_image(self.background)[..., :3]
         return Request(
             photo,
-            [_placement(one, photo.shape[:2]) for one in self.objects],
+            [_placement(one, photo.shape[:2], options) for one in self.objects],
             seed=self.seed,
             num=self.num,
             mask_level=self.mask_level if mask_level is None else mask_level,
@@ -106,7 +108,7 @@ class Entry:
         )
 
 
-def _placement(one: ObjectEntry, size_hw: tuple[int, int]) -> Placement:
+def _placement(one: ObjectEntry, size_hw: tuple[int, int], options: dict) -> Placement:
     views = [images.read_image(path) for path in one.views]
     masks = None
     if one.view_masks:
@@ -114,7 +116,10 @@ def _placement(one: ObjectEntry, size_hw: tuple[int, int]) -> Placement:
             images.read_mask(path, view.shape[:2])
             for path, view in zip(one.view_masks, views, strict=True)
         ]
-    hole = images.read_mask(one.mask, size_hw) if one.mask else geometry.box_mask(one.box, *size_hw)
+    if one.mask:
+        hole = images.read_mask(one.mask, size_hw)
+    else:  # a box is never black where to fill
+        hole = geometry.box_mask(one.box, *size_hw) ^ options.get("invert_mask", False)
     return Placement(views, hole, masks)
 
 
@@ -135,6 +140,18 @@ def read(path: Path) -> list[Entry]:
             if other is not entry:
                 raise InputError(f"{path}: {other.id!r} and {entry.id!r} would both write {name}.")
     return entries
+
+
+def check_files(entries: Sequence[Entry]) -> None:
+    """Call it before any long work.
+
+    Raises:
+        InputError: A file that an entry names does not exist.
+    """
+    for entry in entries:
+        for path in entry.files():
+            if not path.is_file():
+                raise InputError(f"{entry.id} names {path}, which does not exist.")
 
 
 def with_other_objects(entries: Sequence[Entry]) -> list[Entry]:
@@ -184,10 +201,7 @@ def _read_lines(path: Path) -> list[Entry]:
 
 def _parse(line, folder: Path) -> Entry:
     _check_fields(line, _FIELDS, required=("id", "background"))
-    # What no file system takes in a name, or what would hide it or leave the folder.
-    if not isinstance(line["id"], str) or not re.fullmatch(
-        r'[^./\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*', line["id"]
-    ):
+    if not isinstance(line["id"], str) or not FILE_NAME.fullmatch(line["id"]):
         raise InputError(f"id {line['id']!r} must be something a file can be called.")
     numbers = {key: line[key] for key in ("mask_level", "seed", "num") if key in line}
     check_numbers(**{"mask_level": 0, "seed": 0, "num": 1} | numbers)

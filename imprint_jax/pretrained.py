@@ -6,6 +6,7 @@ DIR/README.md    the card: what is in the folder, under which licences
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,11 +23,25 @@ from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.tensors import file_hash, open_tensors, write_tensors
 
+log = logging.getLogger(__name__)
+
 # What of a configuration a model needs to be used; the rest is how it was trained.
 RELEASED_FIELDS = ("image_size", "object_size", "model", "diffusion", "sampling")
 # The models that ship with the package.
 SHIPPED = Path(__file__).parent / "released"
 LICENCES = Path(__file__).parent / "licences"
+
+
+def resolve(name: str | Path) -> Path:
+    """What a text means: the folder of the model that ships by this name ("mini"), or a path.
+
+    A `Path` is a path always; so is "./mini".
+    """
+    if isinstance(name, str) and name in _shipped():
+        if Path(name).exists():
+            log.warning("%s is the model that ships; ./%s is the one here", name, name)
+        return SHIPPED / name
+    return Path(name)
 
 
 def model_folder(name: str | Path) -> Path:
@@ -35,14 +50,17 @@ def model_folder(name: str | Path) -> Path:
     Raises:
         InputError: There is none.
     """
-    for folder in (SHIPPED / name, Path(name)):
-        if (folder / "config.json").is_file():
-            return folder
-    shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
-    raise InputError(
-        f"There is no model {str(name)!r}: give {shipped}, or a folder with a config.json and"
-        " one .safetensors a component."
-    )
+    folder = resolve(name)
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"There is no model {str(name)!r}: give {', '.join(_shipped())}, or a folder with a"
+            " config.json and one .safetensors a component."
+        )
+    return folder
+
+
+def _shipped() -> list[str]:
+    return sorted(p.name for p in SHIPPED.iterdir() if p.is_dir())
 
 
 def component_file(folder: Path, component: str) -> Path:
@@ -184,7 +202,7 @@ def load_component(source: str, component: str, abstract: dict) -> dict:
     Raises:
         InputError: The folder is neither, or its component has another shape.
     """
-    folder = Path(source)
+    folder = resolve(source)
     if (folder / "checkpoints").is_dir():
         params = checkpoint.load_component(folder, component)
     elif component == "dinov2" and component_file(folder, "clip").is_file():
@@ -193,7 +211,7 @@ def load_component(source: str, component: str, abstract: dict) -> dict:
         flat = dict(_read(component_file(folder, "clip"), component, model))
         params = traverse_util.unflatten_dict(flat, sep="/")
     else:
-        folder = model_folder(source)
+        folder = model_folder(folder)
         file = component_file(folder, component)
         flat = dict(_read(file, component, load_config(folder).model))
         params = traverse_util.unflatten_dict(flat, sep="/")
@@ -222,10 +240,10 @@ def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, 
 
 def load_licences(source: str) -> dict[str, str]:
     """{component: licence} of the public weights in a released folder or behind a training run."""
-    folder = Path(source)
+    folder = resolve(source)
     if (folder / "checkpoints").is_dir():
         return json.loads((folder / "licences.json").read_text())
-    return load_config(model_folder(source)).get("licences", {})
+    return load_config(model_folder(folder)).get("licences", {})
 
 
 def inherited_licences(init_from: Mapping[str, str]) -> dict[str, str]:

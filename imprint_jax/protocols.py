@@ -321,8 +321,9 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
 def _cut(path: Path, masks: Path | None, relative: Path, segmenter: Segmenter | None) -> np.ndarray:
     """An object's picture with its mask as transparency, (h w 4) uint8."""
     picture = images.read_image(path)
-    if picture.shape[2] == 4:
+    if picture.shape[2] == 4 and picture[..., 3].min() < 255:
         return picture
+    picture = picture[..., :3]
     if masks is not None:
         mask = images.read_mask(masks / relative.with_suffix(".png"), picture.shape[:2])
         return np.dstack([picture, mask.astype(np.uint8) * 255])

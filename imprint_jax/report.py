@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from imprint_jax.evaluate import Evaluation, Shot
 from imprint_jax.metrics.batched import settings_hash
 
 THUMBNAIL = 320  # pixels, the longer side
+# In OUT/pictures, by which a report's own folder is known from the user's.
+MARK = ".report"
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; background: #fff; color: #222 }
@@ -34,21 +37,36 @@ section { border-top: 1px solid #ddd; padding-top: .6em }
 """
 
 
+def check_folder(out: Path) -> None:
+    """Call it before any long work.
+
+    Raises:
+        InputError: OUT/pictures, which a report replaces, was not written by one.
+    """
+    pictures = out / "pictures"
+    if pictures.exists() and not (pictures / MARK).is_file():
+        raise InputError(
+            f"{pictures} is in the way: the report's pictures go there, and these are no report's."
+            " Give another --out, or move them."
+        )
+
+
 def summarize(evaluation: Evaluation) -> dict:
     """Means over pictures, their spread, and the spread of the means between seeds; for JSON.
 
     The k-th pictures of all entries are what seed k made; `between_seeds` is the standard
-    deviation (of a sample, n - 1) of their means, absent where there is one.
+    deviation (of a sample, n - 1) of their means over the entries that have a value for every
+    seed, absent where there is one seed or no such entry.
     """
     methods = {}
     for method in evaluation.sets:
         rows = [
-            (shot.number, row)
+            (shot, row)
             for shot, row in zip(evaluation.shots, evaluation.rows, strict=True)
             if shot.method == method
         ]
         methods[method] = {
-            name: _summary([(k, row[name]) for k, row in rows if name in row])
+            name: _summary([(shot, row[name]) for shot, row in rows if name in row])
             for name in evaluation.measures
             if name not in evaluation.sets[method]
         }
@@ -70,19 +88,21 @@ def summarize(evaluation: Evaluation) -> dict:
     }
 
 
-def _summary(values: list[tuple[int, float]]) -> dict:
-    values = [(k, x) for k, x in values if not math.isnan(x)]
+def _summary(values: list[tuple[Shot, float]]) -> dict:
+    values = [(shot, x) for shot, x in values if not math.isnan(x)]
     if not values:
         return {"mean": None, "pictures": 0}
     numbers = np.array([x for _, x in values])
     summary = {"mean": float(numbers.mean()), "pictures": len(numbers)}
     if len(numbers) > 1:
         summary["deviation"] = float(numbers.std(ddof=1))
-    by_seed = {}
-    for k, x in values:
-        by_seed.setdefault(k, []).append(x)
-    if len(by_seed) > 1:
-        means = [float(np.mean(x)) for x in by_seed.values()]
+    entries: dict[str, dict[int, float]] = {}
+    for shot, x in values:
+        entries.setdefault(shot.entry.id, {})[shot.number] = x
+    seeds = sorted({shot.number for shot, _ in values})
+    whole = [list(map(of.get, seeds)) for of in entries.values() if len(of) == len(seeds)]
+    if len(seeds) > 1 and whole:
+        means = np.mean(whole, axis=0).tolist()
         summary |= {"seeds": means, "between_seeds": float(np.std(means, ddof=1))}
     return summary
 
@@ -124,8 +144,9 @@ def write(
         The page.
 
     Raises:
-        InputError: There is no such measure, or it has no better and worse.
+        InputError: As `check_folder`; or `worst` is no measure that has a better and a worse.
     """
+    check_folder(out)
     order = sorted_shots(evaluation, worst)
     out.mkdir(parents=True, exist_ok=True)
     _write_text(out / "metrics.csv", _csv(evaluation))
@@ -133,6 +154,7 @@ def write(
     building = out / ".pictures.tmp"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
+    (building / MARK).touch()
     sections = [_section(evaluation, group, building) for group in order[:limit]]
     shutil.rmtree(out / "pictures", ignore_errors=True)
     os.replace(building, out / "pictures")
@@ -165,11 +187,11 @@ def sorted_shots(evaluation: Evaluation, worst: str | None) -> list[list[int]]:
     return sorted(order, key=lambda group: (math.isnan(value(group)), sign * value(group)))
 
 
-def page(title: str, body: str) -> str:
-    """A whole HTML page."""
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole HTML page; `style` is CSS beside what all pages have."""
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n{body}\n</html>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}{style}</style>\n{body}\n</html>\n"
     )
 
 
@@ -210,7 +232,7 @@ def _section(evaluation: Evaluation, group: list[int], folder: Path) -> str:
 
 
 def _figure(name: str, caption: str) -> str:
-    source = html.escape(f"pictures/{name}", quote=True)
+    source = f"pictures/{urllib.parse.quote(name)}"
     image = f'<img src="{source}" alt="" loading="lazy">'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from imprint_jax import geometry, images
+from imprint_jax import geometry
 from imprint_jax.errors import InputError
-from imprint_jax.evaluate import find_shots
+from imprint_jax.evaluate import find_shots, read_result
 from imprint_jax.inputs.records import check_unused
 from imprint_jax.manifest import Entry
 from imprint_jax.report import page, thumbnail
@@ -32,9 +32,11 @@ QUESTIONS = {
 }
 ANSWERS = ("first", "second", "same")
 SIDE = 640  # pixels, the longer side of the pictures shown
+STYLE = f"figure img {{ height: auto; max-width: min(31vw, {SIDE}px) }}"
 
 SCRIPT = """
 const study = %s;
+const person = Math.random().toString(36).slice(2);
 const answers = {};
 const button = document.querySelector('#save');
 document.querySelectorAll('input[type=radio]').forEach(input => input.onchange = () => {
@@ -42,10 +44,10 @@ document.querySelectorAll('input[type=radio]').forEach(input => input.onchange =
   button.textContent = `Save my answers (${Object.keys(answers).length} of ${study.count})`;
 });
 button.onclick = () => {
-  const text = JSON.stringify({study: study.id, answers}, null, 1);
+  const text = JSON.stringify({study: study.id, person, answers}, null, 1);
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
-  link.download = `answers_${Math.random().toString(36).slice(2, 8)}.json`;
+  link.download = `answers_${person.slice(0, 6)}.json`;
   link.click();
 };
 """
@@ -117,7 +119,9 @@ def make(
         script = SCRIPT % json.dumps({"id": identity, "count": count})
         body = "<h1>Which is better?</h1>" + "\n".join(sections)
         body += f'<p><button id="save">Save my answers</button></p><script>{script}</script>'
-        (building / "page" / "index.html").write_text(page("Comparison", body), encoding="utf-8")
+        (building / "page" / "index.html").write_text(
+            page("Comparison", body, STYLE), encoding="utf-8"
+        )
         names = {"first": first.name, "second": second.name}
         if first.name == second.name:
             names = {"first": str(first), "second": str(second)}
@@ -137,7 +141,7 @@ def _section(number: int, shots: tuple, pictures: Path) -> str:
     cut = geometry.object_crop(*request.parts[0].views[0], SIDE // 2)
     names = [thumbnail(cut, pictures / f"{number}_object.jpg", SIDE)]
     for side, shot in zip("ab", shots, strict=True):
-        picture = images.read_image(shot.path)[..., :3]
+        picture = read_result(shot.path, request)
         names.append(thumbnail(picture, pictures / f"{number}_{side}.jpg", SIDE))
     captions = ("the object", "first", "second")
     figures = "".join(
@@ -156,29 +160,32 @@ def _question(number: int, name: str, text: str) -> str:
     return f"<p>{html.escape(text)} {choices}</p>"
 
 
-def count(folder: Path, answers: Iterable[Path]) -> tuple[dict[str, str], dict[str, Count]]:
+def count(folder: Path, answers: Iterable[Path]) -> tuple[dict[str, str], int, dict[str, Count]]:
     """Counts the answers of any number of people.
+
+    Who saved several times is counted once, by the file with the most answers.
 
     Args:
         folder: What `make` wrote.
         answers: Files that the page saved.
 
     Returns:
-        The two methods' names, {"first", "second"}; and the counts by question.
+        The two methods' names, {"first", "second"}; how many people; and the counts by question.
 
     Raises:
         InputError: A file is damaged or of another study.
     """
     key = _json(folder / "key.json")
-    tally = {question: dict.fromkeys(ANSWERS, 0) for question in QUESTIONS}
+    by_person: dict[str, dict[str, str]] = {}
     for path in answers:
-        given = _json(path)
-        if not isinstance(given, dict) or given.get("study") != key["study"]:
-            raise InputError(f"{path} holds no answers to the study in {folder}.")
-        for name, answer in given["answers"].items():
+        given = _read_answers(path, folder, key)
+        one = by_person.setdefault(given["person"], {})
+        if len(given["answers"]) > len(one):
+            by_person[given["person"]] = given["answers"]
+    tally = {question: dict.fromkeys(ANSWERS, 0) for question in QUESTIONS}
+    for given in by_person.values():
+        for name, answer in given.items():
             number, _, question = name.partition(".")
-            if number not in key["pairs"] or question not in tally or answer not in ANSWERS:
-                raise InputError(f"{path}: {name!r}: {answer!r} is no answer to this study.")
             if key["pairs"][number]["swapped"] and answer != "same":
                 answer = "second" if answer == "first" else "first"
             tally[question][answer] += 1
@@ -187,7 +194,28 @@ def count(folder: Path, answers: Iterable[Path]) -> tuple[dict[str, str], dict[s
         decided = number["first"] + number["second"]
         p = float(stats.binomtest(number["first"], decided).pvalue) if decided else 1.0
         counts[question] = Count(**number, p=p)
-    return key["methods"], counts
+    return key["methods"], len(by_person), counts
+
+
+def _read_answers(path: Path, folder: Path, key: dict) -> dict:
+    """What the page saved: "person", and "answers" by question.
+
+    Raises:
+        InputError: As `count`.
+    """
+    given = _json(path)
+    kinds = {"study": str, "person": str, "answers": dict}
+    if (
+        not isinstance(given, dict)
+        or not all(isinstance(given.get(name), kind) for name, kind in kinds.items())
+        or given["study"] != key["study"]
+    ):
+        raise InputError(f"{path} holds no answers to the study in {folder}.")
+    for name, answer in given["answers"].items():
+        number, _, question = name.partition(".")
+        if number not in key["pairs"] or question not in QUESTIONS or answer not in ANSWERS:
+            raise InputError(f"{path}: {name!r}: {answer!r} is no answer to this study.")
+    return given
 
 
 def _json(path: Path):

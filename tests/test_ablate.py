@@ -146,6 +146,40 @@ def test_a_training_that_was_told_to_stop_ends_the_suite(tmp_path, monkeypatch):
         ablate._trained(variant, tmp_path, None)
 
 
+def test_a_set_is_drawn_anew_for_other_data_or_options(tmp_path):
+    stage2 = ablate.recipe("full", str(write_scale(tmp_path)), 2)
+    draw = lambda c, **changes: ablate.held_out_set(
+        c, tmp_path / "out", **dict(seeds=2, limit=4, size=64) | changes
+    )
+    first = draw(stage2)
+    assert draw(stage2) == first and {entry.num for entry in first} == {2}
+    assert len(draw(stage2, limit=2)) == 2 and draw(stage2, seeds=3)[0].num == 3
+    other = stage2.copy_and_resolve_references()
+    other.data.share = (0.5, 0.6)
+    assert draw(other)[0].background != first[0].background
+    assert draw(stage2) == first
+
+
+def test_a_run_that_was_trained_anew_is_exported_anew(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(ablate.checkpoint, "load_params", lambda run: (run, None))
+    monkeypatch.setattr(ablate.pretrained, "load_licences", lambda run: {})
+
+    def save(folder, *_):
+        folder.mkdir(parents=True)
+        saved.append(folder)
+
+    monkeypatch.setattr(ablate.pretrained, "save", save)
+    notes = tmp_path / "run" / "checkpoints" / "10" / "_CHECKPOINT_METADATA"
+    notes.parent.mkdir(parents=True)
+    results = tmp_path / "results"
+    for time, exports, kept in (("1", 1, False), ("1", 1, True), ("2", 2, False)):
+        notes.write_text(time)
+        results.mkdir(exist_ok=True)
+        ablate._exported(tmp_path / "run", tmp_path / "model", results)
+        assert len(saved) == exports and results.exists() == kept
+
+
 def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, caplog):
     caplog.set_level(logging.INFO, "imprint_jax.ablate")
     scale = str(write_scale(tmp_path))
@@ -154,7 +188,7 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
 
     def run(names):
         stage1, stage2 = (ablate.recipe("full", scale, stage) for stage in (1, 2))
-        entries = ablate.held_out_set(stage2, out / "set", seeds=2, limit=4, size=64)
+        entries = ablate.held_out_set(stage2, out, seeds=2, limit=4, size=64)
         return ablate.ablate(
             ablate.variants(names, scale, steps=2),
             out,

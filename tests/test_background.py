@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -117,3 +118,15 @@ def test_poisson_takes_the_photos_colours(view):
     plain, blended = (BASELINES[name](photo, dark, view[1], hole) for name in BASELINES)
     distance = lambda x: abs(x[hole].mean() - 200)
     assert distance(blended) < 0.5 * distance(plain)
+
+
+def test_what_is_too_thin_to_blend_is_pasted():
+    photo = np.full((60, 60, 3), 200, np.uint8)
+    ring = np.zeros((500, 500), np.uint8)
+    cv2.circle(ring, (250, 250), 240, 255, 2)
+    picture = np.zeros((500, 500, 3), np.uint8)
+    hole = np.zeros((60, 60), bool)
+    hole[10:50, 10:50] = True
+    plain, blended = (BASELINES[name](photo, picture, ring, hole) for name in BASELINES)
+    np.testing.assert_array_equal(plain, blended)
+    assert (plain != photo).any()

@@ -6,13 +6,14 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from imprint_jax import evaluate, images, manifest, protocols, report
+from imprint_jax import evaluate, images, manifest, pretrained, protocols, report
 from imprint_jax.cli import app
 from imprint_jax.compose import Settings
 from imprint_jax.config import load
@@ -292,9 +293,16 @@ def test_the_wrong_object_is_another_entrys(folder, tiny_release, tmp_path):
     [
         ([], "Give --results, --model or --baseline"),
         (["--results", "a/x", "--results", "b/x"], "Two methods are called 'x'"),
-        (["--results", "a", "--worst", "copy"], "--worst is 'copy'"),
+        (["--results", "a/b=c"], "'a/b' cannot be a method's name"),
+        (["--model", "."], "'' cannot be a method's name"),
+        (["--model", "mini", "--results", "nowhere"], "nowhere lacks 12 pictures"),
+        (["--baseline", "paste", "--worst", "lpips"], "--worst is 'lpips'; with these weights"),
+        (["--baseline", "paste", "--reference", "nowhere"], "--reference nowhere is no folder"),
         (["--results", "a", "--wrong-object"], "--wrong-object needs --model"),
-        (["--results", "a", "--lpips", "nowhere.safetensors"], "nowhere.safetensors is missing"),
+        (
+            ["--baseline", "paste", "--lpips", "nowhere.safetensors"],
+            "nowhere.safetensors is missing",
+        ),
     ],
 )
 def test_mistakes_are_found_before_any_work(folder, tmp_path, more, message):
@@ -304,3 +312,53 @@ def test_mistakes_are_found_before_any_work(folder, tmp_path, more, message):
             app, [*arguments, "--out", str(tmp_path / "o"), *more], catch_exceptions=False
         )
     assert not (tmp_path / "o").exists()
+
+
+def test_a_users_folder_of_pictures_is_not_replaced(found, folder, tmp_path):
+    mine = tmp_path / "pictures" / "mine.png"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    arguments = ["evaluate", "--manifest", folder / "set" / "manifest.jsonl", "--out", tmp_path]
+    code, said = run(*arguments, "--results", folder / "truth")
+    assert code == 2 and "pictures is in the way" in said
+    with pytest.raises(InputError, match="is in the way"):
+        report.write(found, report.summarize(found), tmp_path, worst=None, limit=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["pictures"] and mine.read_bytes() == b"mine"
+    out = tmp_path / "out"
+    for _ in range(2):  # a report's own are replaced
+        report.write(found, report.summarize(found), out, worst=None, limit=1)
+    assert (out / "pictures" / report.MARK).is_file()
+
+
+def test_the_spread_between_seeds_is_of_entries_that_have_them_all(found):
+    shot = lambda entry, k: dataclasses.replace(
+        found.shots[0], entry=dataclasses.replace(found.shots[0].entry, id=entry), number=k
+    )
+    values = [(shot("a", 0), 10.0), *((shot("b", k), 90.0 + k) for k in range(3))]
+    summary = report._summary(values)
+    assert summary["seeds"] == [90, 91, 92] and summary["between_seeds"] == 1
+    assert "between_seeds" not in report._summary([values[0], (shot("b", 1), 3.0)])
+
+
+def test_few_pictures_have_no_distribution(folder, tiny_release, tmp_path):
+    entries = manifest.read(folder / "set" / "manifest.jsonl")[:1]
+    one = [dataclasses.replace(entries[0], num=1)]
+    images.write_png(tmp_path / one[0].names()[0], images.read_image(one[0].target))
+    networks = evaluate.load_networks(ours=None, backbone=tiny_release)
+    found = evaluate.evaluate(
+        one, {"m": tmp_path}, networks, tmp_path / "cache", reference=folder / "truth",
+        track=untracked,
+    )  # fmt: skip
+    assert found.not_computed["fid"] == "needs two pictures of every method"
+
+
+def test_local_folders_do_not_take_a_shipped_models_name(tmp_path, monkeypatch, caplog):
+    (tmp_path / "mini").mkdir()
+    monkeypatch.chdir(tmp_path)
+    shipped = pretrained.model_folder("mini")
+    assert shipped.parent == pretrained.SHIPPED and "./mini is the one here" in caplog.text
+    for one in ("./mini", tmp_path / "mini"):
+        with pytest.raises(InputError, match="There is no model"):
+            pretrained.model_folder(one)
+    assert encoders._split("mini#dinov2") == (shipped, True)
+    assert encoders._split("./mini") == (Path("mini"), False)

@@ -155,3 +155,18 @@ def test_the_other_object_is_another_one(pictures):
     assert [entry.line["object_of"] for entry in changed] == ["3", "0", "1", "2"]
     with pytest.raises(InputError, match="two objects or more"):
         manifest.with_other_objects(manifest.read(write(pictures, LINE, LINE | {"id": "b"})))
+
+
+def test_boxes_are_never_inverted(pictures):
+    box = {name: LINE[name] for name in ("id", "object", "background")} | {"box": [5, 6, 15, 16]}
+    boxed, masked = manifest.read(write(pictures, box, LINE | {"id": "b"}))
+    holes = [entry.request(invert_mask=True).parts[0].hole for entry in (boxed, masked)]
+    np.testing.assert_array_equal(holes[0], geometry.box_mask((5, 6, 15, 16), 20, 30))
+    np.testing.assert_array_equal(holes[1], ~holes[0])
+
+
+def test_files_that_do_not_exist_are_named(pictures):
+    entries = manifest.read(write(pictures, LINE, LINE | {"id": "b", "target": "gone.png"}))
+    manifest.check_files(entries[:1])
+    with pytest.raises(InputError, match=r"b names .*gone\.png, which does not exist"):
+        manifest.check_files(entries)

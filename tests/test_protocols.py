@@ -115,6 +115,16 @@ def test_pairs_become_entries(dreambooth):
     assert (part.views[0][1] == 255).sum() == 30 * 30
 
 
+def test_a_channel_that_is_nowhere_transparent_is_no_mask(dreambooth):
+    for path in sorted((dreambooth / "objects").rglob("*.jpg")):
+        Image.open(path).convert("RGBA").save(path, "PNG")
+    with pytest.raises(InputError, match="has no transparency: give --masks"):
+        run_dreambooth(dreambooth)
+    run_dreambooth(dreambooth, masks=dreambooth / "masks")
+    for entry in manifest.read(dreambooth / "set" / "manifest.jsonl"):
+        assert (entry.request().parts[0].views[0][1] == 255).sum() == 30 * 30
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -94,14 +94,22 @@ def test_a_mask_drawn_as_transparency_is_read():
 
 def test_inverted_masks_are_warned_of_and_flipped(caplog):
     make()
-    assert not caplog.text
+    assert "inverted" not in caplog.text
     make(mask=~HOLE)
     assert "mask looks inverted" in caplog.text and "give --invert-mask" in caplog.text
     caplog.clear()
     np.testing.assert_array_equal(make(mask=~HOLE, invert_mask=True).parts[0].hole, HOLE)
-    assert not caplog.text
+    assert "inverted" not in caplog.text
     make(invert_mask=True)
     assert "leave out --invert-mask" in caplog.text
+
+
+def test_a_picture_that_is_all_object_is_said_so(caplog):
+    make(object=np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)]))
+    assert "object's picture is nowhere transparent and has no mask" in caplog.text
+    caplog.clear()
+    make(object=RGB, object_mask=np.ones(RGB.shape[:2], bool))
+    assert not caplog.text
 
 
 def test_soft_masks_are_cut_at_half_and_said_so(caplog):

@@ -63,7 +63,7 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(setting, tmp_path):
         methods.append(tmp_path / f"run{number}" / "results")
         shutil.copytree(folder / "dark_method", methods[-1])
     study.make(entries, *methods, tmp_path / "another")
-    names, _ = study.count(tmp_path / "another", [])
+    names, _, _ = study.count(tmp_path / "another", [])
     assert names == {"first": str(methods[0]), "second": str(methods[1])}
 
 
@@ -75,9 +75,12 @@ def test_answers_are_counted_for_the_right_method(setting):
         darker = "first" if brightness(page, str(k), "a") < 128 else "second"
         answers[f"{k}.identity"] = darker
         answers[f"{k}.realism"] = "same"
-    file = folder / "answers_1.json"
-    file.write_text(json.dumps({"study": key["study"], "answers": answers}))
-    methods, counts = study.count(folder / "study", [file, file])
+    files = [folder / f"answers_{number}.json" for number in range(3)]
+    half = dict(list(answers.items())[:8])
+    for file, person, given in zip(files, "aba", (half, answers, answers), strict=True):
+        file.write_text(json.dumps({"study": key["study"], "person": person, "answers": given}))
+    methods, people, counts = study.count(folder / "study", files)
+    assert people == 2
     assert methods == {"first": "dark_method", "second": "light_method"}
     one = counts["identity"]
     assert (one.first, one.second, one.same) == (16, 0, 0)
@@ -88,11 +91,13 @@ def test_answers_are_counted_for_the_right_method(setting):
 def test_other_answers_are_refused(setting):
     folder, *_ = setting
     file = folder / "answers.json"
-    file.write_text(json.dumps({"study": "other", "answers": {}}))
-    with pytest.raises(InputError, match="no answers to the study"):
-        study.count(folder / "study", [file])
     key = json.loads((folder / "study" / "key.json").read_text())
-    file.write_text(json.dumps({"study": key["study"], "answers": {"99.identity": "first"}}))
+    mine = {"study": key["study"], "person": "a"}
+    for other in (mine | {"study": "other", "answers": {}}, mine, [mine]):
+        file.write_text(json.dumps(other))
+        with pytest.raises(InputError, match="no answers to the study"):
+            study.count(folder / "study", [file])
+    file.write_text(json.dumps(mine | {"answers": {"99.identity": "first"}}))
     with pytest.raises(InputError, match="is no answer to this study"):
         study.count(folder / "study", [file])
     file.write_text("{")

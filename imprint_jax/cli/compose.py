@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from rich.markup import escape
 
-from imprint_jax.cli.terminal import console, track, use_compilation_cache
+from imprint_jax.cli.terminal import console, note, track, use_compilation_cache
 from imprint_jax.errors import InputError
 
 app = typer.Typer()
@@ -52,7 +52,7 @@ def compose(
         bool, typer.Option("--scribble", help="The mask is strokes: close and fill them.")
     ] = False,
     invert_mask: Annotated[
-        bool, typer.Option("--invert-mask", help="The mask is black where to fill.")
+        bool, typer.Option("--invert-mask", help="The mask is black where to fill; not --box.")
     ] = False,
     match_colors: Annotated[
         bool, typer.Option("--match-colors", help="Fit the colours around the hole to the photo's.")
@@ -78,6 +78,7 @@ def compose(
     from imprint_jax import batch_job, pretrained
     from imprint_jax import manifest as manifests
     from imprint_jax.compose import Settings
+    from imprint_jax.request import check_numbers
 
     # Everything that can be wrong is found before the model is loaded, or anything written.
     folder = pretrained.model_folder(model)
@@ -85,6 +86,8 @@ def compose(
     settings = settings.filled(pretrained.load_config(folder))
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}.")
+    if mask_level is not None:
+        check_numbers(seed=0, num=1, mask_level=mask_level)
     if batch_size < 1:
         raise InputError(f"--batch-size must be 1 or more, not {batch_size}.")
     shape = dict(mask_level=mask_level, scribble=scribble, invert_mask=invert_mask)
@@ -141,8 +144,9 @@ def _compose_one(
         (result,) = compositor.run([request], settings)
     for number, (name, picture) in enumerate(zip(entry.names(), result.pictures, strict=True)):
         text = batch_job.png_text(how, entry.seed, number)
-        images.write_png(out.with_name(name), np.asarray(picture), text)
-        console.print(f"wrote {out.with_name(name)}")
+        path = out.with_name(name).with_suffix(out.suffix)
+        images.write_png(path, np.asarray(picture), text)
+        note(f"wrote {path}")
 
 
 def _compose_many(
@@ -153,7 +157,7 @@ def _compose_many(
     how = describe()
     todo = batch_job.unfinished(entries, out, how)
     if len(todo) < len(entries):
-        console.print(f"{len(entries) - len(todo)} of {len(entries)} were done before")
+        note(f"{len(entries) - len(todo)} of {len(entries)} were done before")
     if not todo:
         return
     jobs = batch_job.compose_entries(load(), todo, out, settings, how, **shape)
@@ -162,7 +166,7 @@ def _compose_many(
         if error:
             failed += 1
             console.print(f"[red]{escape(entry.id)}:[/red] {escape(error)}", soft_wrap=True)
-    console.print(f"{len(todo) - failed} done, {failed} failed, in {out}")
+    note(f"{len(todo) - failed} done, {failed} failed, in {out}")
     if failed:
         raise typer.Exit(1)
 

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from imprint_jax.cli.terminal import console, parse_numbers, stdout, track
+from imprint_jax.cli.terminal import console, note, parse_numbers, stdout, track
 from imprint_jax.errors import InputError
 
 MAX_PROBLEMS = 20  # that `imprint data check` prints
@@ -67,7 +67,7 @@ def render(
     counts = Counter()
     for result in track(results, "rendering", total):
         counts[result.reason or result.status] += 1
-    console.print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    note(", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -142,7 +142,7 @@ def prepare(
         )
     for what, numbers in counts.items():
         text = ", ".join(f"{key} {number}" for key, number in sorted(numbers.items()))
-        console.print(f"{what}: {text or 'none'}")
+        note(f"{what}: {text or 'none'}")
 
 
 @app.command()
@@ -169,7 +169,7 @@ def show(
 
     settings = configs.load(config)
     page = show(settings, folder, out, num=num, split=split, kind=kind, backgrounds=backgrounds)
-    console.print(f"wrote {page}")
+    note(f"wrote {page}")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from imprint_jax.cli.terminal import console, stdout, track, use_compilation_cache
+from imprint_jax.cli.terminal import console, note, stdout, track, use_compilation_cache
 from imprint_jax.errors import InputError
 
 app = typer.Typer()
@@ -26,9 +26,19 @@ Steps = Annotated[int | None, typer.Option(help="Denoising steps (default: the m
 
 
 def _named(text: str) -> tuple[str, str]:
-    """Name and path of NAME=PATH, or of a path alone."""
+    """Name and path of NAME=PATH, or of a path alone.
+
+    Raises:
+        InputError: No file could have the name, which ends in file names.
+    """
+    from imprint_jax.manifest import FILE_NAME
+
     name, equals, path = text.partition("=")
-    return (name, path) if equals else (Path(text).name, text)
+    if not equals or Path(text).exists():
+        name, path = Path(text).name, text
+    if not FILE_NAME.fullmatch(name):
+        raise InputError(f"{text}: {name!r} cannot be a method's name; give one: NAME=PATH.")
+    return name, path
 
 
 @app.command()
@@ -81,9 +91,9 @@ def evaluate(
     from imprint_jax.compose import Settings
 
     folders = {}
-    asked = [(name, Path(folder)) for name, folder in map(_named, results or [])]
+    given = [(name, Path(folder)) for name, folder in map(_named, results or [])]
     models = [_named(path) for path in model or []]
-    asked += [(name, out / "results" / name) for name, _ in models]
+    asked = given + [(name, out / "results" / name) for name, _ in models]
     if wrong_object:
         asked += [(f"{name}_wrong", out / "results" / f"{name}_wrong") for name, _ in models]
     asked += [(name, out / "results" / name) for name in baseline or []]
@@ -95,14 +105,20 @@ def evaluate(
         raise InputError("Give --results, --model or --baseline: something to measure.")
     if wrong_object and not models:
         raise InputError("--wrong-object needs --model: something that composes.")
-    if worst is not None and worst not in evaluation.SORTABLE:
-        raise InputError(f"--worst is {worst!r}; use one of {', '.join(evaluation.SORTABLE)}.")
+    report.check_folder(out)
     entries = manifests.read(manifest)
+    manifests.check_files(entries)
+    evaluation.find_shots(entries, dict(given))
+    if reference is not None:
+        evaluation.photographs(reference)
     wrong = manifests.with_other_objects(entries) if wrong_object else []
     use_compilation_cache()
     networks = evaluation.load_networks(
         clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone, segment=segment
     )
+    known = evaluation.sortable(entries, networks)
+    if worst is not None and worst not in known:
+        raise InputError(f"--worst is {worst!r}; with these weights use one of {', '.join(known)}.")
     settings = Settings(num_steps=steps)
     for name in baseline or []:
         evaluation.baseline_results(name, entries, folders[name], track)
@@ -117,8 +133,8 @@ def evaluate(
     page = report.write(found, summary, out, worst=worst, limit=show_pictures)
     stdout.print(report.table(summary))
     for name, reason in summary["not_computed"].items():
-        console.print(f"not computed: {name} ({reason})", soft_wrap=True)
-    console.print(f"wrote {page}", soft_wrap=True)
+        note(f"not computed: {name} ({reason})")
+    note(f"wrote {page}")
 
 
 @app.command()
@@ -148,14 +164,18 @@ def probe(
     table = Table(title=f"{records}, {split}: views {apart} frames apart, colour {color}")
     for column in ("encoder", "top-1", "mAP", "chance", "views", "objects"):
         table.add_column(column, justify="left" if column == "encoder" else "right")
+    tried = {}
     for path in encoder:
-        tried = {path: encoders.load(path)}
-        if untrained:
+        tried[path] = encoders.load(path)
+        ours = tried[path].name == "imprint" or path.endswith(encoders.BARE)
+        if untrained and ours:
             tried[f"{path}, untrained"] = encoders.untrained(path)
-        for name, one in tried.items():
-            found = run(one, source, apart=apart, color=color, track=track)
-            shares = (f"{x:.3f}" for x in (found.top1, found.mean_precision, found.chance))
-            table.add_row(name, *shares, str(found.views), str(found.objects))
+        elif untrained:
+            note(f"{path} is no model of ours: not tried untrained")
+    for name, one in tried.items():
+        found = run(one, source, apart=apart, color=color, track=track)
+        shares = (f"{x:.3f}" for x in (found.top1, found.mean_precision, found.chance))
+        table.add_row(name, *shares, str(found.views), str(found.objects))
     stdout.print(table)
 
 
@@ -173,11 +193,15 @@ def ablate(
         int | None, typer.Option(help="Steps of a second stage; all else goes along.", min=1)
     ] = None,
     repeats: Annotated[int, typer.Option(help="Trainings of each, by seed.", min=1)] = 1,
-    seeds: Annotated[int, typer.Option(help="Pictures of each entry, by seed.", min=1)] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(help="Pictures of each entry, by seed (default: 3).", min=1)
+    ] = None,
     manifest: Annotated[
         Path | None, typer.Option(help="What to compose (default: a set of the test split).")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Entries of that set, at most.", min=2)] = 60,
+    limit: Annotated[
+        int | None, typer.Option(help="Entries of that set, at most (default: 60).", min=2)
+    ] = None,
     clip: Clip = None,
     dino: Dino = None,
     encoder: Judge = "mini",
@@ -199,7 +223,10 @@ def ablate(
     variants = ablation.variants(suite, scale, steps=steps, repeats=repeats, overrides=context.args)
     stage1, stage2 = (ablation.recipe("full", scale, stage, context.args) for stage in (1, 2))
     if manifest is None:
-        entries = ablation.held_out_set(stage2, out / "set", seeds=seeds, limit=limit, size=256)
+        drawn = dict(seeds=seeds or 3, limit=limit or 60, size=256)
+        entries = ablation.held_out_set(stage2, out, **drawn)
+    elif seeds or limit:
+        raise InputError("--seeds and --limit cannot be used with --manifest, which says both.")
     else:
         entries = manifests.read(manifest)
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed

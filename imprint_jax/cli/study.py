@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from imprint_jax.cli.terminal import console, stdout
+from imprint_jax.cli.terminal import note, stdout
 
 app = typer.Typer(help="Compare two methods by asking people.", no_args_is_help=True)
 
@@ -25,7 +25,7 @@ def make(
     from imprint_jax import study as studies
 
     page = studies.make(manifests.read(manifest), first, second, out, limit=limit, seed=seed)
-    console.print(f"wrote {page}; keep {out / 'key.json'} to yourself", soft_wrap=True)
+    note(f"wrote {page}; keep {out / 'key.json'} to yourself")
 
 
 @app.command()
@@ -36,8 +36,8 @@ def count(
     """Count the answers that people saved from the page."""
     from imprint_jax import study as studies
 
-    methods, counts = studies.count(folder, answers)
-    table = Table(title=f"{len(answers)} files of answers")
+    methods, people, counts = studies.count(folder, answers)
+    table = Table(title=f"answers of {people} people")
     for column in ("question", methods["first"], methods["second"], "same", "p (sign test)"):
         table.add_column(column, justify="left" if column == "question" else "right")
     for question, c in counts.items():

@@ -12,6 +12,11 @@ console = Console(stderr=True)  # progress, notes, errors
 stdout = Console()  # what a command was asked for, so that it can be piped
 
 
+def note(text: str) -> None:
+    """Says something beside the results; brackets are no markup, paths stay on one line."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def track(items: Iterable, about: str, total: int) -> Iterable:
     """The items, with a progress bar."""
     return progress.track(items, about, total=total, console=console)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from imprint_jax.cli.terminal import console, parse_numbers
+from imprint_jax.cli.terminal import note, parse_numbers
 
 app = typer.Typer(help="Write test sets, as manifests.", no_args_is_help=True)
 
@@ -32,7 +32,7 @@ def dreambooth(
     segmenter = Segmenter(segment) if segment else None
     options = dict(masks=masks, segmenter=segmenter, num=num)
     written = protocols.dreambooth(pairs, objects, backgrounds, out, **options)
-    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+    note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
 @app.command()
@@ -52,7 +52,7 @@ def perturbed(
     options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
     source = RecordSource(records, split)
     written = protocols.perturbed(config.default(), source, out, **options)
-    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+    note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
 @app.command()
@@ -76,7 +76,7 @@ def pasted(
     options = dict(size=size, num=num, limit=limit, mask_level=mask_level, seed=seed)
     sources = (RecordSource(folder, split) for folder in (records, backgrounds))
     written = protocols.pasted(configs.load(config), *sources, out, **options)
-    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+    note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
 @app.command()
@@ -98,4 +98,4 @@ def rendered(
     written = protocols.rendered(
         config.default(), views, scenes, out, apart=(least, most), **options
     )
-    console.print(f"wrote {out / 'manifest.jsonl'}: {written} entries", soft_wrap=True)
+    note(f"wrote {out / 'manifest.jsonl'}: {written} entries")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from imprint_jax.cli.terminal import console, stdout, use_compilation_cache
+from imprint_jax.cli.terminal import console, note, stdout, use_compilation_cache
 from imprint_jax.errors import InputError
 
 app = typer.Typer()
@@ -116,4 +116,4 @@ def export(
 
     licences = pretrained.load_licences(str(workdir))
     pretrained.save(dst, *checkpoint.load_params(workdir, ema=ema), licences)
-    console.print(f"wrote {dst}")
+    note(f"wrote {dst}")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from imprint_jax.cli.terminal import console, stdout
+from imprint_jax.cli.terminal import note, stdout
 
 app = typer.Typer()
 
@@ -33,19 +33,19 @@ def convert(
     from imprint_jax.convert.convert import convert
 
     convert(src, dst, kind=kind, to=to, dtype=dtype)
-    console.print(f"wrote {dst}")
+    note(f"wrote {dst}")
 
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A shipped model, a folder or a file of weights.")],
+    weights: Annotated[str, typer.Argument(help="A shipped model, a folder or a file of weights.")],
 ) -> None:
     """Show what weights a path holds: components, parameters, dtypes, SHA-256."""
     from imprint_jax import pretrained
     from imprint_jax.convert.sources import find
     from imprint_jax.tensors import weights_hash
 
-    path = path if path.exists() else pretrained.model_folder(path)
+    path = pretrained.resolve(weights)
     source = find(path)
     table = Table(title=f"{path}: {source.kind}, {source.layout} names")
     for column in ("component", "parameters", "tensors", "dtype", "sha256 of the weights"):

@@ -21,10 +21,12 @@ def paste_poisson(
 ) -> np.ndarray:
     """The object `pasted` and its gradients blended into the background (Perez et al. 2003).
 
-    OpenCV's `seamlessClone`, NORMAL_CLONE.
+    OpenCV's `seamlessClone`, NORMAL_CLONE. What is too thin to have any inside is pasted plainly.
     """
     colours, coverage = pasted(view, mask, hole)
     solid = coverage >= 128
+    if not solid.any():
+        return paste_plainly(background, view, mask, hole)
     # It wants a rim of background around the object, so that holes at the border need padding.
     pad = lambda x, mode: np.pad(x, [(2, 2), (2, 2)] + [(0, 0)] * (x.ndim - 2), mode)
     inside = pad(solid, "constant")

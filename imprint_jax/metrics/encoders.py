@@ -63,16 +63,16 @@ def load(path: str | Path) -> Encoder:
     Raises:
         InputError: There is no encoder, or its weights are damaged.
     """
-    path, bare, _ = str(path).partition(BARE)
-    if (Path(path) / "checkpoints").is_dir():
-        config, params = checkpoint.load_params(Path(path))
-        return _ours(config, params, bool(bare))
-    source = find(Path(path) if Path(path).exists() else pretrained.model_folder(path))
+    path, bare = _split(path)
+    if (path / "checkpoints").is_dir():
+        config, params = checkpoint.load_params(path)
+        return _ours(config, params, bare)
+    source = find(path)
     parts = {part.name: part for part in source.components}
     if "adapter" in parts and "dinov2" in parts:
         config = ConfigDict({k: source.released[k] for k in ("object_size", "model")})
         params = {name: _read(parts[name]) for name in ("dinov2", "adapter")}
-        return _ours(config, params, bool(bare))
+        return _ours(config, params, bare)
     for name, function in (("clip", _clip), ("dinov2", _dinov2)):
         if name in parts:
             return function(parts[name])
@@ -85,13 +85,21 @@ def untrained(path: str | Path) -> Encoder:
     Raises:
         InputError: As `load`, or the path is no model of ours.
     """
-    path, bare, _ = str(path).partition(BARE)
-    if (Path(path) / "checkpoints").is_dir():
-        config = checkpoint.load_config(Path(path))
+    path, bare = _split(path)
+    if (path / "checkpoints").is_dir():
+        config = checkpoint.load_config(path)
     else:
         config = pretrained.load_config(pretrained.model_folder(path))
     params = {name: initial.draw(name, config.model, 0) for name in ("dinov2", "adapter")}
-    return _ours(config, params, bool(bare))
+    return _ours(config, params, bare)
+
+
+def _split(path: str | Path) -> tuple[Path, bool]:
+    """The path, and whether `BARE` stands behind it."""
+    name = str(path)
+    if name.endswith(BARE):
+        return pretrained.resolve(name.removesuffix(BARE)), True
+    return pretrained.resolve(path), False
 
 
 def _read(part: Component) -> dict:
