@@ -7,11 +7,11 @@
 
 **Seeds.** The noise of a picture comes from its request's seed, the picture's number among the
 request's `num` and the number of the object, and from nothing else: not from the batch it is
-computed in, nor from its place there. With the same version, settings, kind of device and bucket
-(the batch size that was compiled) the same request gives the same picture bit for bit. Another
-bucket sums in another order: the network's output in [-1, 1] then differs by rounding only, up to
-1e-4 in float32, a grey level at most in the picture; in bfloat16, or on another kind of device, by
-a few grey levels.
+computed in, nor from its place there. With the same version, settings, machine, bucket (the batch
+size that was compiled) and place in the batch the same request gives the same picture bit for bit,
+whatever its neighbours. Another bucket or place may sum in another order: the network's output in
+[-1, 1] then differs by rounding only, up to 1e-4 in float32, a grey level at most in the picture;
+in bfloat16, or on another kind of device, by a few grey levels.
 """
 
 import itertools

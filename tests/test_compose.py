@@ -118,14 +118,15 @@ def test_a_batch_is_what_each_request_is_alone(compositor):
         assert len({picture.tobytes() for picture in pictures}) == request.num
 
 
-def test_bitwise_within_a_bucket_whatever_the_neighbours_and_the_place(compositor):
-    """Two requests a device, then four: the same pictures but for rounding."""
+def test_bitwise_at_the_same_place_whatever_the_neighbours(compositor):
     request = request_of(3)
-    others = [request_of(seed) for seed in range(20, 35)]
+    others, strangers = ([request_of(s) for s in range(i, i + 15)] for i in (20, 40))
     first = next(compositor.run([request, *others])).pictures[0]
+    assert far(next(compositor.run([request, *strangers])).pictures[0], first) == 0
+    # At another place by rounding: a CPU's kernels take the last rows of a batch in another way.
     for place in (1, 9, 15):
         results = list(compositor.run([*others[:place], request, *others[place:]]))
-        assert far(results[place].pictures[0], first) == 0, place
+        assert far(results[place].pictures[0], first) <= 1, place
 
 
 def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):

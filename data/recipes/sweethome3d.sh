@@ -15,6 +15,7 @@ cd "$work/package"
 if [ ! -d "$work/models" ]; then
     apt-get download sweethome3d-furniture # 1.8-1 was used; CC0, CC BY 3.0 and CC BY 3.0 US
     dpkg -x sweethome3d-furniture_*.deb .
+    mkdir -p "$work/models.part"
     for library in usr/share/sweethome3d/furniture/*.sh3f; do
         name=$(basename "$library" .sh3f)
         unzip -q -o "$library" -d "$work/models.part/$name"

@@ -64,6 +64,11 @@ def load(path: str | Path) -> Encoder:
         InputError: There is no encoder, or its weights are damaged.
     """
     path, bare = _split(path)
+    if not path.exists():
+        raise InputError(
+            f"There is no model {str(path)!r}: give mini, or the path of CLIP, of DINOv2, of a run"
+            " or of a released model."
+        )
     if (path / "checkpoints").is_dir():
         config, params = checkpoint.load_params(path)
         return _ours(config, params, bare)

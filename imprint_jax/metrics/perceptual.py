@@ -119,13 +119,25 @@ def lpips(params: dict, steps: tuple, a: jax.Array, b: jax.Array) -> jax.Array:
     Returns:
         (b,) float32, 0 for equal images.
     """
-    x = (jnp.concatenate([a, b]) - jnp.array(SHIFT)) / jnp.array(SCALE)
-    distance, heads = jnp.zeros(len(a)), iter(params["heads"])
+    features = zip(taps(params, steps, a), taps(params, steps, b), params["heads"], strict=True)
+    return sum(((x - y) ** 2 @ head).mean(axis=(1, 2)) for x, y, head in features)
+
+
+def taps(params: dict, steps: tuple, images: jax.Array) -> list[jax.Array]:
+    """What LPIPS compares: features of unit length at a network's taps.
+
+    Args:
+        params: As in `lpips`.
+        steps: `ALEXNET` or `VGG16`.
+        images: (b h w 3) in [-1, 1].
+
+    Returns:
+        A (b h w c) float32 a tap.
+    """
+    x, found = (images - jnp.array(SHIFT)) / jnp.array(SCALE), []
     for step in steps:
         if step == "tap":
-            unit = x / (jnp.sqrt((x**2).sum(axis=-1, keepdims=True)) + EPSILON)
-            first, second = jnp.split(unit, 2)
-            distance += ((first - second) ** 2 @ next(heads)).mean(axis=(1, 2))
+            found.append(x / (jnp.sqrt((x**2).sum(axis=-1, keepdims=True)) + EPSILON))
         elif step[0] == "pool":
             _, window, stride = step
             shape, strides = (1, window, window, 1), (1, stride, stride, 1)
@@ -140,7 +152,7 @@ def lpips(params: dict, steps: tuple, a: jax.Array, b: jax.Array) -> jax.Array:
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
             x = jax.nn.relu(x + params["biases"][place])
-    return distance
+    return found
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
