@@ -1,22 +1,36 @@
 #!/usr/bin/env bash
 # The shipped model `mini`, from nothing: data, both stages, the released folder.
 #
-#   data/recipes/mini.sh WORK
+#   data/recipes/mini.sh WORK [data]
 #
-# Makes WORK/{models,objects,scenes,photos,data,runs,mini}: hours on two cores. Needs what
-# sweethome3d.sh needs, and scikit-image. A stopped run is started again with the same command.
+# Makes WORK/{models,objects,scenes,photos,data,runs,mini}: hours on two cores; with `data`, all but
+# the trainings and what comes of them. Needs what sweethome3d.sh needs, and scikit-image. A stopped
+# run is started again with the same command.
 set -euo pipefail
 
 here=$(realpath "$(dirname "$0")")
-work=$(realpath -m "${1:?usage: mini.sh WORK}")
+work=$(realpath -m "${1:?usage: mini.sh WORK [data]}")
+until=${2:-}
+if [ -n "$until" ] && [ "$until" != data ]; then
+    echo "mini.sh: '$until' is no part of the recipe; say data, or nothing for all of it" >&2
+    exit 2
+fi
 "$here/sweethome3d.sh" "$work" # WORK/models, WORK/objects
 cd "$work"
 
 if [ ! -f splits.json ]; then
-    python "$here/select_models.py" models chosen --splits splits.json
+    python "$here/select_models.py" models chosen --splits splits.json.part
+    cmp splits.json.part "$here/mini_splits.json" # other models, other objects held out
+    mv splits.json.part splits.json
 fi
 if [ ! -d photos ]; then
-    (cd package && apt-get download lomiri-wallpapers-16.04 && dpkg -x lomiri-wallpapers-16.04_*.deb .)
+    (
+        cd package
+        apt-get download lomiri-wallpapers-16.04
+        echo "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab" \
+            lomiri-wallpapers-16.04_20.04.0-2_all.deb | sha256sum --check
+        dpkg -x lomiri-wallpapers-16.04_20.04.0-2_all.deb .
+    )
     rm -rf photos.part
     python "$here/photos.py" package/usr/share/backgrounds photos.part
     mv photos.part photos
@@ -35,6 +49,7 @@ prepare() { # READER SRC NAME SPLITS; what a stopped run has begun, it continues
 prepare objaverse objects objects splits.json
 prepare scenes data/scenes scenes splits.json
 prepare photos photos/all photos photos/splits.json
+if [ "$until" = data ]; then exit; fi
 
 sources="(
     {'kind': 'scenes', 'records': 'data/records/scenes', 'weight': 2.0},

@@ -13,8 +13,10 @@ mkdir -p "$work/package"
 cd "$work/package"
 
 if [ ! -d "$work/models" ]; then
-    apt-get download sweethome3d-furniture # 1.8-1 was used; CC0, CC BY 3.0 and CC BY 3.0 US
-    dpkg -x sweethome3d-furniture_*.deb .
+    apt-get download sweethome3d-furniture # CC0, CC BY 3.0 and CC BY 3.0 US
+    echo "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668" \
+        sweethome3d-furniture_1.8-1_all.deb | sha256sum --check
+    dpkg -x sweethome3d-furniture_1.8-1_all.deb .
     mkdir -p "$work/models.part"
     for library in usr/share/sweethome3d/furniture/*.sh3f; do
         name=$(basename "$library" .sh3f)
