@@ -20,6 +20,7 @@ from imprint_jax import checkpoint, diffusion
 from imprint_jax.config import default
 from imprint_jax.convert import rules
 from imprint_jax.errors import InputError
+from imprint_jax.files import write_text
 from imprint_jax.models import imprint
 from imprint_jax.tensors import file_hash, open_tensors, write_tensors
 
@@ -108,9 +109,7 @@ def write_component(folder: Path, component: str, params: dict) -> None:
 def write_config(folder: Path, released: dict) -> None:
     """Writes config.json, and the card that says what the folder's weights may be used for."""
     write_card(folder, released)
-    temporary = folder / ".config.json.tmp"
-    temporary.write_text(json.dumps(released, indent=2) + "\n")
-    temporary.replace(folder / "config.json")
+    write_text(folder / "config.json", json.dumps(released, indent=2) + "\n")
 
 
 def write_card(folder: Path, released: dict) -> None:
