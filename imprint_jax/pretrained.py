@@ -238,10 +238,22 @@ def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, 
 
 
 def load_licences(source: str) -> dict[str, str]:
-    """{component: licence} of the public weights in a released folder or behind a training run."""
+    """{component: licence} of the public weights in a released folder or behind a training run.
+
+    Raises:
+        InputError: The folder is neither, or a run that does not say.
+    """
     folder = resolve(source)
     if (folder / "checkpoints").is_dir():
-        return json.loads((folder / "licences.json").read_text())
+        path = folder / "licences.json"
+        if not path.is_file():
+            raise InputError(
+                f"{path} is missing: copy it from the run that {source} is, or write"
+                ' {"component": "licence"} of the public weights it started from, {} for none.'
+            )
+        return json.loads(path.read_text())
+    if component_file(folder, "clip").is_file():  # which takes the place of DINOv2
+        return {"dinov2": json.loads((folder / "config.json").read_text())["licences"]["clip"]}
     return load_config(model_folder(folder)).get("licences", {})
 
 

@@ -89,7 +89,7 @@ def test_resume_in_a_new_process_is_bit_for_bit_no_interruption(runs):
     folder, _ = runs
     workdir = folder / "interrupted"
     recipe = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--resume")
-    # Killed while at work, at the first sign of its second checkpoint.
+    # Killed while at work, at the first sign of a checkpoint.
     process = start(*recipe)
     while process.poll() is None and not (workdir / "checkpoints" / "2").exists():
         pass
@@ -258,6 +258,7 @@ def test_a_run_goes_on_elsewhere(runs, unused_port):
         time.sleep(0.02)
     process.kill()
     process.wait()
+    assert not (workdir / "checkpoints" / "6").exists()
     processes = start_processes(4, unused_port, *args, "--resume", "--config.fsdp=2")
     assert [process.wait() for process in processes] == [0] * 4
     read = lambda run: {
@@ -281,6 +282,7 @@ def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints(runs):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
     done = run_alone(*args, "--resume", preexec_fn=limit)
     assert done.returncode not in (0, 143)
+    assert "File too large" in done.stderr
     assert (workdir / "checkpoints/2").is_dir() and not (workdir / "checkpoints/4").exists()
     assert run_alone(*args, "--resume").returncode == 0
 
@@ -300,12 +302,56 @@ def test_a_used_workdir_is_not_touched(runs):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_is_not_deleted_for_one_that_cannot_start(runs, tmp_path):
+    folder, _ = runs
+    workdir, silent = tmp_path / "run", tmp_path / "silent"
+    shutil.copytree(folder / "stage1", workdir)
+    shutil.copytree(folder / "stage1", silent)
+    (silent / "licences.json").unlink()
+    (tmp_path / "link").symlink_to(workdir)
+    before = contents(workdir)
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--overwrite")
+    for source, message in (
+        (workdir, "which --overwrite deletes"),
+        (tmp_path / "link", "which --overwrite deletes"),
+        (workdir / "released", "which --overwrite deletes"),
+        (silent, "licences.json is missing: copy it"),
+    ):
+        code, said = run(*args, f"--config.init_from.unet={source}")
+        assert code == 2 and message in said
+        assert contents(workdir) == before
+
+
+def test_a_run_goes_on_without_what_it_started_from(runs, tmp_path):
+    folder, _ = runs
+    workdir = tmp_path / "run"
+    shutil.copytree(folder / "stage1", workdir)
+    settings = json.loads((workdir / "config.json").read_text())
+    settings["init_from"]["unet"] = "gone"
+    (workdir / "config.json").write_text(json.dumps(settings))
+    (workdir / "licences.json").write_text('{"unet": "MIT"}')
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--resume")
+    code, _ = run(*args, "--config.init_from.unet=gone")
+    assert code == 0
+    assert json.loads((workdir / "licences.json").read_text()) == {"unet": "MIT"}
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
         ("--config.optim.nope=1", "Unknown config field"),
         ("--config.batch_size=many", "is of type int"),
         ("--config.save_every=0", "config.save_every = 0 must be 1 or more"),
+        ("--config.keep=0", "config.keep = 0 must be 1 or more"),
+        ("--config.keep_every=-3", "config.keep_every = -3 must be 0 or more"),
+        ("--config.validation.every=-1", "config.validation.every = -1 must be 0 or more"),
+        ("--config.validation.batches=0", "config.validation.batches = 0 must be 1 or more"),
+        ("--config.preview.samples=0", "config.preview.samples = 0 must be 1 or more"),
+        ("--config.drop_probability=3", "config.drop_probability = 3.0 must be from 0 to 1"),
         ("--config.dtype=float17", "must be float32 or bfloat16"),
         ("--config.data.sources=({'kind': 'views', 'records': 'x'},)", "lacks 'weight'"),
         ("--config.batch_size=7", "does not divide over 8 devices"),
