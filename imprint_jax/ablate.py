@@ -115,7 +115,7 @@ def variants(
 
 
 def recipe(name: str, scale: str, stage: int, overrides: Sequence[str] = ()) -> ConfigDict | None:
-    """A stage of an ablation at its full length, unlocked; None where it trains nothing.
+    """A stage of an ablation at its full length; None where it trains nothing.
 
     Args:
         name: "full" or an ablation's.

@@ -13,7 +13,7 @@ import pytest
 from flax import traverse_util
 from rich.console import Console
 
-from imprint_jax import checkpoint, images, optim, pretrained
+from imprint_jax import checkpoint, config, images, optim, pretrained
 from imprint_jax.inputs import prepare
 from imprint_jax.models import imprint
 from imprint_jax.watch import Meter
@@ -122,8 +122,8 @@ def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
 
     exported = folder / "released"
     assert run_alone("export", workdir, exported).returncode == 0
-    config, params = pretrained.load(exported)
-    assert set(config) == {*pretrained.RELEASED_FIELDS, "licences"}
+    released_config, params = pretrained.load(exported)
+    assert set(released_config) == {*pretrained.RELEASED_FIELDS, "licences"}
     released = traverse_util.flatten_dict(params, sep="/")
     for path, value in parameters(workdir).items():
         np.testing.assert_allclose(released[path], value, rtol=1e-3, atol=1e-6, err_msg=path)
@@ -373,17 +373,34 @@ def test_bad_configurations_stop_before_anything_is_written(recipes, tmp_path, o
     assert not workdir.exists()
 
 
-def test_a_recipe_with_an_unknown_field_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "start, line, message",
+    [
+        ("config.default()", "c.optim.warmup = 5", "warmup"),
+        ("config.load('finetune')", "c.optim.warmup = 5", "warmup"),
+        ("config.stage_recipe('mini', 2)", "c.optim.warmup = 5", "warmup"),
+        (
+            "config.default().unlock()",
+            "c.optim.warmup = 5",
+            "unknown fields ['optim.warmup']",
+        ),
+        ("config.default()", "c.remat = dict(unet=True)", "missing fields ['remat.dinov2']"),
+        ("config.default()", "c.total_steps = '3000'", "'total_steps'"),
+    ],
+)
+def test_a_recipe_with_other_fields_or_types_is_refused(tmp_path, start, line, message):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
-        "from imprint_jax import config\n"
-        "def get_config():\n"
-        "    c = config.default()\n"
-        "    c.optim.warmup = 5\n"
+        f"from imprint_jax import config\ndef get_config():\n    c = {start}\n    {line}\n"
         "    return c\n"
     )
     code, said = run("train", "--config", recipe, "--workdir", tmp_path / "run")
-    assert code == 2 and "mine.py" in said and "warmup" in said
+    assert code == 2 and "mine.py" in said and message in said
+
+
+def test_a_recipe_may_choose_networks_with_fields_of_their_own(tmp_path):
+    for name in ("mini_stage2", "ablations/clip_encoder:mini,1", "ablations/single_stage:paper"):
+        assert config.load(name).is_locked
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(runs, tmp_path):
