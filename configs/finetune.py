@@ -13,7 +13,7 @@ from imprint_jax import config
 
 
 def get_config():
-    c = config.load("stage2").unlock()
+    c = config.load("stage2")
     c.total_steps = 3000
     c.batch_size = 16
     c.accumulation = 16

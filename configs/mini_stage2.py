@@ -12,7 +12,7 @@ from imprint_jax import config
 
 
 def get_config():
-    c = config.load("mini_stage1").unlock()
+    c = config.load("mini_stage1")
     c.stage = 2
     c.total_steps = 2000
     c.drop_probability = 0.1

@@ -10,7 +10,6 @@ OUT/ablation.md             the table; with metrics.csv, summary.json and index.
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict
 from imprint_jax import checkpoint, config, evaluate, manifest, pretrained, probe, protocols, report
 from imprint_jax.compose import Settings
 from imprint_jax.errors import InputError
+from imprint_jax.files import write_text
 from imprint_jax.inputs.records import RecordSource
 from imprint_jax.metrics import encoders
 from imprint_jax.tensors import file_hash
@@ -115,7 +115,7 @@ def variants(
 
 
 def recipe(name: str, scale: str, stage: int, overrides: Sequence[str] = ()) -> ConfigDict | None:
-    """A stage of an ablation at its full length, unlocked; None where it trains nothing.
+    """A stage of an ablation at its full length; None where it trains nothing.
 
     Args:
         name: "full" or an ablation's.
@@ -222,9 +222,7 @@ def ablate(
     report.write(found, summary, out, worst=None, limit=60)
     steps = {v.label: _steps(v) for v in suite}
     text = _table(suite, baselines, summary, steps, command)
-    partial = out / ".ablation.md.tmp"
-    partial.write_text(text)
-    os.replace(partial, out / "ablation.md")
+    write_text(out / "ablation.md", text)
     return out / "ablation.md"
 
 

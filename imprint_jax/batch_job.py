@@ -6,7 +6,6 @@ OUT/failures.jsonl            a line for each entry that failed, {"id", "error"}
 """
 
 import json
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -19,6 +18,7 @@ import imprint_jax
 from imprint_jax import images, pretrained
 from imprint_jax.compose import Compositor, Settings
 from imprint_jax.errors import InputError
+from imprint_jax.files import write_text
 from imprint_jax.manifest import Entry
 from imprint_jax.tensors import file_hash
 
@@ -97,9 +97,7 @@ def unfinished(entries: Iterable[Entry], out: Path, how: dict) -> list[Entry]:
         if known:
             kept[line["id"]] = text
     if len(kept) < len(lines):
-        partial = path.with_suffix(".tmp")
-        partial.write_text("".join(kept.values()))
-        os.replace(partial, path)
+        write_text(path, "".join(kept.values()))
     return [entry for entry in entries if entry.id not in kept]
 
 

@@ -12,6 +12,7 @@ import json
 import logging
 import threading
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from ml_collections import ConfigDict
 
 from imprint_jax import distributed, optim
 from imprint_jax.errors import InputError
+from imprint_jax.files import write_text
 from imprint_jax.models import imprint
 from imprint_jax.state import TrainState
 
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 # Of an array that several devices hold, Orbax lets each write a part. It cuts the parts one by one
 # while training waits, and a model has hundreds of small arrays: those are written whole.
 MIN_PART_BYTES = 2**20
+# Seconds from one look for new checkpoints to the next; and after one that the storage refused.
+LOOK_EVERY, LOOK_AFTER_ERROR = 1.0, 60.0
 
 
 class Checkpoints:
@@ -55,6 +59,9 @@ class Checkpoints:
                 enable_async_checkpointing=True,
             ),
         )
+        # Steps this process wrote or read. Of any other it cannot be told whether it is whole, and
+        # checksums of what a lost machine left half on disk would vouch for it.
+        self.own: set[str] = set()
         self.closing = threading.Event()
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         if distributed.is_main():
@@ -66,7 +73,7 @@ class Checkpoints:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(self.frozen_dir, frozen, force=True)
             if distributed.is_main():
-                self._write_checksums("frozen", self.frozen_dir)
+                self._write_checksums(self.frozen_dir)
 
     def save(self, state: TrainState, position: int) -> None:
         """Starts writing a checkpoint; returns before it is done.
@@ -78,12 +85,19 @@ class Checkpoints:
         step = int(state.step)
         if step in self.manager.all_steps():
             return
+        self.own.add(str(step))
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.trained.items()}
         items["ema"] = ocp.args.StandardSave(state.ema)
         items["opt"] = ocp.args.StandardSave(state.opt_state)
         items["data"] = ocp.args.JsonSave({"position": position})
         items["meta"] = ocp.args.JsonSave({"step": step, "jax": jax.__version__})
         self.manager.save(step, args=ocp.args.Composite(**items))
+
+    def check(self) -> None:
+        """Raises what went wrong in the background since the last save; waits for nothing."""
+        # Not `check_for_errors`: the manager's own thread has taken what that would find.
+        if not self.manager.is_saving_in_progress():
+            self.manager.wait_until_finished()
 
     def restore(self, abstract: TrainState, shardings: TrainState) -> tuple[TrainState, int]:
         """The newest checkpoint whose files are whole, and the data's position.
@@ -103,7 +117,7 @@ class Checkpoints:
         for step in sorted(self.manager.all_steps(), reverse=True):
             # One process reads all files; all of them together would read the storage idle.
             folder = self.folder / str(step)
-            damage = self._damage(str(step), folder) if distributed.is_main() else ""
+            damage = _damage(self.checksums, folder) if distributed.is_main() else ""
             if distributed.any_of_all(bool(damage)):
                 self._set_aside(step, damage or "as process 0 found")
                 continue
@@ -111,49 +125,44 @@ class Checkpoints:
             if distributed.any_of_all(bool(error)):
                 self._set_aside(step, error or "another process cannot read it")
                 continue
+            state = self._state(step, restored, target)
+            self.own.add(str(step))
             log.info("resumed from step %d of %s", step, self.folder)
-            return self._state(step, restored, target), restored["data"]["position"]
+            return state, restored["data"]["position"]
         raise InputError(f"All checkpoints of {self.workdir} are damaged; see its damaged/.")
 
     def _watch(self) -> None:
-        """Writes the checksums of every checkpoint once Orbax, in one step, gives it its name."""
-        while True:
-            last = self.closing.wait(1.0)
-            steps = {path.name for path in self.folder.glob("*") if path.name.isdecimal()}
-            known = {p.stem for p in self.checksums.glob("*.json") if p.stem.isdecimal()}
-            for step in known - steps:
-                (self.checksums / f"{step}.json").unlink(missing_ok=True)
-            for step in steps - known:
-                try:
-                    self._write_checksums(step, self.folder / step)
-                except FileNotFoundError:  # it was old, and is being deleted
-                    continue
-            if last:
-                return
+        """Looks for new checkpoints until the last is written."""
+        pause, last = LOOK_EVERY, False
+        while not last:
+            last = self.closing.wait(pause)
+            try:
+                self._look()
+                pause = LOOK_EVERY
+            except OSError as error:  # a full disk, a server that is away: it may pass
+                log.warning("cannot keep the checksums of checkpoints: %s", error)
+                pause = LOOK_AFTER_ERROR
 
-    def _write_checksums(self, name: str, folder: Path) -> None:
+    def _look(self) -> None:
+        """Writes the checksums of own checkpoints once Orbax, in one step, gives them their name.
+
+        Those of checkpoints that are no more are deleted.
+        """
+        steps = {path.name for path in self.folder.glob("*") if path.name.isdecimal()}
+        known = {p.stem for p in self.checksums.glob("*.json") if p.stem.isdecimal()}
+        for step in known - steps:
+            (self.checksums / f"{step}.json").unlink(missing_ok=True)
+        for step in (steps & self.own) - known:
+            try:
+                self._write_checksums(self.folder / step)
+            except FileNotFoundError:  # it was old, and is being deleted
+                continue
+
+    def _write_checksums(self, folder: Path) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         found = {path.relative_to(folder).as_posix(): _crc32(path) for path in files}
         self.checksums.mkdir(exist_ok=True)
-        temporary = self.checksums / f".{name}.tmp"
-        temporary.write_text(json.dumps(found, indent=0) + "\n")
-        temporary.replace(self.checksums / f"{name}.json")
-
-    def _damage(self, name: str, folder: Path) -> str:
-        """What is wrong with a folder's files; "" if nothing is, or if nothing tells."""
-        for file, checksum in self._read_checksums(name).items():
-            if not (folder / file).is_file():
-                return f"{file} is missing"
-            if _crc32(folder / file) != checksum:
-                return f"{file} has changed"
-        return ""
-
-    def _read_checksums(self, name: str) -> dict[str, int]:
-        """Of a folder's files; none if the process ended between the two."""
-        try:
-            return json.loads((self.checksums / f"{name}.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
+        write_text(self.checksums / f"{folder.name}.json", json.dumps(found, indent=0) + "\n")
 
     def _try_step(self, step: int, target: TrainState):
         """The checkpoint, and ""; or None and why it cannot be read, if no checksums vouch for it.
@@ -163,7 +172,7 @@ class Checkpoints:
         try:
             return self._restore_step(step, target), ""
         except Exception as error:  # Orbax has no narrower one for damaged files
-            if self._read_checksums(str(step)):
+            if _read_checksums(self.checksums, str(step)):
                 raise
             return None, f"it cannot be read: {error}"
 
@@ -177,12 +186,9 @@ class Checkpoints:
     def _state(self, step: int, restored, target: TrainState) -> TrainState:
         frozen = {}
         if target.frozen:
-            damage = self._damage("frozen", self.frozen_dir) if distributed.is_main() else ""
+            damage = _damage(self.checksums, self.frozen_dir) if distributed.is_main() else ""
             if distributed.any_of_all(bool(damage)):
-                raise InputError(
-                    f"{self.frozen_dir} is damaged: {damage or 'as process 0 found'}."
-                    " Put back a copy of it, which any run from the same weights has."
-                )
+                raise _frozen_is_damaged(self.frozen_dir, damage or "as process 0 found")
             with ocp.StandardCheckpointer() as checkpointer:
                 frozen = checkpointer.restore(self.frozen_dir, target.frozen)
         return TrainState(
@@ -238,6 +244,39 @@ def _crc32(path: Path) -> int:
     return checksum
 
 
+def _damage(checksums: Path, folder: Path, items: Iterable[str] | None = None) -> str:
+    """What is wrong with a folder's files; "" if nothing is, or if nothing tells.
+
+    Args:
+        checksums: The run's folder of checksums.
+        folder: A checkpoint, or the frozen parameters.
+        items: Of a checkpoint, what is looked at; None: all.
+    """
+    for file, checksum in _read_checksums(checksums, folder.name).items():
+        if items is not None and Path(file).parts[0] not in items:
+            continue
+        if not (folder / file).is_file():
+            return f"{file} is missing"
+        if _crc32(folder / file) != checksum:
+            return f"{file} has changed"
+    return ""
+
+
+def _read_checksums(checksums: Path, name: str) -> dict[str, int]:
+    """Of a folder's files; none if the process ended between the two."""
+    try:
+        return json.loads((checksums / f"{name}.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _frozen_is_damaged(folder: Path, damage: str) -> InputError:
+    return InputError(
+        f"{folder} is damaged: {damage}. Put back a copy of it, which any run from the same weights"
+        " has."
+    )
+
+
 def load_config(workdir: Path) -> ConfigDict:
     """The configuration a run was started with."""
     return ConfigDict(json.loads((workdir / "config.json").read_text()))
@@ -251,15 +290,16 @@ def load_params(workdir: Path, *, ema: bool = True) -> tuple[ConfigDict, dict]:
         ema: The averaged parameters rather than the last step's.
 
     Raises:
-        InputError: The run has no checkpoint yet.
+        InputError: As `load_component`.
     """
     config = load_config(workdir)
-    params = {name: load_component(workdir, name, ema=ema) for name in imprint.COMPONENTS}
-    return config, params
+    return config, _load(workdir.resolve(), config, imprint.COMPONENTS, ema=ema)
 
 
 def load_component(workdir: Path, component: str, *, ema: bool = True) -> dict:
     """One component of a run's newest parameters; reads no other.
+
+    A checkpoint in which it is damaged is passed over, and said so.
 
     Args:
         workdir: The run's folder.
@@ -270,29 +310,48 @@ def load_component(workdir: Path, component: str, *, ema: bool = True) -> dict:
         Nested dict of float32 NumPy arrays.
 
     Raises:
-        InputError: The run has no checkpoint yet.
+        InputError: The run has no checkpoint yet, it is damaged in all of them, or the frozen
+            parameters are.
     """
-    config = load_config(workdir)
-    checkpoints = workdir.resolve() / "checkpoints"
-    steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.is_dir() else []
-    if not steps:
-        raise InputError(f"{workdir} has no checkpoint yet.")
-    abstract = {component: imprint.abstract(component, config.model)}
+    return _load(workdir.resolve(), load_config(workdir), (component,), ema=ema)[component]
+
+
+def _load(workdir: Path, config: ConfigDict, components: Sequence[str], *, ema: bool) -> dict:
+    """Components of one checkpoint: the newest in which they all are whole."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        {name: imprint.abstract(name, config.model) for name in components},
     )
     trained, frozen = optim.partition(abstract, optim.label_params(abstract, config.groups))
-    newest = checkpoints / str(max(steps))
-    parts = []
-    if trained:
-        folder = newest / ("ema" if ema else component)
-        parts.append(_restore_part(folder, trained if ema else trained[component]))
-        if not ema:
-            parts[-1] = {component: parts[-1]}
-    if frozen:
-        parts.append(_restore_part(workdir.resolve() / "frozen", frozen))
-    return jax.device_get(optim.merge(*parts))[component]
+    checkpoint = _newest_whole(workdir, {"ema"} if ema and trained else set(trained))
+    if frozen and (damage := _damage(workdir / "checksums", workdir / "frozen")):
+        raise _frozen_is_damaged(workdir / "frozen", damage)
+    params = {}
+    for name in components:  # one by one: a device need not hold them all
+        parts = []
+        if name in trained and ema:
+            parts.append(_restore_part(checkpoint / "ema", {name: trained[name]}))
+        elif name in trained:
+            parts.append({name: _restore_part(checkpoint / name, trained[name])})
+        if name in frozen:
+            parts.append(_restore_part(workdir / "frozen", {name: frozen[name]}))
+        params |= jax.device_get(optim.merge(*parts))
+    return params
+
+
+def _newest_whole(workdir: Path, items: set[str]) -> Path:
+    """The newest checkpoint whose files of these items are as they were written."""
+    folder = workdir / "checkpoints"
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps:
+        raise InputError(f"{workdir} has no checkpoint yet.")
+    for step in sorted(steps, reverse=True):
+        damage = _damage(workdir / "checksums", folder / str(step), items)
+        if not damage:
+            return folder / str(step)
+        log.warning("the checkpoint of step %d is damaged: %s; passed over", step, damage)
+    raise InputError(f"All checkpoints of {workdir} are damaged in {', '.join(sorted(items))}.")
 
 
 def _restore_part(folder: Path, abstract: dict) -> dict:

@@ -198,10 +198,11 @@ def load(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def load_recipe(name: str, *arguments) -> ConfigDict | None:
-    """What a recipe's `get_config` returns for these arguments, unlocked.
+    """What a recipe's `get_config` returns for these arguments.
 
     Raises:
-        InputError: Unknown recipe, or it takes other arguments.
+        InputError: Unknown recipe, it takes other arguments, or it has unknown fields or a value of
+            another type than the field's.
     """
     path = config_file(name)
     recipe = runpy.run_path(str(path))
@@ -212,13 +213,36 @@ def load_recipe(name: str, *arguments) -> ConfigDict | None:
     except TypeError as error:
         raise InputError(f"{path} does not take {arguments}: {error}.") from error
     try:
-        return recipe["get_config"](*arguments)
-    except (AttributeError, KeyError) as error:  # ml_collections' for a field that is none
+        config = recipe["get_config"](*arguments)
+    # ml_collections' for a field that is none, and for a value of another type
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: {error.args[0]}") from error
+    if config is not None:
+        # What is unlocked, or replaced as a whole, ml_collections does not check.
+        found, known = _fields(config), _fields(default())
+        unknown, missing = sorted(found - known), sorted(known - found)
+        if unknown or missing:
+            raise InputError(f"{path}: unknown fields {unknown}, missing fields {missing}.")
+    return config
+
+
+# Sections whose fields are those of the network that a recipe chooses.
+OWN_FIELDS = ("model.dinov2", "model.vae")
+
+
+def _fields(section: ConfigDict, prefix: str = "") -> set[str]:
+    """The dotted names of all fields; of `OWN_FIELDS` their own only."""
+    found = set()
+    for name, value in section.items():
+        if isinstance(value, ConfigDict) and prefix + name not in OWN_FIELDS:
+            found |= _fields(value, f"{prefix}{name}.")
+        else:
+            found.add(prefix + name)
+    return found
 
 
 def stage_recipe(scale: str, stage: int) -> ConfigDict:
-    """The recipe of a stage that ablations start from, unlocked.
+    """The recipe of a stage that ablations start from.
 
     Args:
         scale: "paper", "mini", or a folder with stage1.py and stage2.py.
@@ -228,7 +252,7 @@ def stage_recipe(scale: str, stage: int) -> ConfigDict:
         InputError: There is no such recipe.
     """
     names = {"paper": f"stage{stage}", "mini": f"mini_stage{stage}"}
-    return load_recipe(names.get(scale, f"{scale}/stage{stage}.py")).unlock()
+    return load_recipe(names.get(scale, f"{scale}/stage{stage}.py"))
 
 
 def rate(groups, name: str):

@@ -23,8 +23,9 @@ def label_params(params: dict, groups) -> dict[str, str]:
         {path: name of the group}, FROZEN where the rate is None; paths joined by "/".
 
     Raises:
-        InputError: Parameters that no pattern matches; lists them all.
+        InputError: A row that is none, or parameters that no pattern matches; lists them all.
     """
+    check_groups(groups)
     labels, orphans = {}, []
     for path in traverse_util.flatten_dict(params, sep="/"):
         for name, pattern, rate in groups:
@@ -37,6 +38,46 @@ def label_params(params: dict, groups) -> dict[str, str]:
         listed = ", ".join(sorted(orphans))
         raise InputError(f"{len(orphans)} parameters match no pattern of config.groups: {listed}")
     return labels
+
+
+def check_groups(groups) -> None:
+    """Refuses a table of groups that means something else than it says, or nothing.
+
+    Raises:
+        InputError: A row that is no (name, pattern, rate), a pattern that is no regular expression,
+            or a trained group whose name is another row's or `FROZEN`.
+    """
+    names = []
+    for row in groups:
+        if not _is_row(row):
+            raise InputError(
+                f"config.groups: {row!r} is no (name, pattern, rate), whose rate is a number from 0"
+                " on, a tuple of such, or None for frozen."
+            )
+        try:
+            re.compile(row[1])
+        except re.error as error:
+            raise InputError(
+                f"config.groups: {row[1]!r} is no regular expression: {error}."
+            ) from error
+        names.append(row[0])
+    for name, _, rate in groups:
+        if rate is not None and name == FROZEN:
+            raise InputError(f"config.groups: {FROZEN!r} is the name of what has the rate None.")
+        if rate is not None and names.count(name) > 1:
+            raise InputError(
+                f"config.groups: several rows are called {name!r}; each trained group needs its own"
+                " name."
+            )
+
+
+def _is_row(row) -> bool:
+    if not isinstance(row, tuple | list) or [*map(type, row[:2])] != [str, str] or len(row) != 3:
+        return False
+    if row[2] is None:
+        return True
+    rates = row[2] if isinstance(row[2], tuple | list) else (row[2],)
+    return len(rates) > 0 and all(type(x) in (int, float) and x >= 0 for x in rates)
 
 
 def partition(params: dict, labels: dict[str, str]) -> tuple[dict, dict]:

@@ -189,6 +189,8 @@ def read_mesh(text: str | None, devices: int, fsdp: int) -> dict[str, int]:
     """
     if devices < 1:
         raise InputError(f"--devices must be 1 or more, not {devices}.")
+    if fsdp < 1:
+        raise InputError(f"config.fsdp = {fsdp} must be 1 or more.")
     mesh = {} if text else {"fsdp": fsdp}
     for part in text.split(",") if text else ():
         axis, _, size = part.partition("=")

@@ -20,6 +20,7 @@ from imprint_jax import checkpoint, diffusion
 from imprint_jax.config import default
 from imprint_jax.convert import rules
 from imprint_jax.errors import InputError
+from imprint_jax.files import write_text
 from imprint_jax.models import imprint
 from imprint_jax.tensors import file_hash, open_tensors, write_tensors
 
@@ -108,9 +109,7 @@ def write_component(folder: Path, component: str, params: dict) -> None:
 def write_config(folder: Path, released: dict) -> None:
     """Writes config.json, and the card that says what the folder's weights may be used for."""
     write_card(folder, released)
-    temporary = folder / ".config.json.tmp"
-    temporary.write_text(json.dumps(released, indent=2) + "\n")
-    temporary.replace(folder / "config.json")
+    write_text(folder / "config.json", json.dumps(released, indent=2) + "\n")
 
 
 def write_card(folder: Path, released: dict) -> None:
@@ -239,10 +238,22 @@ def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, 
 
 
 def load_licences(source: str) -> dict[str, str]:
-    """{component: licence} of the public weights in a released folder or behind a training run."""
+    """{component: licence} of the public weights in a released folder or behind a training run.
+
+    Raises:
+        InputError: The folder is neither, or a run that does not say.
+    """
     folder = resolve(source)
     if (folder / "checkpoints").is_dir():
-        return json.loads((folder / "licences.json").read_text())
+        path = folder / "licences.json"
+        if not path.is_file():
+            raise InputError(
+                f"{path} is missing: copy it from the run that {source} is, or write"
+                ' {"component": "licence"} of the public weights it started from, {} for none.'
+            )
+        return json.loads(path.read_text())
+    if component_file(folder, "clip").is_file():  # which takes the place of DINOv2
+        return {"dinov2": json.loads((folder / "config.json").read_text())["licences"]["clip"]}
     return load_config(model_folder(folder)).get("licences", {})
 
 

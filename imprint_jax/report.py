@@ -19,6 +19,7 @@ import imprint_jax
 from imprint_jax import geometry, images
 from imprint_jax.errors import InputError
 from imprint_jax.evaluate import Evaluation, Shot
+from imprint_jax.files import write_text
 from imprint_jax.metrics.batched import settings_hash
 
 THUMBNAIL = 320  # pixels, the longer side
@@ -149,8 +150,8 @@ def write(
     check_folder(out)
     order = sorted_shots(evaluation, worst)
     out.mkdir(parents=True, exist_ok=True)
-    _write_text(out / "metrics.csv", _csv(evaluation))
-    _write_text(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_text(out / "metrics.csv", _csv(evaluation))
+    write_text(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     building = out / ".pictures.tmp"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
@@ -163,7 +164,7 @@ def write(
     head += f"<h2>Pictures{sorting}</h2><p>{len(order)} compositions"
     head += f", {min(limit, len(order))} shown. Left of the results: the object, and the"
     head += " background with its hole in grey; right of them the truth, where there is one.</p>"
-    _write_text(out / "index.html", page("Evaluation", head + "\n".join(sections)))
+    write_text(out / "index.html", page("Evaluation", head + "\n".join(sections)))
     return out / "index.html"
 
 
@@ -282,9 +283,3 @@ def _csv(evaluation: Evaluation) -> str:
 def _csv_line(shot: Shot, values: Iterable[float]) -> list:
     numbers = ["" if math.isnan(x) else f"{x:.6g}" for x in values]
     return [shot.method, shot.entry.id, shot.number, shot.path.name, *numbers]
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from imprint_jax import (
 from imprint_jax import batch as batches
 from imprint_jax.checkpoint import Checkpoints
 from imprint_jax.errors import InputError
+from imprint_jax.files import write_text
 from imprint_jax.inputs import pipeline
 from imprint_jax.models import imprint
 from imprint_jax.state import Trainer, TrainState
@@ -78,10 +81,13 @@ def train(
         console.print(config.to_json(indent=2), _sharding_table(trainer))
         return 0
     pipeline.check_sources(config)
-    initial = {} if resuming else _load_initial(config, trainer.abstract_params)
+    initial, licences = {}, None
+    if not resuming:
+        licences = pretrained.inherited_licences(config.init_from)
+        initial = _load_initial(config, trainer.abstract_params)
     distributed.wait_for_all("checked")
     if distributed.is_main():
-        _prepare_workdir(workdir, config, overwrite=overwrite)
+        _prepare_workdir(workdir, config, licences, overwrite=overwrite)
     distributed.wait_for_all("prepared")
 
     checkpoints = Checkpoints(workdir, config.keep, config.keep_every)
@@ -132,6 +138,8 @@ def train(
             before = metrics
             position += config.batch_size
             meter.update(metrics, waited)
+            if step % config.log_every == 0:
+                checkpoints.check()
             observer(step, state, meter)
             # After the step and before the next batch is taken: state and position agree.
             stopping = stop.reached(step)
@@ -146,16 +154,28 @@ def train(
     return 0
 
 
+# The smallest and the largest value of fields that would otherwise fail late, or silently.
+RANGES = {
+    **dict.fromkeys(("total_steps", "batch_size", "log_every", "save_every"), (1, math.inf)),
+    **dict.fromkeys(("keep", "validation.batches", "preview.samples"), (1, math.inf)),
+    **dict.fromkeys(("keep_every", "validation.every", "preview.every"), (0, math.inf)),
+    "drop_probability": (0, 1),
+}
+
+
 def check_config(config, devices: int) -> None:
     """Refuses what no run on so many devices can do.
 
     Raises:
-        InputError: Unknown stage or dtype, numbers that must be positive, settings that exclude
-            each other, or a batch that does not divide over the devices.
+        InputError: Unknown stage or dtype, numbers out of range, settings that exclude each other,
+            or a batch that does not divide over the devices.
     """
-    for field in ("total_steps", "batch_size", "log_every", "save_every"):
-        if config[field] < 1:
-            raise InputError(f"config.{field} = {config[field]} must be 1 or more.")
+    for field, (low, high) in RANGES.items():
+        section, _, name = field.rpartition(".")
+        value = (config[section] if section else config)[name]
+        if not low <= value <= high:
+            allowed = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+            raise InputError(f"config.{field} = {value} must be {allowed}.")
     if config.dtype not in ("float32", "bfloat16"):
         raise InputError(f"config.dtype = {config.dtype!r} must be float32 or bfloat16.")
     if config.stage not in losses.STAGE_LOSS:
@@ -187,6 +207,7 @@ def _check_workdir(workdir: Path, config, *, resume: bool, overwrite: bool) -> b
             raise InputError(f"{workdir} holds files but no run: --overwrite will not delete it.")
         return False
     if overwrite:
+        _check_sources_outlive(workdir, config.init_from)
         return False
     if not resume:
         raise InputError(
@@ -208,6 +229,15 @@ def _check_workdir(workdir: Path, config, *, resume: bool, overwrite: bool) -> b
     return there
 
 
+def _check_sources_outlive(workdir: Path, init_from: Mapping[str, str]) -> None:
+    for component, source in init_from.items():
+        if source and pretrained.resolve(source).resolve().is_relative_to(workdir.resolve()):
+            raise InputError(
+                f"config.init_from.{component} = {source} lies in {workdir}, which --overwrite"
+                " deletes: choose another --workdir, or move that run first."
+            )
+
+
 # What may change when a run goes on: what it shows and keeps, and how it is spread over machines.
 FREE = {
     *("log_every", "save_every", "keep", "keep_every", "data.num_workers"),
@@ -223,13 +253,16 @@ def _differences(before: dict, after: dict) -> list[str]:
     return sorted(changed - FREE)
 
 
-def _prepare_workdir(workdir: Path, config, *, overwrite: bool) -> None:
+def _prepare_workdir(
+    workdir: Path, config, licences: dict[str, str] | None, *, overwrite: bool
+) -> None:
+    """Makes the run's folder; `licences` None: those that are there stay."""
     if overwrite and workdir.exists():
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    licences = pretrained.inherited_licences(config.init_from)
-    (workdir / "licences.json").write_text(json.dumps(licences, indent=2) + "\n")
-    (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+    if licences is not None:
+        write_text(workdir / "licences.json", json.dumps(licences, indent=2) + "\n")
+    write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
 
 
 def _load_initial(config, abstract_params: dict) -> dict:

@@ -1,6 +1,9 @@
 """Checkpoints that were damaged, and parts of them."""
 
+import errno
+import os
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -71,8 +74,23 @@ def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, run, item, how, capl
     assert sorted(p.stem for p in (copy / "checksums").glob("[0-9]*.json")) == ["2", "4"]
 
 
+def restore_slowly(monkeypatch) -> None:
+    """Reading a checkpoint takes many looks for new ones."""
+    monkeypatch.setattr(checkpoint, "LOOK_EVERY", 0.01)
+    read = Checkpoints._restore_step
+
+    def slowly(*args):
+        time.sleep(0.3)
+        return read(*args)
+
+    monkeypatch.setattr(Checkpoints, "_restore_step", slowly)
+
+
 @pytest.mark.parametrize("checksums", [None, ""])
-def test_a_checkpoint_without_checksums_is_set_aside_if_it_cannot_be_read(tmp_path, run, checksums):
+def test_a_checkpoint_without_checksums_is_set_aside_if_it_cannot_be_read(
+    tmp_path, run, checksums, monkeypatch
+):
+    restore_slowly(monkeypatch)
     workdir, trainer, _ = run
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
@@ -82,6 +100,70 @@ def test_a_checkpoint_without_checksums_is_set_aside_if_it_cannot_be_read(tmp_pa
     damage(path, "truncated")
     assert restored(copy, trainer) == (4, 40)
     assert (copy / "damaged/6").is_dir()
+
+
+def test_checksums_are_written_of_what_was_read_and_of_no_other(tmp_path, run, monkeypatch):
+    restore_slowly(monkeypatch)
+    workdir, trainer, _ = run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    for step in (4, 6):
+        (copy / f"checksums/{step}.json").unlink()
+    assert restored(copy, trainer) == (6, 60)
+    assert sorted(p.stem for p in (copy / "checksums").glob("[0-9]*.json")) == ["2", "6"]
+    assert (copy / "checksums/6.json").read_text() == (workdir / "checksums/6.json").read_text()
+
+
+def save_once(workdir, trainer, position: int = 1) -> Checkpoints:
+    """Starts writing the checkpoint of step 1."""
+    state = trainer.init(trainer.initial_params({}))
+    checkpoints = Checkpoints(workdir, keep=1)
+    checkpoints.save(state.replace(step=np.int32(1)), position)
+    return checkpoints
+
+
+def test_checksums_are_written_later_if_the_storage_refuses(tmp_path, run, monkeypatch, caplog):
+    monkeypatch.setattr(checkpoint, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(checkpoint, "LOOK_AFTER_ERROR", 0.01)
+    answers = [OSError(errno.ENOSPC, "No space left"), OSError(errno.ESTALE, "Stale file handle")]
+    write = Checkpoints._write_checksums
+
+    def refused_twice(*args):
+        if answers:
+            raise answers.pop()
+        write(*args)
+
+    monkeypatch.setattr(Checkpoints, "_write_checksums", refused_twice)
+    checkpoints = save_once(tmp_path, run[1])
+    wait_until(lambda: (tmp_path / "checksums/1.json").exists())
+    checkpoints.close()
+    assert "No space left" in caplog.text and "Stale file handle" in caplog.text
+
+
+def wait_until(holds) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_goes_wrong_while_writing_is_known_before_the_next_save(tmp_path, run, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(os, "rename", full)
+    checkpoints = save_once(tmp_path, run[1])
+
+    def known() -> bool:
+        try:
+            checkpoints.check()
+        except OSError as error:
+            return "No space left" in str(error)
+        return False
+
+    wait_until(known)
+    monkeypatch.undo()
+    checkpoints.close()
 
 
 def test_all_damaged(tmp_path, run):
@@ -125,6 +207,29 @@ def test_one_component_is_read_alone(tmp_path, run, ema):
     frozen = checkpoint.load_component(copy, "unet", ema=ema)
     for path, x in traverse_util.flatten_dict(params["unet"]).items():
         np.testing.assert_array_equal(traverse_util.flatten_dict(frozen)[path], x)
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_parameters_are_read_from_the_newest_checkpoint_that_is_whole(tmp_path, run, ema, caplog):
+    workdir, _, params = run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    item = copy / "checkpoints/6" / ("ema" if ema else "adapter")
+    damage(max(item.rglob("*"), key=lambda p: p.stat().st_size), "overwritten")
+    _, got = checkpoint.load_params(copy, ema=ema)
+    assert "the checkpoint of step 6 is damaged" in caplog.text
+    for path, x in traverse_util.flatten_dict(params["adapter"]).items():
+        np.testing.assert_array_equal(traverse_util.flatten_dict(got["adapter"])[path], x + 4)
+    assert (copy / "checkpoints/6").is_dir() and not (copy / "damaged").exists()
+
+    for step in (2, 4):
+        shutil.rmtree(copy / f"checkpoints/{step}" / item.name)
+    with pytest.raises(InputError, match=rf"All checkpoints of .* are damaged in {item.name}"):
+        checkpoint.load_component(copy, "adapter", ema=ema)
+    checkpoint.load_component(copy, "unet", ema=ema)  # which never changes
+    damage(max((copy / "frozen").rglob("*"), key=lambda p: p.stat().st_size), "truncated")
+    with pytest.raises(InputError, match=r"frozen is damaged: .* Put back a copy"):
+        checkpoint.load_component(copy, "unet", ema=ema)
 
 
 def test_a_run_without_checkpoints(tmp_path):

@@ -138,6 +138,8 @@ def test_clip_there_and_back(tmp_path):
     assert torch.equal(tower(images).image_embeds, want)
     convert(tmp_path / "torch/clip", tmp_path / "again")
     assert_equal(tensors_of(tmp_path / "again"), tensors_of(tmp_path / "ours"))
+    # A run may start from it, in the place of DINOv2.
+    assert pretrained.inherited_licences({"dinov2": str(tmp_path / "ours")}) == {"dinov2": "MIT"}
 
 
 def save_original(path: Path, checkpoint: dict) -> None:

@@ -27,6 +27,7 @@ def test_cudnns_attention_counts_as_the_plain_one(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)  # it is traced, not run
+    monkeypatch.setattr(layers, "_flash_width_here", lambda: 128)
     q, k = jnp.zeros((2, 16, 4, 32), jnp.bfloat16), jnp.zeros((2, 8, 4, 32), jnp.bfloat16)
     counts = {}
     for backend in ("plain", "cudnn"):

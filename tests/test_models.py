@@ -9,6 +9,7 @@ import pytest
 from flax import nnx, traverse_util
 
 from imprint_jax import config
+from imprint_jax.errors import InputError
 from imprint_jax.models import imprint, initial, layers
 from imprint_jax.models.vae import AutoencoderKL, LappedCodec
 from tests.tiny import tiny_config
@@ -100,11 +101,18 @@ def test_the_kernel_of_each_attention_on_gpus(monkeypatch, capability, kernels):
     gpu = types.SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    monkeypatch.setattr(layers, "_backend", layers._backend)
     shapes = [(1, 4096, 8, 40), (1, 1024, 8, 80), (1, 256, 8, 160), (1, 4096, 1, 512)]
     queries = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
-    assert [layers.attention_backend(q, q) for q in queries] == kernels
     in_float32 = jax.ShapeDtypeStruct(shapes[0], jnp.float32)
-    assert layers.attention_backend(in_float32, in_float32) == "chunked"
+    # Asked for by name, cuDNN's kernel is still taken only where it can be.
+    for asked in ("auto", "cudnn") if "cudnn" in kernels else ("auto",):
+        layers.use_attention_backend(asked)
+        assert [layers.attention_backend(q, q) for q in queries] == kernels
+        assert layers.attention_backend(in_float32, in_float32) == "chunked"
+    if "cudnn" not in kernels:
+        with pytest.raises(InputError, match=r"wants an NVIDIA GPU of compute capability 8\.0"):
+            layers.use_attention_backend("cudnn")
 
 
 def test_codec_is_orthonormal_and_has_the_vaes_interface():

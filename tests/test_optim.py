@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,25 @@ def test_first_match_decides_and_everything_is_covered():
     assert labels["dinov2/norm/bias"] == optim.FROZEN
     with pytest.raises(InputError, match=r"2 parameters.*dinov2/norm/bias.*dinov2/norm/scale"):
         optim.label_params(PARAMS, GROUPS[:2])
+
+
+@pytest.mark.parametrize(
+    "groups, message",
+    [
+        (("adapter", "adapter/", 1e-3), "'adapter' is no (name, pattern, rate)"),
+        ((("a", "adapter/"),), "is no (name, pattern, rate)"),
+        ((("a", "adapter/", "1e-3"),), "is no (name, pattern, rate)"),
+        ((("a", "adapter/", ()),), "is no (name, pattern, rate)"),
+        ((("a", "adapter/", -1e-3),), "is no (name, pattern, rate)"),
+        ((("a", "(adapter/", 1e-3),), "'(adapter/' is no regular expression: missing )"),
+        ((("a", "adapter/", 1e-3), ("a", "unet/", 1e-5)), "several rows are called 'a'"),
+        ((("a", "adapter/", 1e-3), ("a", "unet/", None)), "several rows are called 'a'"),
+        ((("frozen", "adapter/", 1e-3),), "'frozen' is the name of what has the rate None"),
+    ],
+)
+def test_a_table_that_does_not_mean_what_it_says_is_refused(groups, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        optim.label_params(PARAMS, groups)
 
 
 def test_partition_and_merge_are_inverse():

@@ -13,7 +13,7 @@ import pytest
 from flax import traverse_util
 from rich.console import Console
 
-from imprint_jax import checkpoint, images, optim, pretrained
+from imprint_jax import checkpoint, config, images, optim, pretrained
 from imprint_jax.inputs import prepare
 from imprint_jax.models import imprint
 from imprint_jax.watch import Meter
@@ -89,7 +89,7 @@ def test_resume_in_a_new_process_is_bit_for_bit_no_interruption(runs):
     folder, _ = runs
     workdir = folder / "interrupted"
     recipe = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--resume")
-    # Killed while at work, at the first sign of its second checkpoint.
+    # Killed while at work, at the first sign of a checkpoint.
     process = start(*recipe)
     while process.poll() is None and not (workdir / "checkpoints" / "2").exists():
         pass
@@ -122,8 +122,8 @@ def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
 
     exported = folder / "released"
     assert run_alone("export", workdir, exported).returncode == 0
-    config, params = pretrained.load(exported)
-    assert set(config) == {*pretrained.RELEASED_FIELDS, "licences"}
+    released_config, params = pretrained.load(exported)
+    assert set(released_config) == {*pretrained.RELEASED_FIELDS, "licences"}
     released = traverse_util.flatten_dict(params, sep="/")
     for path, value in parameters(workdir).items():
         np.testing.assert_allclose(released[path], value, rtol=1e-3, atol=1e-6, err_msg=path)
@@ -258,6 +258,7 @@ def test_a_run_goes_on_elsewhere(runs, unused_port):
         time.sleep(0.02)
     process.kill()
     process.wait()
+    assert not (workdir / "checkpoints" / "6").exists()
     processes = start_processes(4, unused_port, *args, "--resume", "--config.fsdp=2")
     assert [process.wait() for process in processes] == [0] * 4
     read = lambda run: {
@@ -281,6 +282,7 @@ def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints(runs):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
     done = run_alone(*args, "--resume", preexec_fn=limit)
     assert done.returncode not in (0, 143)
+    assert "File too large" in done.stderr
     assert (workdir / "checkpoints/2").is_dir() and not (workdir / "checkpoints/4").exists()
     assert run_alone(*args, "--resume").returncode == 0
 
@@ -300,12 +302,56 @@ def test_a_used_workdir_is_not_touched(runs):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_is_not_deleted_for_one_that_cannot_start(runs, tmp_path):
+    folder, _ = runs
+    workdir, silent = tmp_path / "run", tmp_path / "silent"
+    shutil.copytree(folder / "stage1", workdir)
+    shutil.copytree(folder / "stage1", silent)
+    (silent / "licences.json").unlink()
+    (tmp_path / "link").symlink_to(workdir)
+    before = contents(workdir)
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--overwrite")
+    for source, message in (
+        (workdir, "which --overwrite deletes"),
+        (tmp_path / "link", "which --overwrite deletes"),
+        (workdir / "released", "which --overwrite deletes"),
+        (silent, "licences.json is missing: copy it"),
+    ):
+        code, said = run(*args, f"--config.init_from.unet={source}")
+        assert code == 2 and message in said
+        assert contents(workdir) == before
+
+
+def test_a_run_goes_on_without_what_it_started_from(runs, tmp_path):
+    folder, _ = runs
+    workdir = tmp_path / "run"
+    shutil.copytree(folder / "stage1", workdir)
+    settings = json.loads((workdir / "config.json").read_text())
+    settings["init_from"]["unet"] = "gone"
+    (workdir / "config.json").write_text(json.dumps(settings))
+    (workdir / "licences.json").write_text('{"unet": "MIT"}')
+    args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--resume")
+    code, _ = run(*args, "--config.init_from.unet=gone")
+    assert code == 0
+    assert json.loads((workdir / "licences.json").read_text()) == {"unet": "MIT"}
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
         ("--config.optim.nope=1", "Unknown config field"),
         ("--config.batch_size=many", "is of type int"),
         ("--config.save_every=0", "config.save_every = 0 must be 1 or more"),
+        ("--config.keep=0", "config.keep = 0 must be 1 or more"),
+        ("--config.keep_every=-3", "config.keep_every = -3 must be 0 or more"),
+        ("--config.validation.every=-1", "config.validation.every = -1 must be 0 or more"),
+        ("--config.validation.batches=0", "config.validation.batches = 0 must be 1 or more"),
+        ("--config.preview.samples=0", "config.preview.samples = 0 must be 1 or more"),
+        ("--config.drop_probability=3", "config.drop_probability = 3.0 must be from 0 to 1"),
         ("--config.dtype=float17", "must be float32 or bfloat16"),
         ("--config.data.sources=({'kind': 'views', 'records': 'x'},)", "lacks 'weight'"),
         ("--config.batch_size=7", "does not divide over 8 devices"),
@@ -327,17 +373,34 @@ def test_bad_configurations_stop_before_anything_is_written(recipes, tmp_path, o
     assert not workdir.exists()
 
 
-def test_a_recipe_with_an_unknown_field_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "start, line, message",
+    [
+        ("config.default()", "c.optim.warmup = 5", "warmup"),
+        ("config.load('finetune')", "c.optim.warmup = 5", "warmup"),
+        ("config.stage_recipe('mini', 2)", "c.optim.warmup = 5", "warmup"),
+        (
+            "config.default().unlock()",
+            "c.optim.warmup = 5",
+            "unknown fields ['optim.warmup']",
+        ),
+        ("config.default()", "c.remat = dict(unet=True)", "missing fields ['remat.dinov2']"),
+        ("config.default()", "c.total_steps = '3000'", "'total_steps'"),
+    ],
+)
+def test_a_recipe_with_other_fields_or_types_is_refused(tmp_path, start, line, message):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
-        "from imprint_jax import config\n"
-        "def get_config():\n"
-        "    c = config.default()\n"
-        "    c.optim.warmup = 5\n"
+        f"from imprint_jax import config\ndef get_config():\n    c = {start}\n    {line}\n"
         "    return c\n"
     )
     code, said = run("train", "--config", recipe, "--workdir", tmp_path / "run")
-    assert code == 2 and "mine.py" in said and "warmup" in said
+    assert code == 2 and "mine.py" in said and message in said
+
+
+def test_a_recipe_may_choose_networks_with_fields_of_their_own(tmp_path):
+    for name in ("mini_stage2", "ablations/clip_encoder:mini,1", "ablations/single_stage:paper"):
+        assert config.load(name).is_locked
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(runs, tmp_path):

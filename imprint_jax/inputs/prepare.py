@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from imprint_jax.errors import InputError
+from imprint_jax.files import write_text
 from imprint_jax.images import decode_image, encode_png, too_large
 from imprint_jax.inputs.filters import Filters, Reject
 from imprint_jax.inputs.masks import NO_MASK
@@ -214,9 +215,7 @@ def _start(building: Path, fingerprint: dict) -> None:
             shutil.rmtree(partial)
         return
     (building / "chunks").mkdir(exist_ok=True)
-    partial = building / ".plan.json"
-    partial.write_text(json.dumps(fingerprint, indent=1))
-    os.replace(partial, plan)
+    write_text(plan, json.dumps(fingerprint, indent=1))
 
 
 def _fingerprint(job: Job, chunks: list) -> dict:

@@ -65,14 +65,19 @@ _backend = "auto"
 
 
 def use_attention_backend(name: str) -> None:
-    """Makes this process's networks take one kernel everywhere, or choose ("auto").
+    """Makes this process's networks take one kernel wherever it can be used, or choose ("auto").
 
     Raises:
-        InputError: There is no such kernel.
+        InputError: There is no such kernel, or not on this machine.
     """
     global _backend
     if name not in BACKENDS:
         raise InputError(f"config.attention is {name!r}; it may be {', '.join(BACKENDS)}.")
+    if name == "cudnn" and not _flash_width_here():
+        raise InputError(
+            "config.attention is 'cudnn', which wants an NVIDIA GPU of compute capability 8.0 or"
+            " more; 'auto' takes what there is here."
+        )
     _backend = name
 
 
@@ -80,20 +85,18 @@ def attention_backend(q: jax.Array, k: jax.Array) -> str:
     """Names the kernel `attention` takes for these shapes on the default device.
 
     cuDNN's flash kernel wants half precision and a head width that is a multiple of 8 and at most
-    `flash_width`.
+    `flash_width`; the chunked one wants whole chunks.
 
     Returns:
         "cudnn", "chunked" or "plain".
     """
-    if _backend == "chunked" and q.shape[1] % QUERY_CHUNK:
-        return "plain"
-    if _backend != "auto":
-        return _backend
-    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        if q.shape[-1] % 8 == 0 and q.shape[-1] <= flash_width(jax.devices()[0].compute_capability):
+    if _backend in ("auto", "cudnn") and q.dtype in (jnp.bfloat16, jnp.float16):
+        if q.shape[-1] % 8 == 0 and q.shape[-1] <= _flash_width_here():
             return "cudnn"
-    large = q.shape[1] * k.shape[1] >= CHUNK_FROM and q.shape[1] % QUERY_CHUNK == 0
-    return "chunked" if large else "plain"
+    large = _backend == "chunked" or q.shape[1] * k.shape[1] >= CHUNK_FROM
+    if _backend == "plain" or not large or q.shape[1] % QUERY_CHUNK:
+        return "plain"
+    return "chunked"
 
 
 def flash_width(compute_capability: str) -> int:
@@ -106,6 +109,13 @@ def flash_width(compute_capability: str) -> int:
     if not major.isdecimal() or int(major) < 8:
         return 0
     return 256 if int(major) >= 9 else 128
+
+
+def _flash_width_here() -> int:
+    """`flash_width` of the default device."""
+    if jax.default_backend() != "gpu":
+        return 0
+    return flash_width(jax.devices()[0].compute_capability)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
