@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -117,8 +119,10 @@ def test_youtubevos(tmp_path):
         },
         "gone": {"objects": {}},
         "odd": {"objects": {"one": {}}},
+        "odd frames": {"objects": {"1": {"frames": [0, 5]}}},
     }
-    (src / "JPEGImages" / "odd").mkdir()
+    for name in ("odd", "odd frames"):
+        (src / "JPEGImages" / name).mkdir()
     (src / "meta.json").write_text(json.dumps({"videos": videos}))
     records, rejects = prepared("youtubevos", src, tmp_path)
     assert ids(records) == [
@@ -132,7 +136,29 @@ def test_youtubevos(tmp_path):
         ("JPEGImages/ab12/00105.jpg", "missing picture"),
         ("JPEGImages/gone", "missing folder"),
         ("JPEGImages/odd", "bad description"),
+        ("JPEGImages/odd frames", "bad description"),
     ]
+
+
+def test_the_listing_is_the_same_in_every_process(tmp_path):
+    names = [f"{frame:05d}" for frame in range(0, 100, 5)]
+    for folder in ("JPEGImages/cat", "Annotations"):
+        (tmp_path / folder).mkdir(parents=True)
+    content = {"videos": {"cat": {"objects": {"1": {"frames": names}}}}}
+    (tmp_path / "meta.json").write_text(json.dumps(content))
+    script = """
+import pathlib, sys
+from imprint_jax.inputs.sources import youtubevos_groups
+
+print(list(youtubevos_groups(pathlib.Path(sys.argv[1]))))
+"""
+    listings = {
+        subprocess.check_output(
+            [sys.executable, "-c", script, tmp_path], env=os.environ | {"PYTHONHASHSEED": seed}
+        )
+        for seed in ("1", "2")
+    }
+    assert len(listings) == 1
 
 
 def vipseg_labels():

@@ -237,22 +237,23 @@ def youtubevos_groups(src: Path) -> Iterator[Group | Reject]:
         if not folder.is_dir():
             yield Reject("missing folder", "meta.json names it.", folder)
             continue
+        frames = defaultdict(list)
         try:
-            objects = {int(k): set(o["frames"]) for k, o in videos[video]["objects"].items()}
+            for number, one in videos[video]["objects"].items():
+                # Not a set, whose order differs between processes: a stopped run would not go on.
+                for name in dict.fromkeys(one["frames"]):
+                    frames[name].append(int(number))
+            about = {name: frames[name] for name in in_order(frames)}
         except (TypeError, KeyError, ValueError, AttributeError):
             yield Reject("bad description", "meta.json describes it in another form.", folder)
             continue
-        frames = defaultdict(list)
-        for number, names in objects.items():
-            for name in names:
-                frames[name].append(number)
-        yield Group(video, folder, about=dict(frames))
+        yield Group(video, folder, about)
 
 
 def youtubevos_pictures(group: Group) -> Iterator[Picture | Reject]:
     """The frames of a video that have objects."""
     folder = group.folder.parent.parent / "Annotations" / group.name
-    for position, name in enumerate(in_order(group.about)):
+    for position, name in enumerate(group.about):
         frame = int(name) if re.fullmatch(r"[0-9]{1,18}", name) else position
         objects = group.about[name]
         known = lambda present, objects=objects: {*objects, *present[present > 0].tolist()}
