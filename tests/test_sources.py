@@ -120,8 +120,9 @@ def test_youtubevos(tmp_path):
         "gone": {"objects": {}},
         "odd": {"objects": {"one": {}}},
         "odd frames": {"objects": {"1": {"frames": [0, 5]}}},
+        "bare": {"objects": {}},
     }
-    for name in ("odd", "odd frames"):
+    for name in ("odd", "odd frames", "bare", "unlisted"):
         (src / "JPEGImages" / name).mkdir()
     (src / "meta.json").write_text(json.dumps({"videos": videos}))
     records, rejects = prepared("youtubevos", src, tmp_path)
@@ -134,9 +135,11 @@ def test_youtubevos(tmp_path):
         ("JPEGImages/ab12/00005.jpg", "object not in mask"),
         ("JPEGImages/ab12/00100.jpg", "object not in meta.json"),
         ("JPEGImages/ab12/00105.jpg", "missing picture"),
+        ("JPEGImages/bare", "no object"),
         ("JPEGImages/gone", "missing folder"),
         ("JPEGImages/odd", "bad description"),
         ("JPEGImages/odd frames", "bad description"),
+        ("JPEGImages/unlisted", "video not in meta.json"),
     ]
 
 
@@ -176,11 +179,14 @@ def test_vipseg(tmp_path):
         save(src / "panomasks" / "0_w" / f"{name}.png", vipseg_labels())
     save(src / "imgs" / "test_video" / "00000001.jpg", pixels())
     save(src / "panomasks" / "0_w" / "00000010.png", vipseg_labels()[:-1])
+    save(src / "imgs" / "0_w" / "00000011.jpg", pixels())
+    save(src / "panomasks" / "0_w" / "00000011.png", np.minimum(vipseg_labels(), 15))
     records, rejects = prepared("vipseg", src, tmp_path)
     assert ids(records) == [("0_w", k, frame) for frame in (1, 2) for k in (6100, 6101)]
     np.testing.assert_array_equal(mask_of(records[1]), white(disc(60)))
     assert rejects == [
         ("imgs/0_w/00000010.jpg", "mask of another size"),
+        ("imgs/0_w/00000011.jpg", "no object"),
         ("imgs/test_video/00000001.jpg", "no mask"),
     ]
 
@@ -235,6 +241,7 @@ def test_photos_with_masks(tmp_path):
     save(src / "masks" / "small.png", white(disc(radius=1)))
     save(src / "masks" / "one_mask.png", white(disc()))
     (src / "more").mkdir()
+    (src / "phone.HEIC").write_bytes(b"")
     records, rejects = prepared("photos", src, tmp_path)
     assert ids(records) == [
         ("one", 0, 0), ("plain", 0, 0), ("zwei Katzen ä", 1, 0), ("zwei Katzen ä", 2, 0),
@@ -243,8 +250,37 @@ def test_photos_with_masks(tmp_path):
     assert rejects == [
         ("small.png", "object too small"),
         ("masks/one_mask.png", "no photo"),
+        ("phone.HEIC", "unknown format"),
         ("more", "folder among photos"),
     ]
+
+
+def test_a_photo_whose_mask_cannot_be_told_is_no_background(tmp_path):
+    src = tmp_path / "photos"
+    for name in ("upper.jpg", "bmp.jpg", "empty.jpg", "twice.jpg", "pair.jpg", "pair.png"):
+        save(src / name, pixels())
+    for name in ("upper.PNG", "bmp.bmp", "twice.png", "twice/1.png", "pair.png"):
+        save(src / "masks" / name, white(disc()))
+    (src / "masks" / "empty").mkdir()
+    records, rejects = prepared("photos", src, tmp_path)
+    assert ids(records) == [("bmp", 0, 0), ("upper", 0, 0)]
+    assert all(mask_of(r).any() for r in records)
+    assert sorted(rejects) == [
+        ("empty.jpg", "empty folder"),
+        ("pair.jpg", "two of one name"),
+        ("pair.png", "two of one name"),
+        ("twice.jpg", "two of one name"),
+    ]
+
+
+def test_views_of_other_formats_and_loose_ones_are_listed(tmp_path):
+    src = tmp_path / "views"
+    save(src / "lamp" / "000.png", np.dstack([pixels(), white(disc())]))
+    save(src / "lamp" / "001.jpg", pixels())
+    save(src / "loose.png", pixels())
+    records, rejects = prepared("objaverse", src, tmp_path)
+    assert ids(records) == [("lamp", 0, 0)]
+    assert rejects == [("lamp/001.jpg", "unknown format"), ("loose.png", "loose picture")]
 
 
 def runs(mask):
@@ -333,13 +369,22 @@ def test_folder(tmp_path):
     (src / "bbox").mkdir()
     (src / "bbox" / "b.txt").write_text("10 20 40 50 b_GT.png\n")
     save(src / "background" / "nobody.jpg", pixels(2))
+    save(src / "foreground" / "d.png", pixels(1))
+    for suffix in ("jpg", "PNG"):
+        save(src / "target" / f"d.{suffix}", pixels(3))
+    save(src / "background" / "c.bmp", pixels(2))
     records, rejects = prepared("folder", src, tmp_path)
     assert ids(records) == [("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1), ("c", 0, 0)]
     assert records[1]["background"] == (src / "background" / "a.jpg").read_bytes()
     np.testing.assert_array_equal(mask_of(records[1]), white(disc(20)))
     box = mask_of(records[3])
     assert (box[20:50, 10:40] == 255).all() and np.count_nonzero(box) == 900
-    assert rejects == [("target/c.png", "no target"), ("background/nobody.jpg", "no foreground")]
+    assert rejects == [
+        ("target/c.png", "no target"),
+        ("foreground/d.png", "two of one name"),
+        ("background/c.bmp", "unknown format"),
+        ("background/nobody.jpg", "no foreground"),
+    ]
 
 
 def test_pairs_of_a_folder_fit_and_stay_together(tmp_path):

@@ -85,7 +85,10 @@ def label_masks(
     # Counting is many times faster than sorting, but needs room for every number.
     few = labels.max() < 2**16
     present = np.flatnonzero(np.bincount(labels.ravel())) if few else np.unique(labels)
-    for label in sorted(known(present)):
+    objects = sorted(known(present))
+    if not objects:
+        yield 0, Reject("no object", f"{path} marks none.")
+    for label in objects:
         if label in present:
             yield label, (labels == label).astype(np.uint8) * 255
         else:
