@@ -81,6 +81,8 @@ def test_mvimgnet(tmp_path, layout):
             rgba = np.dstack([pixels(number), mask])
             save(folder / "images" / f"{number:03d}_bg_removed.png", rgba)
     save(images / "7" / "0b000002" / "images" / "001.jpg", pixels())
+    save(images / "7" / "0e000005" / "images" / "001.jpg", pixels())
+    save(images / "7" / "0e000005" / "images" / "001_bg_removed.png", pixels())
     (images / "7" / "0c000003" / "images").mkdir(parents=True)
     (images / "7" / "0d000004").mkdir()
     (images / "mvi_00.zip").write_bytes(b"PK")
@@ -94,6 +96,7 @@ def test_mvimgnet(tmp_path, layout):
         (f"{below}7/0b000002/images/001.jpg", "no mask"),
         (f"{below}7/0c000003/images", "empty folder"),
         (f"{below}7/0d000004", "empty folder"),
+        (f"{below}7/0e000005/images/001.jpg", "no alpha"),
         (f"{below}7/loop", "broken link"),
         (f"{below}mvi_00.zip", "archive"),
     ]
@@ -335,8 +338,12 @@ def test_photos_in_coco_format(tmp_path, nested):
         {"id": 9, "image_id": 10, "segmentation": [[1, "x"]]},
         {"id": 10, "image_id": 99, "segmentation": []},
         {"id": 11, "image_id": 10, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [10**13]}},
+        {"id": 12, "image_id": 13, "segmentation": [square]},
     ]
-    images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (9, 10, 11, 12)]
+    save(folder / "000000000013.jpg", pixels())
+    images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (9, 10, 11, 12, 13)]
+    images[0] |= {"height": HEIGHT, "width": WIDTH}
+    images[4] |= {"height": 2 * HEIGHT, "width": 2 * WIDTH}
     content = {"images": images, "annotations": annotations, "categories": []}
     (src / "annotations").mkdir()
     (src / "annotations" / "captions_val2017.json").write_text("{}")
@@ -352,9 +359,17 @@ def test_photos_in_coco_format(tmp_path, nested):
     np.testing.assert_array_equal(mask_of(records[1]), white(disc()))
     assert not mask_of(records[2]).any()
     assert sorted(reason for _, reason in rejects) == [
-        "crowd", "mask of another size", "missing picture", "missing picture", "unreadable mask",
-        "unreadable mask",
+        "crowd", "mask of another size", "mask of another size", "missing picture",
+        "missing picture", "unreadable mask", "unreadable mask",
     ]  # fmt: skip
+
+
+def test_coco_pictures_without_a_file_are_refused(tmp_path):
+    content = {"images": [{"id": 1, "file_name": None}], "annotations": []}
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"labels\.json is not in COCO's format"):
+        prepare("photos", tmp_path / "src", tmp_path / "records")
 
 
 def test_folder(tmp_path):

@@ -139,6 +139,11 @@ def prepare(
     if not src.is_dir():
         hint = "; unpack it first" if src.suffix.lower() in ARCHIVES and src.exists() else ""
         raise InputError(f"There is no folder {src}{hint}.")
+    if segment and READERS[name].labels:
+        raise InputError(
+            f"--segment does not go with {name}: of a frame without labels it cannot tell which"
+            " object of the video it finds."
+        )
     building = dst.with_name(f".{dst.name}.building")
     job = Job(
         name=name,
@@ -590,9 +595,14 @@ def _read_splits(path: str | os.PathLike, name: str) -> dict[str, str]:
     if not isinstance(splits, dict):
         raise InputError(f"{path} must be a JSON object of lists of names, by split.")
     splits = splits.get(name, splits)
+    if not isinstance(splits, dict):
+        raise InputError(f"{path} must hold lists of names by split under {name!r}.")
     split_of = {}
     for split in SPLITS:
-        for unit in splits.get(split, ()):
+        units = splits.get(split, [])
+        if not isinstance(units, list) or not all(isinstance(unit, str) for unit in units):
+            raise InputError(f"{path} must hold a list of names under {split!r}.")
+        for unit in units:
             if unit in split_of:
                 raise InputError(f"{path} has {unit} in {split_of[unit]} and in {split}.")
             split_of[unit] = split

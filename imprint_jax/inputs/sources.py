@@ -29,6 +29,7 @@ from imprint_jax.inputs.masks import (
     coco_masks,
     label_masks,
     one_mask,
+    own_alpha,
     scaled_mask,
 )
 
@@ -72,6 +73,7 @@ class Reader(NamedTuple):
     group_size: int = 30  # pictures a group, roughly
     one_object: bool = False  # all of a group is one object, whatever its instances are
     backgrounds: bool = False  # pictures without a mask are kept, to serve as backgrounds
+    labels: bool = False  # instances have numbers of the set's own, in masks that are part of it
     pairs: bool = False  # a group is one pair: it stays in one split, whatever is split by
 
 
@@ -200,14 +202,7 @@ def objaverse_groups(src: Path) -> Iterator[Group | Reject]:
 
 def objaverse_pictures(group: Group) -> Iterator[Picture | Reject]:
     """The views of an object."""
-    return _group_pictures(group.folder, lambda path: _alpha, {".webp", ".png"})
-
-
-def _alpha(image: np.ndarray) -> Iterator:
-    if image.shape[2] == 3 or image[..., 3].min() == 255:
-        yield 0, Reject("no alpha", "Nothing of the picture is transparent.")
-    else:
-        yield 0, image[..., 3]
+    return _group_pictures(group.folder, lambda path: own_alpha, {".webp", ".png"})
 
 
 # ---------------------------------------------------------------------------- MVImgNet
@@ -246,14 +241,14 @@ def mvimgnet_pictures(group: Group) -> Iterator[Picture | Reject]:
         return
 
     def masks(path: Path) -> Masks:
+        cut_out = folder / f"{path.stem}_bg_removed.png"
         places = [
             group.folder / "masks" / f"{path.stem}.png",
             group.folder / "masks" / f"{path.name}.png",
             group.about / f"{path.name}.png",
-            folder / f"{path.stem}_bg_removed.png",
         ]
-        there = next((place for place in places if place.is_file()), places[-2])
-        return partial(scaled_mask, there)
+        there = next((p for p in (*places, cut_out) if p.is_file()), places[-1])
+        return partial(scaled_mask, there, cut_out=there == cut_out)
 
     yield from _group_pictures(folder, masks, {".jpg", ".jpeg"}, mask_suffix=".png")
 
@@ -465,8 +460,9 @@ def photos_groups(src: Path) -> Iterator[Group | Reject]:
 
 def photos_pictures(group: Group) -> Iterator[Picture | Reject]:
     """The photo."""
-    if isinstance(group.about, list):
-        yield Picture(group.folder, 0, partial(coco_masks, group.about))
+    if isinstance(group.about, tuple):
+        objects, size = group.about
+        yield Picture(group.folder, 0, partial(coco_masks, objects, size=size))
         return
     if not group.about.is_dir():
         yield Picture(group.folder, 0, partial(one_mask, group.about))
@@ -500,14 +496,18 @@ def _coco_groups(path: Path, folder: Path) -> Iterator[Group | Reject]:
         for item in content["annotations"]:
             one = (int(item["id"]), item["segmentation"], item.get("iscrowd", 0))
             objects[item["image_id"]].append(one)
-        files = {image["id"]: image["file_name"] for image in content["images"]}
+        files, sizes = {}, {}
+        for image in content["images"]:
+            files[image["id"]] = Path(image["file_name"]).as_posix()
+            size = image.get("height"), image.get("width")
+            sizes[image["id"]] = None if None in size else size
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not in COCO's format: {error!r}.") from error
     for number in sorted(objects.keys() - files.keys(), key=str):
         yield Reject("missing picture", f"{path.name} lists no picture {number}.", path)
     for number, name in sorted(files.items(), key=lambda item: item[1]):
         group = (Path(folder.name) / name if folder != path.parent else Path(name)).with_suffix("")
-        yield Group(group.as_posix(), folder / name, about=objects[number])
+        yield Group(group.as_posix(), folder / name, about=(objects[number], sizes[number]))
 
 
 # ---------------------------------------------------------------------------- folder
@@ -594,8 +594,8 @@ READERS: dict[str, Reader] = {
         objaverse_pictures,
         Filters(min_area=0.0, max_area=1.0, min_component=0.0, min_sharpness=0.0),
     ),
-    "youtubevos": Reader(youtubevos_groups, youtubevos_pictures),
-    "vipseg": Reader(vipseg_groups, vipseg_pictures),
+    "youtubevos": Reader(youtubevos_groups, youtubevos_pictures, labels=True),
+    "vipseg": Reader(vipseg_groups, vipseg_pictures, labels=True),
     # Pieces are several people, who stay together.
     "ppr10k": Reader(ppr10k_groups, ppr10k_pictures, Filters(min_component=0.0), group_size=7),
     "photos": Reader(photos_groups, photos_pictures, group_size=1, backgrounds=True),
