@@ -282,7 +282,7 @@ def find_models(models_dir: Path) -> list[tuple[str, Path]]:
     """Ids and files of the models under a folder, as `render_folder` takes them.
 
     Raises:
-        InputError: There is none, or two would have one id.
+        InputError: There is none, or one without a usable name, or two would have one id.
     """
     models = {}
     for path in sorted(models_dir.rglob("*")):
@@ -291,7 +291,9 @@ def find_models(models_dir: Path) -> list[tuple[str, Path]]:
         parts = path.relative_to(models_dir).with_suffix("").parts
         if len(parts) > 1 and parts[-1] == parts[-2]:
             parts = parts[:-1]
-        object_id = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).strip("._")
+        object_id = re.sub(r"[^\w.-]+", "_", "-".join(parts)).strip("._")
+        if not object_id:
+            raise InputError(f"{path} has no letter or digit in its name; rename it.")
         if object_id in models:
             raise InputError(
                 f"{path} and {models[object_id]} would both be object {object_id}; rename one."
