@@ -285,7 +285,7 @@ def render_scenes(
         samples: As in `random_scene`.
 
     Yields:
-        A `Result` a scene, in the order they finish.
+        A `Result` a scene, those that are there already first.
 
     Raises:
         InputError: No models or photos, a photo that cannot be read, two models with one id, an

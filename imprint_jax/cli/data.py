@@ -35,7 +35,9 @@ def render(
         typer.Option(help="Views, 6 degrees apart at most (default: 36 of an object, 8 a scene)."),
     ] = None,
     size: Annotated[int, typer.Option(help="Side of a view in pixels.")] = 256,
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes (default: one a core).", min=1)
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many models.")] = None,
     seed: Annotated[int, typer.Option(help="Decides camera paths, light and scenes.")] = 0,
     up: Annotated[str, typer.Option(help="The models' upward axis, y or z.")] = "y",
@@ -92,7 +94,9 @@ def prepare(
     fractions: Annotated[
         str, typer.Option(help="With --split-by: shares of train, validation and test.")
     ] = "0.9,0.05,0.05",
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes (default: one a core).", min=1)
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Only the first so many objects, videos or photos.", min=1)
     ] = None,
@@ -175,7 +179,9 @@ def show(
 @app.command()
 def check(
     folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes (default: one a core).", min=1)
+    ] = None,
 ) -> None:
     """Read all of a prepared data set; exit code 1 if something is damaged."""
     from imprint_jax.inputs.check import check

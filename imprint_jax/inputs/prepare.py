@@ -15,15 +15,11 @@ import io
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-import threading
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +39,7 @@ from imprint_jax.inputs.records import (
 )
 from imprint_jax.inputs.segment import Segmenter
 from imprint_jax.inputs.sources import ARCHIVES, READERS, Group, Picture
+from imprint_jax.processes import in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +65,7 @@ MASK_COMPRESSION = 1
 
 @dataclass(frozen=True)
 class Job:
-    """What to do with every chunk; sent to the processes once."""
+    """What to do with every chunk."""
 
     name: str
     src: Path
@@ -272,48 +269,9 @@ def _finished(job: Job, chunks: list, run: Callable) -> Iterator[int]:
 
 def _run(job: Job, chunks: list, todo: list[int], workers: int) -> Iterator[int]:
     """Does some chunks in processes of this machine; yields the number of each when it is there."""
-    if workers == 1 or len(todo) < 2:
-        for number in todo:
-            do_chunk(job, number, chunks[number])
-            yield number
-        return
-    # Spawned, since threads of this process may hold locks; `_job` is sent once a process.
-    pool = ProcessPoolExecutor(
-        min(workers, len(todo)), multiprocessing.get_context("spawn"), _set_job, (job,)
-    )
-    with pool:
-        try:
-            futures = [pool.submit(_do_chunk_there, number, chunks[number]) for number in todo]
-            for number, future in zip(todo, futures, strict=True):
-                future.result()
-                yield number
-        except BrokenProcessPool as error:
-            raise InputError(
-                "A process was killed, perhaps for want of memory. Run the same command again: it"
-                " goes on where it was; fewer --workers need less memory."
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_job: Job
-
-
-def _set_job(job: Job) -> None:
-    global _job
-    _job = job
-    # A killed parent's processes would wait for work for ever, or finish a chunk that the next run
-    # does too.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _do_chunk_there(number: int, groups: list) -> None:
-    do_chunk(_job, number, groups)
+    jobs = [(number, chunks[number]) for number in todo]
+    for number, _ in zip(todo, in_processes(do_chunk, jobs, workers, job), strict=True):
+        yield number
 
 
 def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float | None) -> dict:
