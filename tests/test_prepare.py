@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from imprint_jax.errors import InputError
@@ -261,7 +263,7 @@ def test_bad_pictures_are_left_out_with_their_reasons(tmp_path):
         file.write((src / "good.png").read_bytes())
     records, rejects = prepared("photos", src, tmp_path)
     assert [r["group"] for r in records] == ["good", "print", "sixteen"]
-    assert records[2]["image"] == (src / "sixteen.png").read_bytes()
+    assert Image.open(io.BytesIO(records[2]["image"])).mode == "RGB"
     assert decode_image(records[2]["image"], "")[59, 79, 0] == round(62387 / 257)
     assert sorted(rejects) == [
         ("cut short.jpg", "unreadable"),
@@ -374,6 +376,19 @@ assert one["image"].shape == (60, 80, 3) and one["mask"].max() == 255
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_tfds_decodes_grey_and_16_bit_pictures(tmp_path):
+    src = tmp_path / "src"
+    save(src / "grey.jpg", pixels()[..., 0])
+    deep = pixels(1).astype(np.uint16) * 257
+    cv2.imwrite(str(src / "deep.png"), deep[..., ::-1])
+    prepare("photos", src, tmp_path / "photos" / "1.0.0")
+    source = tfds.data_source("photos", data_dir=tmp_path, split="train")
+    assert [one["group"] for one in source] == [b"deep", b"grey"]
+    np.testing.assert_array_equal(source[0]["image"], pixels(1))
+    grey = np.asarray(Image.open(src / "grey.jpg"))
+    np.testing.assert_array_equal(source[1]["image"], np.dstack([grey] * 3))
 
 
 def test_prepare_photos_takes_its_own_part_of_the_splits(tmp_path):

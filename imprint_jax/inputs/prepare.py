@@ -53,9 +53,10 @@ MIN_CHUNKS = 64
 
 NO_SPLIT = "in no split"
 
-# Formats that records keep as they came; others are stored as PNG. MPO is a phone's JPEG with more
-# pictures after the first.
+# Pictures that records keep as they came, by Pillow's format and mode; others are stored as RGB in
+# PNG. MPO is a phone's JPEG with more pictures after the first. TFDS cannot decode grey ones.
 KEPT_FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}
+KEPT_MODES = {"RGB", "RGBA", "P", "LA", "CMYK"}
 
 
 # Masks are decoded for every sample: at zlib's levels of 1 to 3 in a third of the time, of some
@@ -474,9 +475,14 @@ def _load(path: Path) -> tuple[bytes, np.ndarray]:
         image = decode_image(data, path.name)
     except InputError as error:
         raise Reject("unreadable", str(error), path) from error
-    if Image.open(io.BytesIO(data)).format not in KEPT_FORMATS:
-        data = encode_png(image)
-    return data, image
+    return data if _is_kept(data) else encode_png(image), image
+
+
+def _is_kept(data: bytes) -> bool:
+    header = Image.open(io.BytesIO(data))
+    # IHDR has the bits a channel; of 16, TFDS takes the lower 8.
+    deep = header.format == "PNG" and data[24] == 16
+    return header.format in KEPT_FORMATS and header.mode in KEPT_MODES and not deep
 
 
 def _load_background(picture: Picture, image: np.ndarray) -> bytes:
