@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,7 +185,27 @@ def test_too_many_rejects_are_an_error_that_keeps_the_work(tmp_path, renders, mo
     assert prepare("objaverse", renders, tmp_path / "d", max_reject=42)["records"] == {"train": 7}
 
 
+def test_a_run_killed_when_it_had_finished_does_not_end_the_next(tmp_path, renders, monkeypatch):
+    replace = os.replace
+
+    def stop(source, target):
+        replace(source, target)
+        if target == tmp_path / "d":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module.os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("objaverse", renders, tmp_path / "d")
+    whole = contents(tmp_path / "d")
+    shutil.rmtree(tmp_path / "d")
+    prepare("objaverse", renders, tmp_path / "d")
+    assert contents(tmp_path / "d") == whole
+    assert sorted(os.listdir(tmp_path)) == ["d", "renders"]
+
+
 def test_limit_takes_the_first_groups(tmp_path, renders):
+    (renders / "a.zip").write_bytes(b"PK")  # in order before them
     prepare("objaverse", renders, tmp_path / "d", limit=1)
     assert RecordSource(tmp_path / "d", "train").index["group_names"].tolist() == ["chair"]
 
@@ -344,6 +365,7 @@ def test_bad_options_are_refused(tmp_path, renders):
     for options, message in [
         (dict(split_by="frame"), "must be one of video, object, photo"),
         (dict(split_by="video", fractions=(1, 1, 1)), "add up to 1"),
+        (dict(fractions=(0.5, 0.5, 0)), "give that, and no --splits"),
         (dict(filters=["max_aera=1"]), "no filter 'max_aera'; known are min_side"),
         (dict(filters=["max_area=big"]), "must be NAME=NUMBER"),
     ]:

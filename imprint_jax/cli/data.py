@@ -92,8 +92,11 @@ def prepare(
         typer.Option(help="What is never divided between splits: object, video or photo."),
     ] = None,
     fractions: Annotated[
-        str, typer.Option(help="With --split-by: shares of train, validation and test.")
-    ] = "0.9,0.05,0.05",
+        str | None,
+        typer.Option(
+            help="With --split-by: shares of train, validation and test (default: 0.9,0.05,0.05)."
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes (default: one a core).", min=1)
     ] = None,
@@ -125,6 +128,7 @@ def prepare(
     from imprint_jax.inputs.prepare import prepare
 
     beam = _beam_options(runner, context.args)
+    shares = None if fractions is None else parse_numbers("--fractions", fractions, 3)
     most = None if max_reject is None else parse_numbers("--max-reject", max_reject, 1)[0]
     with Progress(console=console) as progress:
         task = progress.add_task("preparing", total=None)
@@ -139,7 +143,7 @@ def prepare(
             limit=limit,
             max_reject=most,
             split_by=split_by,
-            fractions=parse_numbers("--fractions", fractions, 3),
+            fractions=shares,
             filters=filter_ or (),
             segment=segment,
             beam=beam,

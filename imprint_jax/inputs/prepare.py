@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 UNITS = ("video", "object", "photo")
+DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
 
 # A chunk becomes a shard a split. As many pictures make some 1 GB of frames; small sets still give
 # `MIN_CHUNKS` processes something to do.
@@ -91,7 +92,7 @@ def prepare(
     limit: int | None = None,
     max_reject: float | None = None,
     split_by: str | None = None,
-    fractions: Sequence[float] = (0.9, 0.05, 0.05),
+    fractions: Sequence[float] | None = None,
     filters: Iterable[str] = (),
     segment: str | os.PathLike | None = None,
     beam: Sequence[str] | None = None,
@@ -111,12 +112,13 @@ def prepare(
         progress: Called as progress(done, total) with groups (objects, videos or photos).
         max_side: Pictures with a longer side are shrunk to it (pixels) and stored as JPEG of
             quality 95; decoding is what a large photo costs the training. None: all as they came.
-        limit: Only the first so many groups.
+        limit: Only the first so many groups, not counting what is left out already as it is listed.
         max_reject: Percent of pictures and objects; more rejects are an error.
         split_by: What is never divided between splits: "video" (a record's group, also for a photo
             or an object alone; the default), "object" (GROUP/INSTANCE, or the group where the
             instance is 0 or a scene of the object) or "photo" (a picture's path without suffix).
-        fractions: Shares of train, validation and test; a unit's name decides, by its hash.
+        fractions: With `split_by`: shares of train, validation and test; a unit's name decides, by
+            its hash. None: 0.9, 0.05 and 0.05.
         filters: Limits to change, "name=number"; see filters.py.
         segment: An ONNX file that finds objects in pictures without masks; see segment.py.
         beam: Options of an Apache Beam pipeline that does the work in place of processes of this
@@ -151,11 +153,11 @@ def prepare(
         max_side=max_side,
         unit=_check_unit(split_by),
         split_of=_read_splits(splits_file, name) if splits_file else None,
-        fractions=_check_fractions(fractions) if split_by else (1.0, 0.0, 0.0),
+        fractions=_check_fractions(fractions, split_by, splits_file),
         segment=Segmenter(segment).path if segment else None,
     )
     try:
-        groups = list(itertools.islice(READERS[name].groups(src), limit))
+        groups = list(_first(READERS[name].groups(src), limit))
     except OSError as error:
         raise InputError(f"Cannot list {error.filename}: {error.strerror}.") from error
     if not any(isinstance(group, Group) for group in groups):
@@ -177,6 +179,16 @@ def prepare(
             if progress:
                 progress(done, len(groups))
         return _finish(job, len(chunks), building, dst, max_reject)
+
+
+def _first(groups: Iterator[Group | Reject], limit: int | None) -> Iterator[Group | Reject]:
+    """The groups up to the `limit`-th, and what is left out before it."""
+    count = 0
+    for group in groups:
+        yield group
+        count += isinstance(group, Group)
+        if count == limit:
+            return
 
 
 # ---------------------------------------------------------------------------- all chunks
@@ -216,7 +228,9 @@ def _start(building: Path, fingerprint: dict) -> None:
         for partial in (building / "chunks").glob(".*"):
             shutil.rmtree(partial)
         return
-    (building / "chunks").mkdir(exist_ok=True)
+    for leftover in ("chunks", "final"):  # of a run that was killed when it had finished
+        shutil.rmtree(building / leftover, ignore_errors=True)
+    (building / "chunks").mkdir()
     partial = building / ".plan.json"
     partial.write_text(json.dumps(fingerprint, indent=1))
     os.replace(partial, plan)
@@ -290,6 +304,7 @@ def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float |
                 stems.setdefault(split, []).append(folder / split)
             log.write((folder / "rejects.jsonl").read_text())
     if not stems:
+        (building / "plan.json").unlink()
         shutil.rmtree(building)
         raise InputError(f"{job.src} holds no usable picture; left out: {_list(rejects)}.")
     _report_unused(job, units)
@@ -300,6 +315,9 @@ def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float |
     _check_rejects(rejects, sum(counts.values()), max_reject, final)
     merge_shards(final, job.name, stems)
     dst.parent.mkdir(parents=True, exist_ok=True)
+    check_unused(dst)
+    # Without its plan nothing goes on with chunks whose shards have moved.
+    (building / "plan.json").unlink()
     os.replace(final, dst)
     shutil.rmtree(building)
     logger.info("%s: %s records, %s left out", dst, counts, dict(rejects))
@@ -527,7 +545,16 @@ def _check_unit(split_by: str | None) -> str:
     return unit
 
 
-def _check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
+def _check_fractions(
+    fractions: Sequence[float] | None, split_by: str | None, splits_file: str | os.PathLike | None
+) -> tuple[float, ...]:
+    """Shares of SPLITS: all is "train" where nothing says how to split."""
+    if fractions is None:
+        return DEFAULT_FRACTIONS if split_by else (1.0, 0.0, 0.0)
+    if split_by is None or splits_file is not None:
+        raise InputError(
+            "--fractions are shares of what --split-by keeps together: give that, and no --splits."
+        )
     fractions = tuple(float(share) for share in fractions)
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise InputError(
