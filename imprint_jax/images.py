@@ -35,9 +35,9 @@ _DAMAGED = (
 MASK_THRESHOLD = 128
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike, least: int | None = None) -> np.ndarray:
     """Reads a picture file; see `decode_image`."""
-    return decode_image(_read_bytes(path), str(path))
+    return decode_image(_read_bytes(path), str(path), least)
 
 
 def decode_image(data: bytes, name: str, least: int | None = None) -> np.ndarray:

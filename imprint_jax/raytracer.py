@@ -119,16 +119,23 @@ def load_model(path: str | os.PathLike, up: str) -> Model:
         RejectedModel: The file does not load, is flat, or too large.
         InputError: No such file or axis, or the extra `[render]` is missing.
     """
-    trimesh, _ = import_renderer()
+    import_renderer()
     if up not in ("y", "z"):
         raise InputError(f"The up axis must be y or z, not {up!r}.")
     if not Path(path).is_file():
         raise InputError(f"There is no model at {path}.")
     try:
-        meshes = trimesh.load_scene(path, process=False).dump()
-    # The parsers of four formats raise whatever a broken file leads them to.
+        return _read_model(path, up)
+    except RejectedModel:
+        raise
+    # A broken file leads the parsers of four formats, and what reads their meshes, to any error.
     except Exception as error:
         raise RejectedModel(path, "broken", f"{type(error).__name__}: {error}") from error
+
+
+def _read_model(path: str | os.PathLike, up: str) -> Model:
+    trimesh, _ = import_renderer()
+    meshes = trimesh.load_scene(path, process=False).dump()
     meshes = [mesh for mesh in meshes if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces)]
     count = sum(len(mesh.faces) for mesh in meshes)
     if not count:

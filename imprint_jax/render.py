@@ -7,19 +7,18 @@ from the seed. Needs the extra `[render]`.
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from imprint_jax.errors import InputError
+from imprint_jax.processes import in_processes
 from imprint_jax.raytracer import (
     FIELD_OF_VIEW,
     Light,
@@ -191,7 +190,7 @@ def render_folder(
         samples: As in `render_views`.
 
     Yields:
-        A `Result` a model, in the order they finish.
+        A `Result` a model, those that are there already first.
 
     Raises:
         InputError: No models, two models with one id, or objects in `out_dir` that were rendered
@@ -241,32 +240,15 @@ def run_jobs(
         workers: Processes; None for one a core.
 
     Yields:
-        The results in the order they come. A few jobs are ahead of the workers, not all: a
-        consumer that stops early stops the work too.
+        The results, in the jobs' order.
     """
-    workers = workers or os.cpu_count() or 1
-    queue = iter(jobs)
-    with (
-        open(rejects_file, "w") as rejects,
-        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
-    ):
-        running = set()
-        while True:
-            while len(running) < 2 * workers and (job := next(queue, None)):
-                running.add(pool.submit(work, *job))
-            if not running:
-                return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for result in (future.result() for future in done):
-                if result.status == "rejected":
-                    line = {
-                        "model": result.source,
-                        "reason": result.reason,
-                        "detail": result.detail,
-                    }
-                    rejects.write(json.dumps(line) + "\n")
-                    rejects.flush()
-                yield result
+    with open(rejects_file, "w") as rejects:
+        for result in in_processes(work, jobs, workers or os.cpu_count() or 1):
+            if result.status == "rejected":
+                line = {"model": result.source, "reason": result.reason, "detail": result.detail}
+                rejects.write(json.dumps(line) + "\n")
+                rejects.flush()
+            yield result
 
 
 def count_models(models_dir: str | os.PathLike) -> int:
@@ -282,7 +264,7 @@ def find_models(models_dir: Path) -> list[tuple[str, Path]]:
     """Ids and files of the models under a folder, as `render_folder` takes them.
 
     Raises:
-        InputError: There is none, or two would have one id.
+        InputError: There is none, or one without a usable name, or two would have one id.
     """
     models = {}
     for path in sorted(models_dir.rglob("*")):
@@ -291,7 +273,9 @@ def find_models(models_dir: Path) -> list[tuple[str, Path]]:
         parts = path.relative_to(models_dir).with_suffix("").parts
         if len(parts) > 1 and parts[-1] == parts[-2]:
             parts = parts[:-1]
-        object_id = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).strip("._")
+        object_id = re.sub(r"[^\w.-]+", "_", "-".join(parts)).strip("._")
+        if not object_id:
+            raise InputError(f"{path} has no letter or digit in its name; rename it.")
         if object_id in models:
             raise InputError(
                 f"{path} and {models[object_id]} would both be object {object_id}; rename one."

@@ -285,11 +285,11 @@ def render_scenes(
         samples: As in `random_scene`.
 
     Yields:
-        A `Result` a scene, in the order they finish.
+        A `Result` a scene, those that are there already first.
 
     Raises:
-        InputError: No models or photos, two models with one id, an argument is out of range, or
-            scenes in `out_dir` that were rendered with other settings.
+        InputError: No models or photos, a photo that cannot be read, two models with one id, an
+            argument is out of range, or scenes in `out_dir` that were rendered with other settings.
     """
     if num_scenes < 1 or not 1 <= num_views <= MAX_VIEWS:
         raise InputError(
@@ -384,6 +384,11 @@ def _find_photos(photos_dir: Path) -> list[Path]:
     photos = sorted(p for p in photos_dir.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
     if not photos:
         raise InputError(f"There is no photo ({', '.join(PHOTO_SUFFIXES)}) under {photos_dir}.")
+    for photo in photos:  # now, not hours later in the first scene that draws it
+        try:
+            read_image(photo, least=1)
+        except InputError as error:
+            raise InputError(f"{error} Take it out of {photos_dir}.") from error
     return photos
 
 

@@ -95,6 +95,8 @@ def test_what_is_not_whole_is_listed(tmp_path):
     )
     (folder / "object2").mkdir()
     (folder / ".object1.000.part" / "000").mkdir(parents=True)
+    (folder / "more.zip").write_bytes(b"PK")
+    (folder / "elsewhere").symlink_to("gone")
     counts = prepare("scenes", folder, tmp_path / "records")
     assert counts["records"] == {"train": 9}
     assert counts["rejects"] == {
@@ -102,6 +104,8 @@ def test_what_is_not_whole_is_listed(tmp_path):
         "missing picture": 1,
         "unknown name": 1,
         "empty folder": 1,
+        "archive": 1,
+        "broken link": 1,
     }
 
 

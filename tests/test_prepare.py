@@ -3,12 +3,15 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from imprint_jax.errors import InputError
@@ -182,7 +185,27 @@ def test_too_many_rejects_are_an_error_that_keeps_the_work(tmp_path, renders, mo
     assert prepare("objaverse", renders, tmp_path / "d", max_reject=42)["records"] == {"train": 7}
 
 
+def test_a_run_killed_when_it_had_finished_does_not_end_the_next(tmp_path, renders, monkeypatch):
+    replace = os.replace
+
+    def stop(source, target):
+        replace(source, target)
+        if target == tmp_path / "d":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module.os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("objaverse", renders, tmp_path / "d")
+    whole = contents(tmp_path / "d")
+    shutil.rmtree(tmp_path / "d")
+    prepare("objaverse", renders, tmp_path / "d")
+    assert contents(tmp_path / "d") == whole
+    assert sorted(os.listdir(tmp_path)) == ["d", "renders"]
+
+
 def test_limit_takes_the_first_groups(tmp_path, renders):
+    (renders / "a.zip").write_bytes(b"PK")  # in order before them
     prepare("objaverse", renders, tmp_path / "d", limit=1)
     assert RecordSource(tmp_path / "d", "train").index["group_names"].tolist() == ["chair"]
 
@@ -261,7 +284,7 @@ def test_bad_pictures_are_left_out_with_their_reasons(tmp_path):
         file.write((src / "good.png").read_bytes())
     records, rejects = prepared("photos", src, tmp_path)
     assert [r["group"] for r in records] == ["good", "print", "sixteen"]
-    assert records[2]["image"] == (src / "sixteen.png").read_bytes()
+    assert Image.open(io.BytesIO(records[2]["image"])).mode == "RGB"
     assert decode_image(records[2]["image"], "")[59, 79, 0] == round(62387 / 257)
     assert sorted(rejects) == [
         ("cut short.jpg", "unreadable"),
@@ -342,6 +365,7 @@ def test_bad_options_are_refused(tmp_path, renders):
     for options, message in [
         (dict(split_by="frame"), "must be one of video, object, photo"),
         (dict(split_by="video", fractions=(1, 1, 1)), "add up to 1"),
+        (dict(fractions=(0.5, 0.5, 0)), "give that, and no --splits"),
         (dict(filters=["max_aera=1"]), "no filter 'max_aera'; known are min_side"),
         (dict(filters=["max_area=big"]), "must be NAME=NUMBER"),
     ]:
@@ -374,6 +398,19 @@ assert one["image"].shape == (60, 80, 3) and one["mask"].max() == 255
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_tfds_decodes_grey_and_16_bit_pictures(tmp_path):
+    src = tmp_path / "src"
+    save(src / "grey.jpg", pixels()[..., 0])
+    deep = pixels(1).astype(np.uint16) * 257
+    cv2.imwrite(str(src / "deep.png"), deep[..., ::-1])
+    prepare("photos", src, tmp_path / "photos" / "1.0.0")
+    source = tfds.data_source("photos", data_dir=tmp_path, split="train")
+    assert [one["group"] for one in source] == [b"deep", b"grey"]
+    np.testing.assert_array_equal(source[0]["image"], pixels(1))
+    grey = np.asarray(Image.open(src / "grey.jpg"))
+    np.testing.assert_array_equal(source[1]["image"], np.dstack([grey] * 3))
 
 
 def test_prepare_photos_takes_its_own_part_of_the_splits(tmp_path):
@@ -410,6 +447,9 @@ def test_prepare_shrinks_on_request(tmp_path, renders):
         ("{", "Cannot read the splits file"),
         ("[1]", "must be a JSON object"),
         ('{"dev": ["mug"]}', "names nothing"),
+        ('{"train": 3}', "list of names under 'train'"),
+        ('{"train": ["mug"], "test": [["chair"]]}', "list of names under 'test'"),
+        ('{"objaverse": ["mug"]}', "lists of names by split under 'objaverse'"),
         ('{"train": ["mug"], "test": ["mug"]}', "mug in train and in test"),
         ('{"train": ["nobody"]}', "no usable picture"),
     ],

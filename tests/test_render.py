@@ -121,6 +121,46 @@ def test_bad_input_is_named(tmp_path, monkeypatch, change, error, message):
         list(render.render_views(**arguments))
 
 
+PLY = """ply
+format ascii 1.0
+element vertex 3
+property float x
+property float y
+property float z
+element face 1
+property list uchar int vertex_indices
+end_header
+0 0 0
+1 0 1
+0 1 0
+3 0 1 {}
+"""
+
+
+def test_one_odd_model_does_not_end_the_others(tmp_path):
+    models, out = tmp_path / "models", tmp_path / "out"
+    write_cube(models / "good.obj")
+    (models / "a.ply").write_text(PLY.format(99))
+    write_cube(models / "b" / "b.obj")
+    (material,) = (models / "b").glob("*.mtl")
+    material.write_text(material.read_text() + "\nd notanumber\n")
+    results = render.render_folder(models, out, num_views=1, size=16, workers=1)
+    found = {r.object_id: (r.status, r.reason) for r in results}
+    broken = ("rejected", "broken")
+    assert found == {"a": broken, "b": broken, "good": ("rendered", "")}
+    assert {p.name for p in out.iterdir()} == {"good", "rejects.jsonl"}
+
+
+def test_names_of_other_scripts_stay(tmp_path):
+    for name in ("кружка 1.obj", "茶壺.obj", "mug (2).obj"):
+        (tmp_path / name).write_text("")
+    names = {name for name, _ in render.find_models(tmp_path)}
+    assert names == {"кружка_1", "茶壺", "mug_2"}
+    (tmp_path / "(!).obj").write_text("")
+    with pytest.raises(InputError, match="no letter or digit"):
+        render.find_models(tmp_path)
+
+
 def test_a_folder_without_models_is_named(tmp_path):
     with pytest.raises(InputError, match="no model"):
         list(render.render_folder(tmp_path, tmp_path / "out"))

@@ -165,12 +165,16 @@ def test_folders_are_whole_and_resumed(tmp_path, cube):
         (dict(num_scenes=0), "need 1 scene"),
         (dict(num_views=13), "1 to 12 views"),
         (dict(photos_dir="."), "no photo"),
+        (dict(photos_dir="../photos"), "cut.jpg cannot be read.*Take it out of ../photos"),
         (dict(models_dir="nothing"), "no model"),
     ],
 )
 def test_bad_input_is_named(tmp_path, monkeypatch, cube, change, message):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
+    write_photos(tmp_path / "photos")
+    whole = (tmp_path / "photos" / "photo0.png").read_bytes()
+    (tmp_path / "photos" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     arguments = dict(models_dir=cube.parent, out_dir="out", num_scenes=1) | change
     with pytest.raises(InputError, match=message):
         list(scenes.render_scenes(**arguments))

@@ -70,6 +70,13 @@ def test_prepare_segments_only_what_has_no_mask(weights, tmp_path):
     assert one == prepare("photos", src, tmp_path / "two", workers=2, **options)
 
 
+@pytest.mark.parametrize("name", ["youtubevos", "vipseg"])
+def test_sets_whose_objects_have_numbers_are_not_segmented(weights, tmp_path, name):
+    (tmp_path / "video").mkdir()
+    with pytest.raises(InputError, match="cannot tell which object"):
+        prepare(name, tmp_path / "video", tmp_path / "d", segment=weights / "isnet.onnx")
+
+
 @pytest.mark.parametrize(
     "name, message",
     [("gone", "no file .*gone.onnx"), ("broken", "cannot load"), ("other", "known are 1 x 3")],

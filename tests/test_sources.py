@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -79,6 +81,8 @@ def test_mvimgnet(tmp_path, layout):
             rgba = np.dstack([pixels(number), mask])
             save(folder / "images" / f"{number:03d}_bg_removed.png", rgba)
     save(images / "7" / "0b000002" / "images" / "001.jpg", pixels())
+    save(images / "7" / "0e000005" / "images" / "001.jpg", pixels())
+    save(images / "7" / "0e000005" / "images" / "001_bg_removed.png", pixels())
     (images / "7" / "0c000003" / "images").mkdir(parents=True)
     (images / "7" / "0d000004").mkdir()
     (images / "mvi_00.zip").write_bytes(b"PK")
@@ -92,6 +96,7 @@ def test_mvimgnet(tmp_path, layout):
         (f"{below}7/0b000002/images/001.jpg", "no mask"),
         (f"{below}7/0c000003/images", "empty folder"),
         (f"{below}7/0d000004", "empty folder"),
+        (f"{below}7/0e000005/images/001.jpg", "no alpha"),
         (f"{below}7/loop", "broken link"),
         (f"{below}mvi_00.zip", "archive"),
     ]
@@ -117,8 +122,11 @@ def test_youtubevos(tmp_path):
         },
         "gone": {"objects": {}},
         "odd": {"objects": {"one": {}}},
+        "odd frames": {"objects": {"1": {"frames": [0, 5]}}},
+        "bare": {"objects": {}},
     }
-    (src / "JPEGImages" / "odd").mkdir()
+    for name in ("odd", "odd frames", "bare", "unlisted"):
+        (src / "JPEGImages" / name).mkdir()
     (src / "meta.json").write_text(json.dumps({"videos": videos}))
     records, rejects = prepared("youtubevos", src, tmp_path)
     assert ids(records) == [
@@ -130,9 +138,33 @@ def test_youtubevos(tmp_path):
         ("JPEGImages/ab12/00005.jpg", "object not in mask"),
         ("JPEGImages/ab12/00100.jpg", "object not in meta.json"),
         ("JPEGImages/ab12/00105.jpg", "missing picture"),
+        ("JPEGImages/bare", "no object"),
         ("JPEGImages/gone", "missing folder"),
         ("JPEGImages/odd", "bad description"),
+        ("JPEGImages/odd frames", "bad description"),
+        ("JPEGImages/unlisted", "video not in meta.json"),
     ]
+
+
+def test_the_listing_is_the_same_in_every_process(tmp_path):
+    names = [f"{frame:05d}" for frame in range(0, 100, 5)]
+    for folder in ("JPEGImages/cat", "Annotations"):
+        (tmp_path / folder).mkdir(parents=True)
+    content = {"videos": {"cat": {"objects": {"1": {"frames": names}}}}}
+    (tmp_path / "meta.json").write_text(json.dumps(content))
+    script = """
+import pathlib, sys
+from imprint_jax.inputs.sources import youtubevos_groups
+
+print(list(youtubevos_groups(pathlib.Path(sys.argv[1]))))
+"""
+    listings = {
+        subprocess.check_output(
+            [sys.executable, "-c", script, tmp_path], env=os.environ | {"PYTHONHASHSEED": seed}
+        )
+        for seed in ("1", "2")
+    }
+    assert len(listings) == 1
 
 
 def vipseg_labels():
@@ -150,11 +182,14 @@ def test_vipseg(tmp_path):
         save(src / "panomasks" / "0_w" / f"{name}.png", vipseg_labels())
     save(src / "imgs" / "test_video" / "00000001.jpg", pixels())
     save(src / "panomasks" / "0_w" / "00000010.png", vipseg_labels()[:-1])
+    save(src / "imgs" / "0_w" / "00000011.jpg", pixels())
+    save(src / "panomasks" / "0_w" / "00000011.png", np.minimum(vipseg_labels(), 15))
     records, rejects = prepared("vipseg", src, tmp_path)
     assert ids(records) == [("0_w", k, frame) for frame in (1, 2) for k in (6100, 6101)]
     np.testing.assert_array_equal(mask_of(records[1]), white(disc(60)))
     assert rejects == [
         ("imgs/0_w/00000010.jpg", "mask of another size"),
+        ("imgs/0_w/00000011.jpg", "no object"),
         ("imgs/test_video/00000001.jpg", "no mask"),
     ]
 
@@ -209,6 +244,7 @@ def test_photos_with_masks(tmp_path):
     save(src / "masks" / "small.png", white(disc(radius=1)))
     save(src / "masks" / "one_mask.png", white(disc()))
     (src / "more").mkdir()
+    (src / "phone.HEIC").write_bytes(b"")
     records, rejects = prepared("photos", src, tmp_path)
     assert ids(records) == [
         ("one", 0, 0), ("plain", 0, 0), ("zwei Katzen ä", 1, 0), ("zwei Katzen ä", 2, 0),
@@ -217,8 +253,37 @@ def test_photos_with_masks(tmp_path):
     assert rejects == [
         ("small.png", "object too small"),
         ("masks/one_mask.png", "no photo"),
+        ("phone.HEIC", "unknown format"),
         ("more", "folder among photos"),
     ]
+
+
+def test_a_photo_whose_mask_cannot_be_told_is_no_background(tmp_path):
+    src = tmp_path / "photos"
+    for name in ("upper.jpg", "bmp.jpg", "empty.jpg", "twice.jpg", "pair.jpg", "pair.png"):
+        save(src / name, pixels())
+    for name in ("upper.PNG", "bmp.bmp", "twice.png", "twice/1.png", "pair.png"):
+        save(src / "masks" / name, white(disc()))
+    (src / "masks" / "empty").mkdir()
+    records, rejects = prepared("photos", src, tmp_path)
+    assert ids(records) == [("bmp", 0, 0), ("upper", 0, 0)]
+    assert all(mask_of(r).any() for r in records)
+    assert sorted(rejects) == [
+        ("empty.jpg", "empty folder"),
+        ("pair.jpg", "two of one name"),
+        ("pair.png", "two of one name"),
+        ("twice.jpg", "two of one name"),
+    ]
+
+
+def test_views_of_other_formats_and_loose_ones_are_listed(tmp_path):
+    src = tmp_path / "views"
+    save(src / "lamp" / "000.png", np.dstack([pixels(), white(disc())]))
+    save(src / "lamp" / "001.jpg", pixels())
+    save(src / "loose.png", pixels())
+    records, rejects = prepared("objaverse", src, tmp_path)
+    assert ids(records) == [("lamp", 0, 0)]
+    assert rejects == [("lamp/001.jpg", "unknown format"), ("loose.png", "loose picture")]
 
 
 def runs(mask):
@@ -273,8 +338,12 @@ def test_photos_in_coco_format(tmp_path, nested):
         {"id": 9, "image_id": 10, "segmentation": [[1, "x"]]},
         {"id": 10, "image_id": 99, "segmentation": []},
         {"id": 11, "image_id": 10, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [10**13]}},
+        {"id": 12, "image_id": 13, "segmentation": [square]},
     ]
-    images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (9, 10, 11, 12)]
+    save(folder / "000000000013.jpg", pixels())
+    images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (9, 10, 11, 12, 13)]
+    images[0] |= {"height": HEIGHT, "width": WIDTH}
+    images[4] |= {"height": 2 * HEIGHT, "width": 2 * WIDTH}
     content = {"images": images, "annotations": annotations, "categories": []}
     (src / "annotations").mkdir()
     (src / "annotations" / "captions_val2017.json").write_text("{}")
@@ -290,9 +359,17 @@ def test_photos_in_coco_format(tmp_path, nested):
     np.testing.assert_array_equal(mask_of(records[1]), white(disc()))
     assert not mask_of(records[2]).any()
     assert sorted(reason for _, reason in rejects) == [
-        "crowd", "mask of another size", "missing picture", "missing picture", "unreadable mask",
-        "unreadable mask",
+        "crowd", "mask of another size", "mask of another size", "missing picture",
+        "missing picture", "unreadable mask", "unreadable mask",
     ]  # fmt: skip
+
+
+def test_coco_pictures_without_a_file_are_refused(tmp_path):
+    content = {"images": [{"id": 1, "file_name": None}], "annotations": []}
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"labels\.json is not in COCO's format"):
+        prepare("photos", tmp_path / "src", tmp_path / "records")
 
 
 def test_folder(tmp_path):
@@ -307,13 +384,22 @@ def test_folder(tmp_path):
     (src / "bbox").mkdir()
     (src / "bbox" / "b.txt").write_text("10 20 40 50 b_GT.png\n")
     save(src / "background" / "nobody.jpg", pixels(2))
+    save(src / "foreground" / "d.png", pixels(1))
+    for suffix in ("jpg", "PNG"):
+        save(src / "target" / f"d.{suffix}", pixels(3))
+    save(src / "background" / "c.bmp", pixels(2))
     records, rejects = prepared("folder", src, tmp_path)
     assert ids(records) == [("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1), ("c", 0, 0)]
     assert records[1]["background"] == (src / "background" / "a.jpg").read_bytes()
     np.testing.assert_array_equal(mask_of(records[1]), white(disc(20)))
     box = mask_of(records[3])
     assert (box[20:50, 10:40] == 255).all() and np.count_nonzero(box) == 900
-    assert rejects == [("target/c.png", "no target"), ("background/nobody.jpg", "no foreground")]
+    assert rejects == [
+        ("target/c.png", "no target"),
+        ("foreground/d.png", "two of one name"),
+        ("background/c.bmp", "unknown format"),
+        ("background/nobody.jpg", "no foreground"),
+    ]
 
 
 def test_pairs_of_a_folder_fit_and_stay_together(tmp_path):

@@ -72,6 +72,17 @@ def test_partners_equal_the_definition(rng):
         assert {second for _, second in drawn} <= expected[i]
 
 
+@pytest.mark.parametrize("kind", ["views", "video"])
+def test_frames_may_have_numbers_of_any_size(kind):
+    """As time stamps have: 18 digits, in many objects."""
+    small = [(k, 0, frame, True) for k in range(200) for frame in (0, 5, 9, 90)]
+    large = [(k, 0, 10**18 - 1 - frame, True) for k, _, frame, _ in small]
+    expected, got = (make_pairs(kind, index_of(rows), 7) for rows in (small, large))
+    assert got.records.tolist() == expected.records.tolist()
+    for k in range(len(got)):
+        assert set(got.partners(k)) == set(expected.partners(k))
+
+
 def test_every_partner_is_drawn_equally_often(rng):
     pairs = WindowPartners(index_of([(0, 0, f, True) for f in range(5)]), window=7)
     drawn = [pairs.draw(2, rng)[1] for _ in range(4000)]

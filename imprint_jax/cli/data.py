@@ -35,7 +35,9 @@ def render(
         typer.Option(help="Views, 6 degrees apart at most (default: 36 of an object, 8 a scene)."),
     ] = None,
     size: Annotated[int, typer.Option(help="Side of a view in pixels.")] = 256,
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes (default: one a core).", min=1)
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many models.")] = None,
     seed: Annotated[int, typer.Option(help="Decides camera paths, light and scenes.")] = 0,
     up: Annotated[str, typer.Option(help="The models' upward axis, y or z.")] = "y",
@@ -90,9 +92,14 @@ def prepare(
         typer.Option(help="What is never divided between splits: object, video or photo."),
     ] = None,
     fractions: Annotated[
-        str, typer.Option(help="With --split-by: shares of train, validation and test.")
-    ] = "0.9,0.05,0.05",
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+        str | None,
+        typer.Option(
+            help="With --split-by: shares of train, validation and test (default: 0.9,0.05,0.05)."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes (default: one a core).", min=1)
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Only the first so many objects, videos or photos.", min=1)
     ] = None,
@@ -121,6 +128,7 @@ def prepare(
     from imprint_jax.inputs.prepare import prepare
 
     beam = _beam_options(runner, context.args)
+    shares = None if fractions is None else parse_numbers("--fractions", fractions, 3)
     most = None if max_reject is None else parse_numbers("--max-reject", max_reject, 1)[0]
     with Progress(console=console) as progress:
         task = progress.add_task("preparing", total=None)
@@ -135,7 +143,7 @@ def prepare(
             limit=limit,
             max_reject=most,
             split_by=split_by,
-            fractions=parse_numbers("--fractions", fractions, 3),
+            fractions=shares,
             filters=filter_ or (),
             segment=segment,
             beam=beam,
@@ -175,7 +183,9 @@ def show(
 @app.command()
 def check(
     folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes (default: one a core).", min=1)
+    ] = None,
 ) -> None:
     """Read all of a prepared data set; exit code 1 if something is damaged."""
     from imprint_jax.inputs.check import check

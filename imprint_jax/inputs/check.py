@@ -2,11 +2,9 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from google.protobuf.message import DecodeError
 from imprint_jax.errors import InputError
 from imprint_jax.images import MASK_THRESHOLD, decode_image
 from imprint_jax.inputs.records import CHECKSUMS, Record, RecordSource, sha256
+from imprint_jax.processes import in_processes
 
 # Records a task: a process reads and decodes them in a few seconds.
 TASK = 512
@@ -84,10 +83,11 @@ def check(
         )
         statistics.backgrounds = int((~with_mask).sum())
         starts = range(0, len(source), TASK)
-        tasks += [(folder, split, start, min(start + TASK, len(source))) for start in starts]
+        tasks += [(split, start, min(start + TASK, len(source))) for start in starts]
 
     total, done = sum(stop - start for *_, start, stop in tasks), 0
-    for (_, split, start, stop), found in zip(tasks, _map(_read, tasks, workers), strict=True):
+    results = in_processes(_read, tasks, workers, folder)
+    for (split, start, stop), found in zip(tasks, results, strict=True):
         wrong, num_bytes, sides, areas = found
         problems += wrong
         statistics = report.splits[split]
@@ -99,16 +99,6 @@ def check(
             progress(done, total)
     _check_splits(folder, problems)
     return report
-
-
-def _map(function: Callable, tasks: list, workers: int):
-    """`function` of every task, in order."""
-    if workers == 1 or len(tasks) < 2:
-        yield from map(function, tasks)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), spawn) as pool:
-        yield from pool.map(function, tasks)
 
 
 def _check_files(folder: Path, workers: int) -> tuple[list[str], set[str]]:
@@ -125,16 +115,18 @@ def _check_files(folder: Path, workers: int) -> tuple[list[str], set[str]]:
     for name in sorted(present - sums.keys()):
         problems.append(f"{name} is not in {CHECKSUMS}.")
     names = sorted(sums.keys() & present)
-    for name, digest in zip(names, _map(sha256, [folder / n for n in names], workers), strict=True):
+    digests = in_processes(sha256, [(folder / name,) for name in names], workers)
+    for name, digest in zip(names, digests, strict=True):
         if digest != sums[name]:
             problems.append(f"{name} has changed: its checksum differs.")
             damaged.add(name)
     return problems, damaged
 
 
-def _read(task: tuple[Path, str, int, int]) -> tuple[list[str], int, list[int], list[float]]:
+def _read(
+    folder: Path, split: str, start: int, stop: int
+) -> tuple[list[str], int, list[int], list[float]]:
     """Problems, bytes, longer sides and area shares of some records."""
-    folder, split, start, stop = task
     source = RecordSource(folder, split)
     problems, num_bytes, sides, areas = [], 0, [], []
     for number in range(start, stop):

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from imprint_jax.errors import InputError
 from imprint_jax.geometry import box_mask
-from imprint_jax.images import decode_coverage, decode_labels, too_large
+from imprint_jax.images import decode_coverage, decode_image, decode_labels, too_large
 from imprint_jax.inputs.filters import Reject
 
 # The reason that `--segment` takes care of.
@@ -48,11 +48,28 @@ def _same_size(mask: np.ndarray, image: np.ndarray, path: Path) -> np.ndarray:
     return mask
 
 
-def _coverage(path: Path) -> np.ndarray:
+def _coverage(path: Path, *, cut_out: bool = False) -> np.ndarray:
+    data = _read(path)
     try:
-        return decode_coverage(_read(path), str(path))
+        if cut_out:
+            return _alpha(decode_image(data, str(path)), str(path))
+        return decode_coverage(data, str(path))
     except InputError as error:
         raise Reject("unreadable mask", str(error)) from error
+
+
+def _alpha(image: np.ndarray, name: str) -> np.ndarray:
+    if image.shape[2] == 3 or image[..., 3].min() == 255:
+        raise Reject("no alpha", f"Nothing of {name} is transparent.")
+    return image[..., 3]
+
+
+def own_alpha(image: np.ndarray) -> Iterator:
+    """The object of a picture that is transparent around it."""
+    try:
+        yield 0, _alpha(image, "the picture")
+    except Reject as reject:
+        yield 0, reject
 
 
 def one_mask(path: Path, image: np.ndarray, *, instance: int = 0) -> Iterator:
@@ -85,17 +102,26 @@ def label_masks(
     # Counting is many times faster than sorting, but needs room for every number.
     few = labels.max() < 2**16
     present = np.flatnonzero(np.bincount(labels.ravel())) if few else np.unique(labels)
-    for label in sorted(known(present)):
+    objects = sorted(known(present))
+    if not objects:
+        yield 0, Reject("no object", f"{path} marks none.")
+    for label in objects:
         if label in present:
             yield label, (labels == label).astype(np.uint8) * 255
         else:
             yield label, Reject("object not in mask", f"{path} has no pixels of object {label}.")
 
 
-def scaled_mask(path: Path, image: np.ndarray) -> Iterator:
-    """The object of a mask file that may be smaller or larger than its picture."""
+def scaled_mask(path: Path, image: np.ndarray, *, cut_out: bool = False) -> Iterator:
+    """The object of a mask file that may be smaller or larger than its picture.
+
+    Args:
+        path: The file.
+        image: Its picture.
+        cut_out: The file is the object on transparent ground: its colours are no mask.
+    """
     try:
-        mask = _coverage(path)
+        mask = _coverage(path, cut_out=cut_out)
         (high, wide), (height, width) = image.shape[:2], mask.shape
         # The same proportions, but for rounding to whole pixels.
         if abs(width * high - height * wide) <= max(width, height, wide, high):
@@ -115,13 +141,22 @@ def box_file(path: Path, image: np.ndarray) -> Iterator:
         yield 0, Reject("unreadable mask", f"{path}: {error}")
 
 
-def coco_masks(objects: list, image: np.ndarray) -> Iterator:
+def coco_masks(objects: list, image: np.ndarray, *, size: Any = None) -> Iterator:
+    """The objects of a picture as COCO lists them.
+
+    Args:
+        objects: Number, segmentation and whether it is a crowd, of each.
+        image: The picture.
+        size: Height and width that COCO gives it, which polygons are drawn for; None: not given.
+    """
     if not objects:
         yield 0, Reject(NO_MASK, "No object is marked.")
     for number, segmentation, crowd in objects:
         try:
             if crowd:
                 raise Reject("crowd", "Its mask is of many objects.")
+            if size not in (None, image.shape[:2]):
+                raise Reject("mask of another size", f"It is for {size}, not {image.shape[:2]}.")
             yield number, _coco_mask(segmentation, *image.shape[:2])
         except Reject as reject:
             yield number, reject

@@ -95,12 +95,15 @@ class WindowPartners:
         group, instance, frame = group[order], instance[order], frame[order]
         new_object = (np.diff(group, prepend=-1) != 0) | (np.diff(instance, prepend=-1) != 0)
         # All frames on one axis, objects further apart than the window: one search finds the
-        # window's ends for millions of records.
+        # window's ends for millions of records. Longer gaps are shortened to that, which keeps
+        # places small whatever the frames' numbers are; without a window, frames are just counted.
         may_start = np.full(frame.shape, True) if first is None else frame == first
-        frame = frame - frame.min(initial=0)
         apart = "" if window is None else f" at most {window} frames apart"
-        window = frame.max(initial=0) if window is None else window
-        place = np.cumsum(new_object) * (frame.max(initial=0) + window + 1) + frame
+        longest = 1 if window is None else window + 1
+        window = len(frame) if window is None else window
+        step = np.minimum(np.diff(frame, prepend=frame[:1]), longest)
+        step[new_object] = window + 1
+        place = np.cumsum(step)
         begin = np.searchsorted(place, place - window, side="left")
         end = np.searchsorted(place, place + window, side="right")
         # The view itself, and any other with its frame number.

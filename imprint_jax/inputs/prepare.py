@@ -15,15 +15,11 @@ import io
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-import threading
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +40,13 @@ from imprint_jax.inputs.records import (
 )
 from imprint_jax.inputs.segment import Segmenter
 from imprint_jax.inputs.sources import ARCHIVES, READERS, Group, Picture
+from imprint_jax.processes import in_processes
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 UNITS = ("video", "object", "photo")
+DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
 
 # A chunk becomes a shard a split. As many pictures make some 1 GB of frames; small sets still give
 # `MIN_CHUNKS` processes something to do.
@@ -57,9 +55,10 @@ MIN_CHUNKS = 64
 
 NO_SPLIT = "in no split"
 
-# Formats that records keep as they came; others are stored as PNG. MPO is a phone's JPEG with more
-# pictures after the first.
+# Pictures that records keep as they came, by Pillow's format and mode; others are stored as RGB in
+# PNG. MPO is a phone's JPEG with more pictures after the first. TFDS cannot decode grey ones.
 KEPT_FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}
+KEPT_MODES = {"RGB", "RGBA", "P", "LA", "CMYK"}
 
 
 # Masks are decoded for every sample: at zlib's levels of 1 to 3 in a third of the time, of some
@@ -69,7 +68,7 @@ MASK_COMPRESSION = 1
 
 @dataclass(frozen=True)
 class Job:
-    """What to do with every chunk; sent to the processes once."""
+    """What to do with every chunk."""
 
     name: str
     src: Path
@@ -94,7 +93,7 @@ def prepare(
     limit: int | None = None,
     max_reject: float | None = None,
     split_by: str | None = None,
-    fractions: Sequence[float] = (0.9, 0.05, 0.05),
+    fractions: Sequence[float] | None = None,
     filters: Iterable[str] = (),
     segment: str | os.PathLike | None = None,
     beam: Sequence[str] | None = None,
@@ -114,12 +113,13 @@ def prepare(
         progress: Called as progress(done, total) with groups (objects, videos or photos).
         max_side: Pictures with a longer side are shrunk to it (pixels) and stored as JPEG of
             quality 95; decoding is what a large photo costs the training. None: all as they came.
-        limit: Only the first so many groups.
+        limit: Only the first so many groups, not counting what is left out already as it is listed.
         max_reject: Percent of pictures and objects; more rejects are an error.
         split_by: What is never divided between splits: "video" (a record's group, also for a photo
             or an object alone; the default), "object" (GROUP/INSTANCE, or the group where the
             instance is 0 or a scene of the object) or "photo" (a picture's path without suffix).
-        fractions: Shares of train, validation and test; a unit's name decides, by its hash.
+        fractions: With `split_by`: shares of train, validation and test; a unit's name decides, by
+            its hash. None: 0.9, 0.05 and 0.05.
         filters: Limits to change, "name=number"; see filters.py.
         segment: An ONNX file that finds objects in pictures without masks; see segment.py.
         beam: Options of an Apache Beam pipeline that does the work in place of processes of this
@@ -140,6 +140,11 @@ def prepare(
     if not src.is_dir():
         hint = "; unpack it first" if src.suffix.lower() in ARCHIVES and src.exists() else ""
         raise InputError(f"There is no folder {src}{hint}.")
+    if segment and READERS[name].labels:
+        raise InputError(
+            f"--segment does not go with {name}: of a frame without labels it cannot tell which"
+            " object of the video it finds."
+        )
     building = dst.with_name(f".{dst.name}.building")
     job = Job(
         name=name,
@@ -149,11 +154,11 @@ def prepare(
         max_side=max_side,
         unit=_check_unit(split_by),
         split_of=_read_splits(splits_file, name) if splits_file else None,
-        fractions=_check_fractions(fractions) if split_by else (1.0, 0.0, 0.0),
+        fractions=_check_fractions(fractions, split_by, splits_file),
         segment=Segmenter(segment).path if segment else None,
     )
     try:
-        groups = list(itertools.islice(READERS[name].groups(src), limit))
+        groups = list(_first(READERS[name].groups(src), limit))
     except OSError as error:
         raise InputError(f"Cannot list {error.filename}: {error.strerror}.") from error
     if not any(isinstance(group, Group) for group in groups):
@@ -175,6 +180,16 @@ def prepare(
             if progress:
                 progress(done, len(groups))
         return _finish(job, len(chunks), building, dst, max_reject)
+
+
+def _first(groups: Iterator[Group | Reject], limit: int | None) -> Iterator[Group | Reject]:
+    """The groups up to the `limit`-th, and what is left out before it."""
+    count = 0
+    for group in groups:
+        yield group
+        count += isinstance(group, Group)
+        if count == limit:
+            return
 
 
 # ---------------------------------------------------------------------------- all chunks
@@ -214,7 +229,9 @@ def _start(building: Path, fingerprint: dict) -> None:
         for partial in (building / "chunks").glob(".*"):
             shutil.rmtree(partial)
         return
-    (building / "chunks").mkdir(exist_ok=True)
+    for leftover in ("chunks", "final"):  # of a run that was killed when it had finished
+        shutil.rmtree(building / leftover, ignore_errors=True)
+    (building / "chunks").mkdir()
     write_text(plan, json.dumps(fingerprint, indent=1))
 
 
@@ -266,48 +283,9 @@ def _finished(job: Job, chunks: list, run: Callable) -> Iterator[int]:
 
 def _run(job: Job, chunks: list, todo: list[int], workers: int) -> Iterator[int]:
     """Does some chunks in processes of this machine; yields the number of each when it is there."""
-    if workers == 1 or len(todo) < 2:
-        for number in todo:
-            do_chunk(job, number, chunks[number])
-            yield number
-        return
-    # Spawned, since threads of this process may hold locks; `_job` is sent once a process.
-    pool = ProcessPoolExecutor(
-        min(workers, len(todo)), multiprocessing.get_context("spawn"), _set_job, (job,)
-    )
-    with pool:
-        try:
-            futures = [pool.submit(_do_chunk_there, number, chunks[number]) for number in todo]
-            for number, future in zip(todo, futures, strict=True):
-                future.result()
-                yield number
-        except BrokenProcessPool as error:
-            raise InputError(
-                "A process was killed, perhaps for want of memory. Run the same command again: it"
-                " goes on where it was; fewer --workers need less memory."
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_job: Job
-
-
-def _set_job(job: Job) -> None:
-    global _job
-    _job = job
-    # A killed parent's processes would wait for work for ever, or finish a chunk that the next run
-    # does too.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _do_chunk_there(number: int, groups: list) -> None:
-    do_chunk(_job, number, groups)
+    jobs = [(number, chunks[number]) for number in todo]
+    for number, _ in zip(todo, in_processes(do_chunk, jobs, workers, job), strict=True):
+        yield number
 
 
 def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float | None) -> dict:
@@ -325,6 +303,7 @@ def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float |
                 stems.setdefault(split, []).append(folder / split)
             log.write((folder / "rejects.jsonl").read_text())
     if not stems:
+        (building / "plan.json").unlink()
         shutil.rmtree(building)
         raise InputError(f"{job.src} holds no usable picture; left out: {_list(rejects)}.")
     _report_unused(job, units)
@@ -335,6 +314,9 @@ def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float |
     _check_rejects(rejects, sum(counts.values()), max_reject, final)
     merge_shards(final, job.name, stems)
     dst.parent.mkdir(parents=True, exist_ok=True)
+    check_unused(dst)
+    # Without its plan nothing goes on with chunks whose shards have moved.
+    (building / "plan.json").unlink()
     os.replace(final, dst)
     shutil.rmtree(building)
     logger.info("%s: %s records, %s left out", dst, counts, dict(rejects))
@@ -510,9 +492,14 @@ def _load(path: Path) -> tuple[bytes, np.ndarray]:
         image = decode_image(data, path.name)
     except InputError as error:
         raise Reject("unreadable", str(error), path) from error
-    if Image.open(io.BytesIO(data)).format not in KEPT_FORMATS:
-        data = encode_png(image)
-    return data, image
+    return data if _is_kept(data) else encode_png(image), image
+
+
+def _is_kept(data: bytes) -> bool:
+    header = Image.open(io.BytesIO(data))
+    # IHDR has the bits a channel; of 16, TFDS takes the lower 8.
+    deep = header.format == "PNG" and data[24] == 16
+    return header.format in KEPT_FORMATS and header.mode in KEPT_MODES and not deep
 
 
 def _load_background(picture: Picture, image: np.ndarray) -> bytes:
@@ -557,7 +544,16 @@ def _check_unit(split_by: str | None) -> str:
     return unit
 
 
-def _check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
+def _check_fractions(
+    fractions: Sequence[float] | None, split_by: str | None, splits_file: str | os.PathLike | None
+) -> tuple[float, ...]:
+    """Shares of SPLITS: all is "train" where nothing says how to split."""
+    if fractions is None:
+        return DEFAULT_FRACTIONS if split_by else (1.0, 0.0, 0.0)
+    if split_by is None or splits_file is not None:
+        raise InputError(
+            "--fractions are shares of what --split-by keeps together: give that, and no --splits."
+        )
     fractions = tuple(float(share) for share in fractions)
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise InputError(
@@ -589,9 +585,14 @@ def _read_splits(path: str | os.PathLike, name: str) -> dict[str, str]:
     if not isinstance(splits, dict):
         raise InputError(f"{path} must be a JSON object of lists of names, by split.")
     splits = splits.get(name, splits)
+    if not isinstance(splits, dict):
+        raise InputError(f"{path} must hold lists of names by split under {name!r}.")
     split_of = {}
     for split in SPLITS:
-        for unit in splits.get(split, ()):
+        units = splits.get(split, [])
+        if not isinstance(units, list) or not all(isinstance(unit, str) for unit in units):
+            raise InputError(f"{path} must hold a list of names under {split!r}.")
+        for unit in units:
             if unit in split_of:
                 raise InputError(f"{path} has {unit} in {split_of[unit]} and in {split}.")
             split_of[unit] = split

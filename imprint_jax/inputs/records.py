@@ -10,8 +10,11 @@ A prepared data set is a folder:
     splits.json                                  what is in which split (written by prepare.py)
 
 so that `tfds.builder_from_directory(folder).as_data_source(split)` works, also without
-TensorFlow. The index holds `group` (int64, counted from 0 in order of appearance), `group_names`
-(the text of each), `instance`, `frame` (int64) and `has_mask` (bool).
+TensorFlow. TFDS ignores the orientation in a picture's EXIF data, while masks are upright: turn
+such pictures, as `images.decode_image` does.
+
+The index holds `group` (int64, counted from 0 in order of appearance), `group_names` (the text of
+each), `instance`, `frame` (int64) and `has_mask` (bool).
 """
 
 import hashlib
@@ -42,7 +45,7 @@ CHECKSUMS = "SHA256SUMS"
 class Record(TypedDict):
     """One view of one object, or a photo that only serves as background."""
 
-    image: bytes  # the file as it came: JPEG, PNG or WebP
+    image: bytes  # the file as it came: JPEG, PNG or WebP, in colours of 8 bits
     mask: bytes  # PNG, one 8-bit channel, size of the upright image: 255 = object, 0 = not, between
     # for the soft edge of a cut-out; all 0 for a photo that only serves as background
     background: bytes  # the same scene without the object, encoded; empty if unknown

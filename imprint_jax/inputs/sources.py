@@ -29,10 +29,13 @@ from imprint_jax.inputs.masks import (
     coco_masks,
     label_masks,
     one_mask,
+    own_alpha,
     scaled_mask,
 )
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
+# Pictures of other formats, which are listed as left out.
+FOREIGN = {".bmp", ".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"}
 
 
@@ -70,6 +73,7 @@ class Reader(NamedTuple):
     group_size: int = 30  # pictures a group, roughly
     one_object: bool = False  # all of a group is one object, whatever its instances are
     backgrounds: bool = False  # pictures without a mask are kept, to serve as backgrounds
+    labels: bool = False  # instances have numbers of the set's own, in masks that are part of it
     pairs: bool = False  # a group is one pair: it stays in one split, whatever is split by
 
 
@@ -87,15 +91,22 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def _folders(parent: Path) -> Iterator[Path | Reject]:
-    """The folders in a folder, in order; archives and broken links are rejects."""
+    """The folders in a folder, in order; archives, broken links and pictures are rejects."""
     for name in in_order(p.name for p in parent.iterdir() if not p.name.startswith(".")):
         path = parent / name
         if path.is_dir():
             yield path
+        elif path.suffix.lower() in PICTURES | FOREIGN:
+            yield Reject("loose picture", "Pictures are looked for in the folders beside it.", path)
         elif path.suffix.lower() in ARCHIVES:
             yield Reject("archive", "Unpack it first.", path)
         elif path.is_symlink() and not path.exists():
             yield Reject("broken link", "It leads nowhere, or to itself.", path)
+
+
+def _groups_of_folders(src: Path) -> Iterator[Group | Reject]:
+    for found in _folders(src):
+        yield found if isinstance(found, Reject) else Group(found.name, found)
 
 
 def _pictures(folder: Path, suffixes: Iterable[str] = PICTURES) -> list[tuple[int, Path]]:
@@ -114,11 +125,44 @@ def _pictures(folder: Path, suffixes: Iterable[str] = PICTURES) -> list[tuple[in
     return [(position, folder / name) for position, name in enumerate(names)]
 
 
+def _by_name(folder: Path) -> dict[str, list[Path]]:
+    """The pictures in a folder, in order, by their names without suffix; {} if there is none."""
+    found = defaultdict(list)
+    for _, path in _pictures(folder) if folder.is_dir() else ():
+        found[path.stem].append(path)
+    return found
+
+
+def _foreign(folder: Path, suffixes: set[str] = PICTURES) -> Iterator[Reject]:
+    """Rejects of the pictures in a folder of other formats than these."""
+    for _, path in _pictures(folder, (PICTURES | FOREIGN) - suffixes) if folder.is_dir() else ():
+        formats = ", ".join(sorted(suffixes))
+        yield Reject("unknown format", f"Pictures are read here from {formats}.", path)
+
+
+def _of_one_name(paths: list[Path], found: list[Path]) -> Iterator[Reject]:
+    """Rejects of pictures since several files were found where one is to have their name."""
+    names = ", ".join(path.name for path in found)
+    for path in paths:
+        yield Reject("two of one name", f"Which of {names} is meant cannot be told.", path)
+
+
 def _group_pictures(
-    folder: Path, masks_of: Callable[[Path], Masks], suffixes: Iterable[str] = PICTURES
+    folder: Path,
+    masks_of: Callable[[Path], Masks],
+    suffixes: set[str] = PICTURES,
+    mask_suffix: str | None = None,
 ) -> Iterator[Picture | Reject]:
-    """The pictures of a folder, or a reject if there are none."""
+    """The pictures of a folder, or a reject if there are none.
+
+    Args:
+        folder: Where they are.
+        masks_of: The masks of each.
+        suffixes: Those of pictures.
+        mask_suffix: That of masks beside them.
+    """
     found = _pictures(folder, suffixes)
+    yield from (r for r in _foreign(folder, suffixes) if r.path.suffix != mask_suffix)
     if not found:
         yield Reject("empty folder", "It holds no picture.", folder)
     for frame, path in found:
@@ -153,20 +197,12 @@ def objaverse_groups(src: Path) -> Iterator[Group | Reject]:
     opaque. Source: imprint_jax/render.py; allenai/objaverse-rendering, scripts/blender_script.py
     (<output_dir>/<object>/%03d.png).
     """
-    for found in _folders(src):
-        yield found if isinstance(found, Reject) else Group(found.name, found)
+    return _groups_of_folders(src)
 
 
 def objaverse_pictures(group: Group) -> Iterator[Picture | Reject]:
     """The views of an object."""
-    return _group_pictures(group.folder, lambda path: _alpha, {".webp", ".png"})
-
-
-def _alpha(image: np.ndarray) -> Iterator:
-    if image.shape[2] == 3 or image[..., 3].min() == 255:
-        yield 0, Reject("no alpha", "Nothing of the picture is transparent.")
-    else:
-        yield 0, image[..., 3]
+    return _group_pictures(group.folder, lambda path: own_alpha, {".webp", ".png"})
 
 
 # ---------------------------------------------------------------------------- MVImgNet
@@ -205,16 +241,16 @@ def mvimgnet_pictures(group: Group) -> Iterator[Picture | Reject]:
         return
 
     def masks(path: Path) -> Masks:
+        cut_out = folder / f"{path.stem}_bg_removed.png"
         places = [
             group.folder / "masks" / f"{path.stem}.png",
             group.folder / "masks" / f"{path.name}.png",
             group.about / f"{path.name}.png",
-            folder / f"{path.stem}_bg_removed.png",
         ]
-        there = next((place for place in places if place.is_file()), places[-2])
-        return partial(scaled_mask, there)
+        there = next((p for p in (*places, cut_out) if p.is_file()), places[-1])
+        return partial(scaled_mask, there, cut_out=there == cut_out)
 
-    yield from _group_pictures(folder, masks, {".jpg", ".jpeg"})
+    yield from _group_pictures(folder, masks, {".jpg", ".jpeg"}, mask_suffix=".png")
 
 
 # ---------------------------------------------------------------------------- YouTube-VOS
@@ -237,22 +273,31 @@ def youtubevos_groups(src: Path) -> Iterator[Group | Reject]:
         if not folder.is_dir():
             yield Reject("missing folder", "meta.json names it.", folder)
             continue
+        frames = defaultdict(list)
         try:
-            objects = {int(k): set(o["frames"]) for k, o in videos[video]["objects"].items()}
+            for number, one in videos[video]["objects"].items():
+                # Not a set, whose order differs between processes: a stopped run would not go on.
+                for name in dict.fromkeys(one["frames"]):
+                    frames[name].append(int(number))
+            about = {name: frames[name] for name in in_order(frames)}
         except (TypeError, KeyError, ValueError, AttributeError):
             yield Reject("bad description", "meta.json describes it in another form.", folder)
             continue
-        frames = defaultdict(list)
-        for number, names in objects.items():
-            for name in names:
-                frames[name].append(number)
-        yield Group(video, folder, about=dict(frames))
+        if about:
+            yield Group(video, folder, about)
+        else:
+            yield Reject("no object", "meta.json names none in it.", folder)
+    for found in _folders(src / "JPEGImages"):
+        if isinstance(found, Reject):
+            yield found
+        elif found.name not in videos:
+            yield Reject("video not in meta.json", "Which objects it has is not known.", found)
 
 
 def youtubevos_pictures(group: Group) -> Iterator[Picture | Reject]:
     """The frames of a video that have objects."""
     folder = group.folder.parent.parent / "Annotations" / group.name
-    for position, name in enumerate(in_order(group.about)):
+    for position, name in enumerate(group.about):
         frame = int(name) if re.fullmatch(r"[0-9]{1,18}", name) else position
         objects = group.about[name]
         known = lambda present, objects=objects: {*objects, *present[present > 0].tolist()}
@@ -347,6 +392,7 @@ def ppr10k_groups(src: Path) -> Iterator[Group | Reject]:
         if masks is None:
             raise InputError(f"{part} holds photos but no masks, masks_full or masks_360p.")
         found += 1
+        yield from _foreign(images)
         groups = defaultdict(list)
         for _, path in _pictures(images):
             match = re.fullmatch(r"([0-9]+)_([0-9]+)", path.stem)
@@ -386,15 +432,25 @@ def photos_groups(src: Path) -> Iterator[Group | Reject]:
         for path, folder in described:
             yield from _coco_groups(path, folder)
         return
-    for _, path in _pictures(src):
-        yield Group(path.stem, path, about=src / "masks")
-    photos = _stems(src)
+    photos, marks = _by_name(src), defaultdict(list)
     for path in sorted((src / "masks").glob("[!.]*")):
-        if (path.name if path.is_dir() else path.stem) not in photos:
+        if path.is_dir():
+            marks[path.name].append(path)
+        elif path.suffix.lower() in PICTURES | FOREIGN:  # else its photo would pass for unmarked
+            marks[path.stem].append(path)
+    for name, paths in photos.items():
+        marked = marks.get(name, [])
+        if max(len(paths), len(marked)) > 1:
+            yield from _of_one_name(paths, max(paths, marked, key=len))
+        else:
+            yield Group(name, *paths, about=marked[0] if marked else src / "masks" / f"{name}.png")
+    for name in sorted(marks.keys() - photos.keys()):
+        for path in marks[name]:
             yield Reject("no photo", "No photo has the name of this mask.", path)
+    yield from _foreign(src)
     for found in _folders(src):
         path = found.path if isinstance(found, Reject) else found
-        if path.suffix.lower() in PICTURES or path.name == "masks":
+        if path.suffix.lower() in PICTURES | FOREIGN or path.name == "masks":
             continue
         if isinstance(found, Reject):
             yield found
@@ -404,18 +460,22 @@ def photos_groups(src: Path) -> Iterator[Group | Reject]:
 
 def photos_pictures(group: Group) -> Iterator[Picture | Reject]:
     """The photo."""
-    if isinstance(group.about, list):
-        yield Picture(group.folder, 0, partial(coco_masks, group.about))
+    if isinstance(group.about, tuple):
+        objects, size = group.about
+        yield Picture(group.folder, 0, partial(coco_masks, objects, size=size))
         return
-    several = group.about / group.name
-    if several.is_dir():
-        files = [p for _, p in _pictures(several)]
-        masks = lambda image: chain.from_iterable(
-            one_mask(path, image, instance=number) for number, path in enumerate(files, start=1)
-        )
-        yield Picture(group.folder, 0, masks)
-    else:
-        yield Picture(group.folder, 0, partial(one_mask, _file(group.about, group.name)))
+    if not group.about.is_dir():
+        yield Picture(group.folder, 0, partial(one_mask, group.about))
+        return
+    yield from _foreign(group.about)
+    files = [path for _, path in _pictures(group.about)]
+    if not files:
+        yield Reject("empty folder", f"{group.about} holds no mask.", group.folder)
+        return
+    masks = lambda image: chain.from_iterable(
+        one_mask(path, image, instance=number) for number, path in enumerate(files, start=1)
+    )
+    yield Picture(group.folder, 0, masks)
 
 
 def _jsons(folder: Path) -> list[Path]:
@@ -436,14 +496,18 @@ def _coco_groups(path: Path, folder: Path) -> Iterator[Group | Reject]:
         for item in content["annotations"]:
             one = (int(item["id"]), item["segmentation"], item.get("iscrowd", 0))
             objects[item["image_id"]].append(one)
-        files = {image["id"]: image["file_name"] for image in content["images"]}
+        files, sizes = {}, {}
+        for image in content["images"]:
+            files[image["id"]] = Path(image["file_name"]).as_posix()
+            size = image.get("height"), image.get("width")
+            sizes[image["id"]] = None if None in size else size
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not in COCO's format: {error!r}.") from error
     for number in sorted(objects.keys() - files.keys(), key=str):
         yield Reject("missing picture", f"{path.name} lists no picture {number}.", path)
     for number, name in sorted(files.items(), key=lambda item: item[1]):
         group = (Path(folder.name) / name if folder != path.parent else Path(name)).with_suffix("")
-        yield Group(group.as_posix(), folder / name, about=objects[number])
+        yield Group(group.as_posix(), folder / name, about=(objects[number], sizes[number]))
 
 
 # ---------------------------------------------------------------------------- folder
@@ -458,42 +522,34 @@ def folder_groups(src: Path) -> Iterator[Group | Reject]:
     bcmi/ObjectStitch-Image-Composition; "target" is ours, and training needs it.
     """
     _need(src, "foreground", "foreground_mask", "background")
-    foregrounds = _stems(src / "foreground")
-    for _, path in _pictures(src / "foreground"):
-        yield Group(path.stem, path, about=src)
-    for name in ("background", "target"):
-        for path in _stems(src / name).values():
-            if path.stem not in foregrounds:
+    parts = ("foreground", "foreground_mask", "mask", "mask_bbox", "background", "target")
+    files = {part: _by_name(src / part) for part in parts}
+    for name, paths in files["foreground"].items():
+        named = {part: files[part].get(name, [src / part / f"{name}.png"]) for part in parts}
+        most = max(named.values(), key=len)
+        if len(most) > 1:
+            yield from _of_one_name(paths, most)
+        else:
+            about = {part: path for part, (path,) in named.items()}
+            yield Group(name, *paths, about | {"bbox": src / "bbox" / f"{name}.txt"})
+    for part in parts:
+        yield from _foreign(src / part)
+        for path in chain.from_iterable(files[part].values()):
+            if path.stem not in files["foreground"]:
                 yield Reject("no foreground", "No foreground has its name.", path)
 
 
 def folder_pictures(group: Group) -> Iterator[Picture | Reject]:
     """The object's picture, frame 0, and the photo that holds it, frame 1."""
-    src, name = group.about, group.name
-    mask = _file(src / "foreground_mask", name)
-    yield Picture(group.folder, 0, partial(one_mask, mask))
-    target = _file(src / "target", name)
-    if not target.exists():
-        yield Reject("no target", "There is no photo that holds the object.", target)
+    files = group.about
+    yield Picture(group.folder, 0, partial(one_mask, files["foreground_mask"]))
+    if not files["target"].exists():
+        yield Reject("no target", "There is no photo that holds the object.", files["target"])
         return
-    places = [_file(src / folder, name) for folder in ("mask", "mask_bbox")]
-    place = next((p for p in places if p.exists()), None)
-    if place is not None:
-        masks = partial(one_mask, place)
-    else:
-        masks = partial(box_file, src / "bbox" / f"{name}.txt")
-    background = _file(src / "background", name)
-    yield Picture(target, 1, masks, background if background.exists() else None)
-
-
-def _stems(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for _, path in _pictures(folder)} if folder.is_dir() else {}
-
-
-def _file(folder: Path, stem: str) -> Path:
-    """The picture of that name, with any suffix; STEM.png if there is none."""
-    paths = (folder / f"{stem}{suffix}" for suffix in sorted(PICTURES))
-    return next((path for path in paths if path.exists()), folder / f"{stem}.png")
+    place = next((files[part] for part in ("mask", "mask_bbox") if files[part].exists()), None)
+    masks = partial(box_file, files["bbox"]) if place is None else partial(one_mask, place)
+    background = files["background"] if files["background"].exists() else None
+    yield Picture(files["target"], 1, masks, background)
 
 
 # ---------------------------------------------------------------------------- scenes
@@ -506,9 +562,7 @@ def scenes_groups(src: Path) -> Iterator[Group | Reject]:
     the object, the instance the scene's number, the frame the view's. Source:
     imprint_jax/scenes.py.
     """
-    for name in in_order(p.name for p in src.iterdir() if not p.name.startswith(".")):
-        if (src / name).is_dir():
-            yield Group(name, src / name)
+    return _groups_of_folders(src)
 
 
 def scenes_pictures(group: Group) -> Iterator[Picture | Reject]:
@@ -540,8 +594,8 @@ READERS: dict[str, Reader] = {
         objaverse_pictures,
         Filters(min_area=0.0, max_area=1.0, min_component=0.0, min_sharpness=0.0),
     ),
-    "youtubevos": Reader(youtubevos_groups, youtubevos_pictures),
-    "vipseg": Reader(vipseg_groups, vipseg_pictures),
+    "youtubevos": Reader(youtubevos_groups, youtubevos_pictures, labels=True),
+    "vipseg": Reader(vipseg_groups, vipseg_pictures, labels=True),
     # Pieces are several people, who stay together.
     "ppr10k": Reader(ppr10k_groups, ppr10k_pictures, Filters(min_component=0.0), group_size=7),
     "photos": Reader(photos_groups, photos_pictures, group_size=1, backgrounds=True),
