@@ -563,13 +563,22 @@ def _plain_measures() -> dict[str, Measure]:
         ),
         "copy": Measure(
             "",
-            "correlation of what is in the hole with the object pasted as it is",
-            {"size": background.POSE_SIZE, "shifts": background.SHIFTS, "flat": background.FLAT},
+            "correlation of the detail of what is in the hole with the object's pasted as it is",
+            {
+                "size": background.POSE_SIZE,
+                "shifts": background.SHIFTS,
+                "detail": background.DETAIL,
+                "flat": background.FLAT,
+            },
         ),
         "copied": Measure(
             "lower",
             "share of copies where the mask's shape asks for another pose",
-            {"copy": background.COPY, "same_pose": background.SAME_POSE},
+            {
+                "copy": background.COPY,
+                "same_pose": background.SAME_POSE,
+                "outline": "the object's, at the mask level 0 to 2 that fits best",
+            },
         ),
         "psnr": Measure("higher", "PSNR of the hole's box to the target's, dB", {"crop": "box"}),
         "ssim": Measure(
