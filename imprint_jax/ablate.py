@@ -48,8 +48,8 @@ SUITES = {
     ),
 }
 # What the table shows, in this order, where it was computed.
-COLUMNS = ("clip", "dino", "ours", "ours_top1", "lpips", "psnr", "ssim", "seam", "copied", "fid",
-           "probe_top1", "probe_map")  # fmt: skip
+COLUMNS = ("clip", "dino", "imagenet", "imagenet_top1", "ours", "ours_top1", "lpips", "psnr",
+           "ssim", "seam", "copied", "fid", "probe_top1", "probe_map")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,11 @@ IDENTITY = {
         "box",
         "DINO-score: 100 cos of DINOv2's class tokens of the hole's box and the object",
     ),
+    "imagenet": (
+        "imagenet",
+        "cut",
+        "100 cos of an ImageNet classifier's features of what is in the hole and the object",
+    ),
     "ours": (
         "imprint",
         "cut",
@@ -50,7 +55,9 @@ IDENTITY = {
     ),
 }
 # The options that weights come from, for messages.
-OPTIONS = {"clip": "--clip", "dino": "--dino", "ours": "--encoder"}
+OPTIONS = {"clip": "--clip", "dino": "--dino", "imagenet": "--lpips", "ours": "--encoder"}
+# What some stand in for.
+STAND_INS = {"imagenet": "DINO-score", "ours": "CLIP-score, DINO-score"}
 # The name of the targets among the baselines.
 TRUTH = "truth"
 # Around the hole's box a salient object is looked for in a square this many times as wide. Ours.
@@ -106,22 +113,24 @@ def load_networks(
         clip: CLIP's vision tower, see metrics/encoders.py.
         dino: DINOv2.
         ours: A model that ships, a released model or a run; its encoder measures identity.
-        lpips: See `perceptual.load_lpips`.
+        lpips: See `perceptual.load_lpips`; its backbone measures identity, too.
         backbone: An encoder for FID and KID.
         segment: ONNX weights that find objects, see inputs/segment.py.
 
     Raises:
         InputError: Weights are missing, damaged, or of another kind.
     """
+    distance = perceptual.load_lpips(lpips) if lpips else None
     judges = {}
-    for name, path in (("clip", clip), ("dino", dino), ("ours", ours)):
+    given = (("clip", clip), ("dino", dino), ("imagenet", lpips), ("ours", ours))
+    for name, path in given:
         if path is not None:
             judges[name], kind = encoders.load(path), IDENTITY[name][0]
             if judges[name].name != kind:
                 raise InputError(f"{OPTIONS[name]} {path} holds {judges[name].name}, not {kind}.")
     return Networks(
         judges,
-        perceptual.load_lpips(lpips) if lpips else None,
+        distance,
         encoders.load(backbone) if backbone else None,
         Segmenter(segment) if segment else None,
     )
@@ -371,6 +380,7 @@ class _Run:
         objects = {key: i for i, key in enumerate(dict.fromkeys(asked))}
         gallery = np.stack([asked[key] for key in objects])
         same = self._same_object(objects)
+        guesses = []
         for shot, row in zip(self.shots, self.rows, strict=True):
             cosines, hits = [], []
             for index, one in enumerate(shot.entry.objects):
@@ -379,15 +389,16 @@ class _Run:
                 similar = identity.cosine(embedding[None], gallery)
                 own = [objects[key] for key in views]
                 cosines.append(100 * similar[own].mean())
-                hits.append(float(int(similar.argmax()) in same.get(one.object_id, own)))
+                right = same.get(one.object_id, own)
+                hits.append(float(int(similar.argmax()) in right))
+                guesses.append(len(right) / len(objects))
             row[name], row[f"{name}_top1"] = float(np.mean(cosines)), float(np.mean(hits))
         gallery_of = {"objects": sorted(objects), "same": {k: sorted(v) for k, v in same.items()}}
-        self.measures[name] = Measure(
-            "higher", about, settings, "CLIP-score, DINO-score" if name == "ours" else ""
-        )
+        self.measures[name] = Measure("higher", about, settings, STAND_INS.get(name, ""))
         self.measures[f"{name}_top1"] = Measure(
             "higher",
-            f"share whose nearest of the {len(objects)} pictures of objects shows their own object",
+            f"share whose nearest of the {len(objects)} pictures of objects shows their own object"
+            f" (a guess: {np.mean(guesses):.2g})",
             settings | {"gallery": settings_hash(gallery_of)},
         )
 
