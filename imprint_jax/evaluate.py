@@ -27,7 +27,7 @@ from imprint_jax.manifest import Entry
 from imprint_jax.metrics import background, distribution, encoders, identity, perceptual
 from imprint_jax.metrics.baselines import BASELINES
 from imprint_jax.metrics.batched import Cache, cached, key_of, settings_hash
-from imprint_jax.metrics.seam import seam_error
+from imprint_jax.metrics.seam import WIDTH, seam_strength
 from imprint_jax.request import Request
 from imprint_jax.tensors import file_hash
 
@@ -138,10 +138,10 @@ def load_networks(
 
 def sortable(entries: list[Entry], networks: Networks) -> list[str]:
     """The measures by which pictures of these entries can be sorted, worst first."""
-    names = ["kept", "drift", "seam", "changed", "copied"]
+    names = ["kept", "drift", "changed", "copied"]
     names += ["adherence"] if networks.segmenter else []
     if any(entry.target for entry in entries):
-        names += ["psnr", *(["ssim"] if _has_skimage() else [])]
+        names += ["seam_error", "psnr", *(["ssim"] if _has_skimage() else [])]
         names += ["lpips"] if networks.lpips else []
     return names + [name for judge in networks.judges for name in (judge, f"{judge}_top1")]
 
@@ -349,7 +349,7 @@ class _Run:
         else:
             self.not_computed["adherence"] = "needs --segment; `changed` stands in"
         if not any(shot.entry.target for shot in self.shots):
-            for name in ("psnr", "ssim"):
+            for name in ("psnr", "ssim", "seam_error"):
                 del measures[name]
                 self.not_computed[name] = "the manifest names no target"
         elif not has_skimage:
@@ -533,7 +533,7 @@ class _Run:
             of_photos = distribution.statistics(features)
             self.cache.put(known, np.concatenate([of_photos.mean[None], of_photos.covariance]))
         else:
-            of_photos = distribution.Statistics(len(features), packed[0], packed[1:])
+            of_photos = distribution.Statistics(packed[0], packed[1:])
         for method in self.sets:
             shots = [shot.path for shot in self.shots if shot.method == method]
             made = self._whole_pictures(shots, encoder, settings)
@@ -557,15 +557,14 @@ class _Run:
 
 
 def _plain_measures() -> dict[str, Measure]:
-    rim = {"rim": background.RIM}
+    rim, ring = {"rim": background.RIM}, {"width": WIDTH}
     return {
         "kept": Measure("higher", "share of pixels outside hole and rim that are the photo's", rim),
         "drift": Measure("lower", "mean difference from the photo there, grey levels", rim),
         "seam": Measure(
-            "lower",
-            "steepest ring of pixels along the hole's border over the median one",
-            {"width": 16},
+            "", "steepest ring of pixels along the hole's border over the median one", ring
         ),
+        "seam_error": Measure("lower", "how far `seam` is from the target's", ring),
         "changed": Measure(
             "higher",
             "overlap (IoU) of what changed with the hole",
@@ -607,7 +606,7 @@ def _plain(shot: Shot, segmenter: Segmenter | None, has_skimage: bool) -> dict[s
     kept, drift = background.preserved(result, request.photo, hole)
     values = {"kept": kept, "drift": drift}
     if not hole.all():
-        values["seam"] = seam_error(result, hole)
+        values["seam"] = seam_strength(result, hole)
     values["changed"] = background.changed_overlap(result, request.photo, hole)
     poses = [
         background.pose(result, part.hole, *view) for part in request.parts for view in part.views
@@ -621,7 +620,10 @@ def _plain(shot: Shot, segmenter: Segmenter | None, has_skimage: bool) -> dict[s
     if segmenter:
         values["adherence"] = _adherence(segmenter, result, hole)
     if shot.entry.target:
-        target = read_result(shot.entry.target, request)[y0:y1, x0:x1]
+        truth = read_result(shot.entry.target, request)
+        if "seam" in values:
+            values["seam_error"] = abs(values["seam"] - seam_strength(truth, hole))
+        target = truth[y0:y1, x0:x1]
         values["psnr"] = perceptual.psnr(result[y0:y1, x0:x1], target)
         if has_skimage and min(target.shape[:2]) >= 11:  # SSIM's window
             values["ssim"] = perceptual.ssim(result[y0:y1, x0:x1], target)
