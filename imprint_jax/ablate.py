@@ -48,8 +48,8 @@ SUITES = {
     ),
 }
 # What the table shows, in this order, where it was computed.
-COLUMNS = ("clip", "dino", "ours", "ours_top1", "lpips", "psnr", "ssim", "seam", "copied", "fid",
-           "probe_top1", "probe_map")  # fmt: skip
+COLUMNS = ("clip", "dino", "imagenet", "imagenet_top1", "ours", "ours_top1", "lpips", "psnr",
+           "ssim", "seam", "copied", "fid", "probe_top1", "probe_map")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,10 @@ def variants(
     names = SUITES.get(suite, tuple(suite.split(",")))
     full = config.stage_recipe(scale, 2)
     share = 1.0 if steps is None else steps / full.total_steps
-    # At full size the UNet starts from Stable Diffusion in both stages, at mini size from stage 1.
-    inherits = ("dinov2", "adapter", *(["unet"] if full.init_from.unet else []))
+    # At full size the UNet starts from Stable Diffusion in both stages; at mini size, where the
+    # adapter does, from stage 1.
+    start = full.init_from
+    inherits = ("dinov2", "adapter", *(["unet"] if start.unet == start.adapter != "" else []))
     found = []
     for name in names:
         stages = [_shortened(recipe(name, scale, stage, overrides), share) for stage in (1, 2)]
@@ -141,13 +143,18 @@ def recipe(name: str, scale: str, stage: int, overrides: Sequence[str] = ()) -> 
 
 def _check_encoders(suite: list[Variant]) -> None:
     """One folder of weights cannot suit encoders of two kinds."""
-    kinds = {v.stage2.model.encoder: v for v in suite}
-    if len(kinds) > 1 and (weights := suite[0].stage2.init_from.dinov2):
-        raise InputError(
-            f"init_from.dinov2 = {weights} cannot suit both encoders:"
-            f" {' and '.join(f'{kind} ({v.name})' for kind, v in kinds.items())}."
-            " Run each in a suite by itself, --suite NAMES with its own weights and --out."
-        )
+    loaded: dict[str, dict[str, Variant]] = {}
+    for variant in suite:
+        # The second stage starts where the first ends, whatever its recipe names.
+        first = variant.stage2 if variant.stage1 is None else variant.stage1
+        loaded.setdefault(first.init_from.dinov2, {})[first.model.encoder] = variant
+    for weights, kinds in loaded.items():
+        if weights and len(kinds) > 1:
+            raise InputError(
+                f"init_from.dinov2 = {weights} cannot suit both encoders:"
+                f" {' and '.join(f'{kind} ({v.name})' for kind, v in kinds.items())}."
+                " Run each in a suite by itself, --suite NAMES with its own weights and --out."
+            )
 
 
 def _shortened(c: ConfigDict | None, share: float) -> ConfigDict | None:

@@ -27,7 +27,7 @@ from imprint_jax.manifest import Entry
 from imprint_jax.metrics import background, distribution, encoders, identity, perceptual
 from imprint_jax.metrics.baselines import BASELINES
 from imprint_jax.metrics.batched import Cache, cached, key_of, settings_hash
-from imprint_jax.metrics.seam import seam_error
+from imprint_jax.metrics.seam import WIDTH, seam_strength
 from imprint_jax.request import Request
 from imprint_jax.tensors import file_hash
 
@@ -43,6 +43,11 @@ IDENTITY = {
         "box",
         "DINO-score: 100 cos of DINOv2's class tokens of the hole's box and the object",
     ),
+    "imagenet": (
+        "imagenet",
+        "cut",
+        "100 cos of an ImageNet classifier's features of what is in the hole and the object",
+    ),
     "ours": (
         "imprint",
         "cut",
@@ -50,7 +55,9 @@ IDENTITY = {
     ),
 }
 # The options that weights come from, for messages.
-OPTIONS = {"clip": "--clip", "dino": "--dino", "ours": "--encoder"}
+OPTIONS = {"clip": "--clip", "dino": "--dino", "imagenet": "--lpips", "ours": "--encoder"}
+# What some stand in for.
+STAND_INS = {"imagenet": "DINO-score", "ours": "CLIP-score, DINO-score"}
 # The name of the targets among the baselines.
 TRUTH = "truth"
 # Around the hole's box a salient object is looked for in a square this many times as wide. Ours.
@@ -106,22 +113,24 @@ def load_networks(
         clip: CLIP's vision tower, see metrics/encoders.py.
         dino: DINOv2.
         ours: A model that ships, a released model or a run; its encoder measures identity.
-        lpips: See `perceptual.load_lpips`.
+        lpips: See `perceptual.load_lpips`; its backbone measures identity, too.
         backbone: An encoder for FID and KID.
         segment: ONNX weights that find objects, see inputs/segment.py.
 
     Raises:
         InputError: Weights are missing, damaged, or of another kind.
     """
+    distance = perceptual.load_lpips(lpips) if lpips else None
     judges = {}
-    for name, path in (("clip", clip), ("dino", dino), ("ours", ours)):
+    given = (("clip", clip), ("dino", dino), ("imagenet", lpips), ("ours", ours))
+    for name, path in given:
         if path is not None:
             judges[name], kind = encoders.load(path), IDENTITY[name][0]
             if judges[name].name != kind:
                 raise InputError(f"{OPTIONS[name]} {path} holds {judges[name].name}, not {kind}.")
     return Networks(
         judges,
-        perceptual.load_lpips(lpips) if lpips else None,
+        distance,
         encoders.load(backbone) if backbone else None,
         Segmenter(segment) if segment else None,
     )
@@ -129,10 +138,10 @@ def load_networks(
 
 def sortable(entries: list[Entry], networks: Networks) -> list[str]:
     """The measures by which pictures of these entries can be sorted, worst first."""
-    names = ["kept", "drift", "seam", "changed", "copied"]
+    names = ["kept", "drift", "changed", "copied"]
     names += ["adherence"] if networks.segmenter else []
     if any(entry.target for entry in entries):
-        names += ["psnr", *(["ssim"] if _has_skimage() else [])]
+        names += ["seam_error", "psnr", *(["ssim"] if _has_skimage() else [])]
         names += ["lpips"] if networks.lpips else []
     return names + [name for judge in networks.judges for name in (judge, f"{judge}_top1")]
 
@@ -340,7 +349,7 @@ class _Run:
         else:
             self.not_computed["adherence"] = "needs --segment; `changed` stands in"
         if not any(shot.entry.target for shot in self.shots):
-            for name in ("psnr", "ssim"):
+            for name in ("psnr", "ssim", "seam_error"):
                 del measures[name]
                 self.not_computed[name] = "the manifest names no target"
         elif not has_skimage:
@@ -371,6 +380,7 @@ class _Run:
         objects = {key: i for i, key in enumerate(dict.fromkeys(asked))}
         gallery = np.stack([asked[key] for key in objects])
         same = self._same_object(objects)
+        guesses = []
         for shot, row in zip(self.shots, self.rows, strict=True):
             cosines, hits = [], []
             for index, one in enumerate(shot.entry.objects):
@@ -379,15 +389,16 @@ class _Run:
                 similar = identity.cosine(embedding[None], gallery)
                 own = [objects[key] for key in views]
                 cosines.append(100 * similar[own].mean())
-                hits.append(float(int(similar.argmax()) in same.get(one.object_id, own)))
+                right = same.get(one.object_id, own)
+                hits.append(float(int(similar.argmax()) in right))
+                guesses.append(len(right) / len(objects))
             row[name], row[f"{name}_top1"] = float(np.mean(cosines)), float(np.mean(hits))
         gallery_of = {"objects": sorted(objects), "same": {k: sorted(v) for k, v in same.items()}}
-        self.measures[name] = Measure(
-            "higher", about, settings, "CLIP-score, DINO-score" if name == "ours" else ""
-        )
+        self.measures[name] = Measure("higher", about, settings, STAND_INS.get(name, ""))
         self.measures[f"{name}_top1"] = Measure(
             "higher",
-            f"share whose nearest of the {len(objects)} pictures of objects shows their own object",
+            f"share whose nearest of the {len(objects)} pictures of objects shows their own object"
+            f" (a guess: {np.mean(guesses):.2g})",
             settings | {"gallery": settings_hash(gallery_of)},
         )
 
@@ -522,7 +533,7 @@ class _Run:
             of_photos = distribution.statistics(features)
             self.cache.put(known, np.concatenate([of_photos.mean[None], of_photos.covariance]))
         else:
-            of_photos = distribution.Statistics(len(features), packed[0], packed[1:])
+            of_photos = distribution.Statistics(packed[0], packed[1:])
         for method in self.sets:
             shots = [shot.path for shot in self.shots if shot.method == method]
             made = self._whole_pictures(shots, encoder, settings)
@@ -546,15 +557,14 @@ class _Run:
 
 
 def _plain_measures() -> dict[str, Measure]:
-    rim = {"rim": background.RIM}
+    rim, ring = {"rim": background.RIM}, {"width": WIDTH}
     return {
         "kept": Measure("higher", "share of pixels outside hole and rim that are the photo's", rim),
         "drift": Measure("lower", "mean difference from the photo there, grey levels", rim),
         "seam": Measure(
-            "lower",
-            "steepest ring of pixels along the hole's border over the median one",
-            {"width": 16},
+            "", "steepest ring of pixels along the hole's border over the median one", ring
         ),
+        "seam_error": Measure("lower", "how far `seam` is from the target's", ring),
         "changed": Measure(
             "higher",
             "overlap (IoU) of what changed with the hole",
@@ -563,13 +573,22 @@ def _plain_measures() -> dict[str, Measure]:
         ),
         "copy": Measure(
             "",
-            "correlation of what is in the hole with the object pasted as it is",
-            {"size": background.POSE_SIZE, "shifts": background.SHIFTS, "flat": background.FLAT},
+            "correlation of the detail of what is in the hole with the object's pasted as it is",
+            {
+                "size": background.POSE_SIZE,
+                "shifts": background.SHIFTS,
+                "detail": background.DETAIL,
+                "flat": background.FLAT,
+            },
         ),
         "copied": Measure(
             "lower",
             "share of copies where the mask's shape asks for another pose",
-            {"copy": background.COPY, "same_pose": background.SAME_POSE},
+            {
+                "copy": background.COPY,
+                "same_pose": background.SAME_POSE,
+                "outline": "the object's, at the mask level 0 to 2 that fits best",
+            },
         ),
         "psnr": Measure("higher", "PSNR of the hole's box to the target's, dB", {"crop": "box"}),
         "ssim": Measure(
@@ -587,7 +606,7 @@ def _plain(shot: Shot, segmenter: Segmenter | None, has_skimage: bool) -> dict[s
     kept, drift = background.preserved(result, request.photo, hole)
     values = {"kept": kept, "drift": drift}
     if not hole.all():
-        values["seam"] = seam_error(result, hole)
+        values["seam"] = seam_strength(result, hole)
     values["changed"] = background.changed_overlap(result, request.photo, hole)
     poses = [
         background.pose(result, part.hole, *view) for part in request.parts for view in part.views
@@ -601,7 +620,10 @@ def _plain(shot: Shot, segmenter: Segmenter | None, has_skimage: bool) -> dict[s
     if segmenter:
         values["adherence"] = _adherence(segmenter, result, hole)
     if shot.entry.target:
-        target = read_result(shot.entry.target, request)[y0:y1, x0:x1]
+        truth = read_result(shot.entry.target, request)
+        if "seam" in values:
+            values["seam_error"] = abs(values["seam"] - seam_strength(truth, hole))
+        target = truth[y0:y1, x0:x1]
         values["psnr"] = perceptual.psnr(result[y0:y1, x0:x1], target)
         if has_skimage and min(target.shape[:2]) >= 11:  # SSIM's window
             values["ssim"] = perceptual.ssim(result[y0:y1, x0:x1], target)

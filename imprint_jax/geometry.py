@@ -114,6 +114,21 @@ def object_crop(image: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
     return centre(_resize(cut, round((x1 - x0) * scale), round((y1 - y0) * scale)), size)
 
 
+def on_grey(image: np.ndarray, mask: np.ndarray, grey: int = 64) -> np.ndarray:
+    """An object on grey, for people: on black dark ones would vanish.
+
+    Args:
+        image: (h w 3) uint8.
+        mask: (h w) bool, or uint8 coverage.
+        grey: 0 to 255.
+
+    Returns:
+        (h w 3) uint8.
+    """
+    alpha = (mask.astype(np.float32) / (1 if mask.dtype == bool else 255))[..., None]
+    return np.rint(grey + alpha * (image.astype(np.float32) - grey)).astype(np.uint8)
+
+
 def centre(image: np.ndarray, size: int) -> np.ndarray:
     """Puts (h w 3), at most `size` high and wide, in the middle of a black (size size 3)."""
     height, width = image.shape[:2]

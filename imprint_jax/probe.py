@@ -17,6 +17,9 @@ from imprint_jax.inputs.records import RecordSource
 from imprint_jax.metrics import identity
 from imprint_jax.metrics.encoders import Encoder
 
+# Views of an object fewer frames apart are left out of a query's gallery. Ours.
+APART = 9
+
 
 @dataclass(frozen=True)
 class Result:
@@ -25,7 +28,8 @@ class Result:
     Attributes:
         top1: Share of the views whose nearest view is one of the same object.
         mean_precision: Mean average precision.
-        chance: Both of a guess.
+        chance: Top-1 of a guess.
+        chance_precision: Its mean average precision.
         views: How many views there are.
         objects: And of how many objects.
     """
@@ -33,6 +37,7 @@ class Result:
     top1: float
     mean_precision: float
     chance: float
+    chance_precision: float
     views: int
     objects: int
 
@@ -41,7 +46,7 @@ def probe(
     encoder: Encoder,
     records: RecordSource,
     *,
-    apart: int = 9,
+    apart: int = APART,
     color: float = 0.0,
     track: Callable,
 ) -> Result:
@@ -50,7 +55,7 @@ def probe(
     Args:
         encoder: What embeds.
         records: Views with masks.
-        apart: Views of an object fewer frames apart are left out of a query's gallery. Ours.
+        apart: Views of an object fewer frames apart are left out of a query's gallery.
         color: Strength of a random change of colour and light of each view, 0 to 1, so that
             colours alone do not give an object away.
         track: (iterable, description, total) -> the iterable, with a progress bar.

@@ -53,10 +53,11 @@ def main(out: Path) -> None:
             shape = geometry.mask_level(hole, level, config.default().data.mask_sigmas)
             marked = geometry.fill_hole(marked, shape[..., None], "grey", grey)
         crop = geometry.context_crop(geometry.mask_level(hole, 3, ()), 1.6)
-        alpha = thing[..., 3:] / 255
-        on_grey = np.rint(thing[..., :3] * alpha + 64 * (1 - alpha)).astype(np.uint8)
         side = max(thing.shape[:2])
-        tiles = [tile(on_grey, geometry.Crop(0, 0, side)), tile(marked, crop)]
+        tiles = [
+            tile(geometry.on_grey(thing[..., :3], thing[..., 3]), geometry.Crop(0, 0, side)),
+            tile(marked, crop),
+        ]
         for result in compositor.run(requests):
             tiles.append(tile(np.asarray(result.pictures[0]), crop))
         rows.append(np.concatenate(tiles, axis=1))

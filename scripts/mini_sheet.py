@@ -46,10 +46,9 @@ def outline_mask(name: str, view: int, box: geometry.Box, shape: tuple[int, int]
     return hole
 
 
-def on_grey(image: np.ndarray) -> np.ndarray:
+def object_tile(image: np.ndarray) -> np.ndarray:
     """An RGBA object on grey, at the sheet's size."""
-    alpha = image[..., 3:] / 255
-    picture = np.rint(image[..., :3] * alpha + 64 * (1 - alpha)).astype(np.uint8)
+    picture = geometry.on_grey(image[..., :3], image[..., 3])
     return np.asarray(Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.LANCZOS))
 
 
@@ -68,7 +67,7 @@ def main(out: Path) -> None:
     tiles = []
     for number, (image, photo, outline) in enumerate(compositions()):
         if number % len(PHOTOS) == 0:
-            tiles.append([on_grey(image)])
+            tiles.append([object_tile(image)])
         crop = geometry.context_crop(geometry.mask_level(outline, 3, ()), 1.6)
         marked = geometry.fill_hole(photo, outline[..., None], "grey", grey=128)
         requests = [

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imprint_jax import geometry
+from imprint_jax.config import default
 from imprint_jax.metrics import background
 from imprint_jax.metrics.baselines import BASELINES
 
@@ -76,6 +78,10 @@ def test_a_copy_scores_as_a_copy_in_any_light(photo, hole, view):
     assert background.pose(darker, hole, *view)[0] >= background.COPY
     moved = np.roll(plain, 2, axis=1)
     assert background.pose(moved, hole, *view)[0] >= background.COPY
+    from_left = (plain * np.linspace(0.3, 1, 160)[:, None]).astype(np.uint8)
+    assert background.pose(from_left, hole, *view)[0] >= background.COPY
+    blended = BASELINES["poisson"](photo, *view, hole)
+    assert background.pose(blended, hole, *view)[0] >= background.COPY
 
 
 def test_another_pose_does_not(photo, hole, view):
@@ -92,6 +98,22 @@ def test_a_mask_of_another_shape_asks_for_another_pose(photo, view):
     fitting = np.zeros((120, 160), bool)
     fitting[30:70, 40:120] = True
     assert background.pose(photo, fitting, *view)[1] > 0.95
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_the_objects_own_outline_asks_for_no_other_pose_however_coarse(photo, level):
+    # A star with thin rays: coarsened, it overlaps with itself by little.
+    rows, columns = np.mgrid[-50:51, -50:51]
+    angle, far = np.arctan2(rows, columns), np.hypot(rows, columns)
+    star = far < 12 + 36 * (np.cos(2.5 * angle) ** 2) ** 8
+    x0, y0, x1, y1 = geometry.bounding_box(star)
+    hole = np.zeros((120, 160), bool)
+    hole[10 : 10 + y1 - y0, 30 : 30 + x1 - x0] = star[y0:y1, x0:x1]
+    coarse = geometry.mask_level(hole, level, default().data.mask_sigmas)
+    if level == 2:
+        assert background.overlap(hole, coarse) < background.SAME_POSE
+    picture = np.full((101, 101, 3), 90, np.uint8)
+    assert background.pose(photo, coarse, picture, star)[1] > 0.9
 
 
 def test_an_object_without_a_pattern_has_no_pose(photo, hole, view):

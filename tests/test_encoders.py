@@ -6,15 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import traverse_util
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
 from imprint_jax import pretrained
 from imprint_jax.convert.convert import convert
 from imprint_jax.errors import InputError
-from imprint_jax.metrics import encoders
+from imprint_jax.metrics import encoders, perceptual
 from imprint_jax.models import imprint, initial
 from imprint_jax.models.clip import CLIPVision
+from tests.test_perceptual import head_widths, torch_backbone
 from tests.tiny import tiny_config
 
 CLIP = dict(
@@ -165,3 +168,29 @@ def test_training_starts_from_converted_clip(clip_folder):
     with pytest.raises(InputError, match="does not fit the configuration"):
         abstract = imprint.abstract("dinov2", tiny_config(2).model)
         pretrained.load_component(str(clip_folder), "dinov2", abstract)
+
+
+@pytest.mark.parametrize("network", ["alex", "vgg"])
+def test_lpips_backbone_is_an_encoder_with_its_heads_or_without(network, tmp_path):
+    backbone = torch_backbone(network, 0)
+    state = {f"features.{k}": x.numpy() for k, x in backbone.state_dict().items()}
+    save_file(state, tmp_path / "network.safetensors")
+    alone = encoders.load(tmp_path / "network.safetensors")
+    heads = {f"lin{k}.model.1.weight": np.ones((1, w, 1, 1), np.float32)
+             for k, w in enumerate(head_widths(network))}  # fmt: skip
+    save_file(heads, tmp_path / "heads.safetensors")
+    encoder = encoders.load(tmp_path)
+    assert (encoder.name, encoder.size, encoder.weights) == ("imagenet", 224, alone.weights)
+    picture = pictures(1, 224)[0][0]
+    shown = (picture / 127.5 - 1 - perceptual.SHIFT) / perceptual.SCALE
+    with torch.no_grad():
+        features = backbone(torch.tensor(shown.transpose(2, 0, 1)[None], dtype=torch.float32))
+    unit = features / features.norm(dim=1, keepdim=True).clamp(min=1e-10)
+    found = next(iter(encoder.embed(iter([(picture,)]))))
+    np.testing.assert_allclose(found, unit.mean(dim=(2, 3))[0], atol=1e-4)
+
+
+def test_what_holds_no_encoder_is_refused(tmp_path):
+    save_file({"features.0.weight": np.zeros((1, 3, 1, 1), np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="is nothing that is known"):
+        encoders.load(tmp_path / "x.safetensors")

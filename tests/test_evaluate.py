@@ -140,14 +140,16 @@ def test_equal_pictures_have_no_diversity(found):
 
 def test_every_measure_says_what_it_depends_on(found):
     summary = report.summarize(found)
-    assert {"psnr", "lpips", "dino", "dino_top1", "ours", "fid", "kid"} <= set(summary["measures"])
+    named = {"psnr", "lpips", "dino", "dino_top1", "imagenet", "ours", "fid", "kid"}
+    assert named <= set(summary["measures"])
     assert len(summary["measures"]["dino"]["settings"]["weights"]) == 16
     assert summary["measures"]["dino"]["settings"]["crop"] == "box"
     assert summary["measures"]["ours"]["settings"]["crop"] == "cut"
     assert all(re.fullmatch("[0-9a-f]{12}", m["hash"]) for m in summary["measures"].values())
     assert {"clip", "dreamsim", "adherence"} == set(found.not_computed)
     stand_ins = {name for name, m in summary["measures"].items() if "stand_in_for" in m}
-    assert stand_ins == {"changed", "ours", "fid", "kid", "diversity"}
+    assert stand_ins == {"changed", "imagenet", "ours", "fid", "kid", "diversity"}
+    assert summary["measures"]["ours_top1"]["about"].endswith("(a guess: 0.33)")
     assert summary["methods"]["other"]["psnr"]["pictures"] == 12
     assert summary["methods"]["other"]["psnr"]["between_seeds"] == 0
 

@@ -1,5 +1,7 @@
 """Crops for identity, cosines, and retrieval with known answers."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -71,7 +73,7 @@ def test_mean_average_precision_by_hand():
     angles = np.array([0.0, 0.1, 0.2, 0.3, 0.4])
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     groups = np.array([0, 1, 0, 1, 0])
-    top1, precision, chance = identity.retrieval(
+    top1, precision, chance, chance_precision = identity.retrieval(
         embeddings[:], groups, np.array([0, 0, 9, 1, 9]), 9
     )
     # Queries: 0 (wants 2 and 4), 2 and 4 (want 0; each other they are too near to).
@@ -79,6 +81,16 @@ def test_mean_average_precision_by_hand():
     assert precision == pytest.approx(np.mean(by_query))
     assert top1 == 0.0
     assert chance == pytest.approx(np.mean([2 / 4, 1 / 3, 1 / 3]))
+    of = identity.random_precision
+    assert chance_precision == pytest.approx(np.mean([of(2, 4), of(1, 3), of(1, 3)]))
+
+
+@pytest.mark.parametrize("right, count", [(1, 1), (1, 3), (2, 4), (4, 4)])
+def test_the_precision_of_a_guess_is_the_mean_over_all_orders(right, count):
+    precisions = []
+    for places in itertools.combinations(range(1, count + 1), right):
+        precisions.append(np.mean([(k + 1) / place for k, place in enumerate(places)]))
+    assert identity.random_precision(right, count) == pytest.approx(np.mean(precisions))
 
 
 def test_near_views_do_not_count():

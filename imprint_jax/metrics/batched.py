@@ -19,6 +19,9 @@ from jax.sharding import PartitionSpec as P
 from imprint_jax.compose import bucket
 from imprint_jax.errors import InputError
 
+# Of what the measures compute from the same settings: raise it when one computes something else, so
+# that nothing that was kept before is taken for it.
+VERSION = 2
 # Threads that decode and crop the next batch while one is on the devices. Ours.
 THREADS = 4
 
@@ -101,8 +104,8 @@ class Cache:
 
 
 def settings_hash(settings: Mapping) -> str:
-    """Twelve hexadecimal digits that change when any setting does: SHA-256 of sorted JSON."""
-    text = json.dumps(settings, sort_keys=True)
+    """Twelve hexadecimal digits that change when any setting or `VERSION` does: SHA-256 of JSON."""
+    text = json.dumps([VERSION, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

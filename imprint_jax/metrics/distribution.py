@@ -12,9 +12,8 @@ from imprint_jax.errors import InputError
 
 
 class Statistics(NamedTuple):
-    """Of a set's features: how many, their mean (c) and covariance (c c), float64."""
+    """Of a set's features: their mean (c) and covariance (c c), float64."""
 
-    count: int
     mean: np.ndarray
     covariance: np.ndarray
 
@@ -28,7 +27,7 @@ def statistics(features: np.ndarray) -> Statistics:
     if len(features) < 2:
         raise InputError(f"FID needs two pictures or more in each set, not {len(features)}.")
     features = features.astype(np.float64)
-    return Statistics(len(features), features.mean(axis=0), np.cov(features, rowvar=False))
+    return Statistics(features.mean(axis=0), np.cov(features, rowvar=False))
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -1,9 +1,10 @@
-"""Pictures to embeddings: CLIP, DINOv2 and our own encoder, from weights of the user's.
+"""Pictures to embeddings: public encoders and our own, from weights of the user's.
 
 | what a path holds                    | embedding                                          |
 |--------------------------------------|----------------------------------------------------|
 | CLIP's vision tower                  | what CLIP compares                                 |
 | DINOv2                               | the class token after the last norm                |
+| torchvision's AlexNet or VGG-16      | LPIPS's last features, averaged over positions     |
 | a released model of ours, or a run   | the adapter's tokens, averaged                     |
 | the same, with "#dinov2" behind      | the class token of its image encoder               |
 """
@@ -22,6 +23,7 @@ from imprint_jax import checkpoint, pretrained
 from imprint_jax.convert import rules
 from imprint_jax.convert.sources import Component, find
 from imprint_jax.errors import InputError
+from imprint_jax.metrics import perceptual
 from imprint_jax.metrics.batched import Batched
 from imprint_jax.models import imprint, initial
 from imprint_jax.models.clip import CLIPVision
@@ -30,6 +32,8 @@ from imprint_jax.tensors import StoredTensor, weights_hash
 
 # Side of the pictures DINOv2 embeds, in pixels (its evaluations'; dinov2/data/transforms.py).
 DINOV2_SIZE = 224
+# Likewise AlexNet and VGG-16 (torchvision's).
+IMAGENET_SIZE = 224
 # Path of a model + this: its image encoder without the adapter.
 BARE = "#dinov2"
 
@@ -39,7 +43,7 @@ class Encoder:
     """An image encoder with its weights.
 
     Attributes:
-        name: "clip", "dinov2" or "imprint".
+        name: "clip", "dinov2", "imagenet" or "imprint".
         about: Architecture in words, for reports.
         size: Side of the pictures it takes, in pixels.
         weights: SHA-256 of its weights, 16 hexadecimal digits.
@@ -66,12 +70,14 @@ def load(path: str | Path) -> Encoder:
     path, bare = _split(path)
     if not path.exists():
         raise InputError(
-            f"There is no model {str(path)!r}: give mini, or the path of CLIP, of DINOv2, of a run"
-            " or of a released model."
+            f"There is no model {str(path)!r}: give mini, or the path of CLIP, of DINOv2, of"
+            " AlexNet or VGG-16, of a run or of a released model."
         )
     if (path / "checkpoints").is_dir():
         config, params = checkpoint.load_params(path)
         return _ours(config, params, bare)
+    if network := perceptual.find_network(path):
+        return _imagenet(network)
     source = find(path)
     parts = {part.name: part for part in source.components}
     if "adapter" in parts and "dinov2" in parts:
@@ -143,6 +149,17 @@ def _dinov2(part: Component) -> Encoder:
     size = DINOV2_SIZE // settings["patch_size"] * settings["patch_size"]
     weights = weights_hash(part.tensors)[:16]
     return Encoder("dinov2", about, size, weights, Batched(function, _read(part)))
+
+
+def _imagenet(network: perceptual.Network) -> Encoder:
+    steps = perceptual.NETWORKS[network.name]
+
+    def function(params, images):
+        return perceptual.taps(params, steps, imprint.to_float(images))[-1].mean(axis=(1, 2))
+
+    about = f"{network.name}, last features"
+    batched = Batched(function, network.params)
+    return Encoder("imagenet", about, IMAGENET_SIZE, network.weights, batched)
 
 
 def _ours(config: ConfigDict, params: dict, bare: bool) -> Encoder:

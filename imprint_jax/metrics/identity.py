@@ -51,10 +51,8 @@ def reference_crop(picture: np.ndarray, mask: np.ndarray, crop: str, size: int) 
     """
     if crop == "cut":
         return geometry.object_crop(picture, mask, size)
-    alpha = (mask.astype(np.float32) / (1 if mask.dtype == bool else 255))[..., None]
-    on_grey = np.rint(GREY + alpha * (picture.astype(np.float32) - GREY)).astype(np.uint8)
     solid = mask if mask.dtype == bool else mask >= geometry.FAINT
-    return box_crop(on_grey, solid, size)
+    return box_crop(geometry.on_grey(picture, mask, GREY), solid, size)
 
 
 def box_crop(picture: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
@@ -73,7 +71,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def retrieval(
     embeddings: np.ndarray, groups: np.ndarray, frames: np.ndarray, apart: int
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float, float]:
     """Same-object retrieval: each view asks for the other views of its object among all others.
 
     Views of the same object fewer than `apart` frames away are left out of a query's gallery, so
@@ -86,8 +84,7 @@ def retrieval(
         apart: Frames; 1 leaves out the query itself only.
 
     Returns:
-        top-1 accuracy; mean average precision; both of a guess: the mean share of same-object
-        views in a gallery.
+        top-1 accuracy; mean average precision; and the two of a guess, galleries in random order.
 
     Raises:
         InputError: No view has another one of its object that far away, or there is one object.
@@ -101,13 +98,22 @@ def retrieval(
         raise InputError(
             f"Retrieval needs two objects, and views of one at least {apart} frames apart."
         )
-    top, precision, chance = [], [], []
+    found = []
     for i in queries:
         gallery = np.flatnonzero(~near[i])
         order = gallery[np.argsort(-(unit[gallery] @ unit[i]), kind="stable")]
         hits = wanted[i][order]
-        top.append(hits[0])
         ranks = np.flatnonzero(hits) + 1
-        precision.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
-        chance.append(hits.mean())
-    return float(np.mean(top)), float(np.mean(precision)), float(np.mean(chance))
+        precision = np.mean(np.arange(1, len(ranks) + 1) / ranks)
+        found.append([hits[0], precision, hits.mean(), random_precision(len(ranks), len(hits))])
+    return tuple(np.mean(found, axis=0).tolist())
+
+
+def random_precision(right: int, count: int) -> float:
+    """The mean average precision of a random order of `count`, of which `right` are right.
+
+    Rank k is right with probability right / count, and then so is each of the k - 1 before it with
+    (right - 1) / (count - 1).
+    """
+    inverse = (1 / np.arange(1, count + 1)).sum()
+    return float((inverse + (count - inverse) * (right - 1) / max(count - 1, 1)) / count)

@@ -59,6 +59,21 @@ class Lpips:
     distance: Batched
 
 
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The convolutions of AlexNet or VGG-16, trained to tell ImageNet's classes.
+
+    Attributes:
+        name: "alex" or "vgg".
+        weights: SHA-256 of its weights, 16 hexadecimal digits.
+        params: As `taps` takes them.
+    """
+
+    name: str
+    weights: str
+    params: dict
+
+
 def load_lpips(path: Path) -> Lpips:
     """LPIPS from weights files.
 
@@ -70,6 +85,37 @@ def load_lpips(path: Path) -> Lpips:
     Raises:
         InputError: Tensors are missing or of other shapes.
     """
+    backbone, heads = _open(path)
+    network = _name(backbone)
+    if network is None or sorted(heads) != list(range(5)):
+        raise InputError(
+            f"{path} holds no LPIPS: it needs the convolutions of AlexNet or VGG-16"
+            " (features.0.weight ...) and five heads (lin0.model.1.weight ...); there are"
+            f" {len(backbone)} tensors of a backbone and {len(heads)} heads."
+        )
+    learned = [np.asarray(heads[k].read().reshape(-1), np.float32) for k in range(5)]
+    params = _params(backbone) | {"heads": learned}
+    used = _named(backbone) | {f"lin{k}": x for k, x in heads.items()}
+    function = lambda params, a, b: lpips(params, NETWORKS[network], *map(imprint.to_float, (a, b)))
+    return Lpips(network, weights_hash(used)[:16], Batched(function, params))
+
+
+def find_network(path: Path) -> Network | None:
+    """The backbone by itself of what `load_lpips` takes, heads or not; None if there is none.
+
+    Raises:
+        InputError: A file is damaged.
+    """
+    if path.is_dir() and any(path.glob("*.json")):  # a model of another code, maybe large
+        return None
+    backbone, _ = _open(path)
+    if (name := _name(backbone)) is None:
+        return None
+    return Network(name, weights_hash(_named(backbone))[:16], _params(backbone))
+
+
+def _open(path: Path) -> tuple[dict[tuple[int, str], StoredTensor], dict[int, StoredTensor]]:
+    """The tensors of a backbone, by place and kind, and LPIPS's heads among some files'."""
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     tensors: dict[str, StoredTensor] = {}
     for file in files:
@@ -80,38 +126,42 @@ def load_lpips(path: Path) -> Lpips:
             backbone[int(match[1]), match[2]] = tensor
         elif match := HEAD.fullmatch(name):
             heads[int(match[1])] = tensor
-    network = next(
-        (name for name, steps in NETWORKS.items() if set(backbone) == _needed(steps)), None
-    )
-    if network is None or sorted(heads) != list(range(5)):
-        raise InputError(
-            f"{path} holds no LPIPS: it needs the convolutions of AlexNet or VGG-16"
-            " (features.0.weight ...) and five heads (lin0.model.1.weight ...); there are"
-            f" {len(backbone)} tensors of a backbone and {len(heads)} heads."
-        )
-    params = {
-        "kernels": {k: x.read().transpose(2, 3, 1, 0) for (k, kind), x in backbone.items()
-                    if kind == "weight"},
-        "biases": {k: x.read() for (k, kind), x in backbone.items() if kind == "bias"},
-        "heads": [heads[k].read().reshape(-1) for k in range(5)],
-    }  # fmt: skip
-    params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-    used = {f"{k}.{kind}": x for (k, kind), x in backbone.items()}
-    used |= {f"lin{k}": x for k, x in heads.items()}
-    function = lambda params, a, b: lpips(params, NETWORKS[network], *map(imprint.to_float, (a, b)))
-    return Lpips(network, weights_hash(used)[:16], Batched(function, params))
+    return backbone, heads
+
+
+def _name(backbone: dict) -> str | None:
+    """Which network has these tensors."""
+    return next((n for n, steps in NETWORKS.items() if set(backbone) == _needed(steps)), None)
+
+
+def _params(backbone: dict) -> dict:
+    read = lambda wanted: {
+        place: np.asarray(x.read(), np.float32)
+        for (place, kind), x in backbone.items()
+        if kind == wanted
+    }
+    kernels = {place: x.transpose(2, 3, 1, 0) for place, x in read("weight").items()}
+    return {"kernels": kernels, "biases": read("bias")}
+
+
+def _named(backbone: dict) -> dict[str, StoredTensor]:
+    return {f"{place}.{kind}": x for (place, kind), x in backbone.items()}
+
+
+def convolutions(steps: tuple) -> list[tuple[int, int, int]]:
+    """The convolutions among the steps of a network: (place, stride, padding)."""
+    return [step for step in steps if step != "tap" and step[0] != "pool"]
 
 
 def _needed(steps) -> set[tuple[int, str]]:
-    convolutions = [step[0] for step in steps if step != "tap" and step[0] != "pool"]
-    return {(k, kind) for k in convolutions for kind in ("weight", "bias")}
+    return {(place, kind) for place, _, _ in convolutions(steps) for kind in ("weight", "bias")}
 
 
 def lpips(params: dict, steps: tuple, a: jax.Array, b: jax.Array) -> jax.Array:
     """The distance of pairs of images.
 
     Args:
-        params: {kernels: {place: (h w in out)}, biases: {place: (out,)}, heads: [(out,)]}.
+        params: As `taps` takes them, and heads: [(out,)].
         steps: `ALEXNET` or `VGG16`.
         a: (b h w 3) in [-1, 1].
         b: Likewise.
@@ -127,7 +177,7 @@ def taps(params: dict, steps: tuple, images: jax.Array) -> list[jax.Array]:
     """What LPIPS compares: features of unit length at a network's taps.
 
     Args:
-        params: As in `lpips`.
+        params: {kernels: {place: (h w in out)}, biases: {place: (out,)}}.
         steps: `ALEXNET` or `VGG16`.
         images: (b h w 3) in [-1, 1].
 

@@ -5,19 +5,22 @@ from scipy import ndimage
 
 from imprint_jax.errors import InputError
 
+# Rings on each side of the border, in pixels. Ours; wider than the feather.
+WIDTH = 16
 
-def seam_error(image: np.ndarray, mask: np.ndarray, width: int = 16) -> float:
+
+def seam_strength(image: np.ndarray, mask: np.ndarray, width: int = WIDTH) -> float:
     """How much the steepest ring along a hole's border stands out from the rings beside it.
 
     A step is the mean absolute difference over the channels of two neighbouring pixels that lie at
     different distances from the border. Steps are averaged over rings one pixel wide, `width` of
-    them on both sides; the error is the steepest ring over the median one. So a step that a
+    them on both sides; the strength is the steepest ring over the median one. So a step that a
     feather has spread over some rings still counts, as far as it is steeper than what is there.
 
     Args:
         image: (h w 3) uint8, the composite.
         mask: (h w) bool, the hole.
-        width: Rings on each side, in pixels. Ours; take it wider than the feather.
+        width: Rings on each side, in pixels.
 
     Returns:
         About 1 where no seam shows; more where one does. Both means count half a grey level more,
