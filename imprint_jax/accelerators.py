@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# The share of peak FLOP/s that matrix products and convolutions are assumed to reach. Ours.
+UTILISATION = 0.4
+
 
 @dataclass(frozen=True)
 class Accelerator:

@@ -36,7 +36,9 @@ def _count(jaxpr) -> int:
             kernel = equation.invars[1].aval.shape
             features = params["dimension_numbers"].rhs_spec[0]  # output channels
             inner = math.prod(kernel) // kernel[features]
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * inner
+            # The zeros that a strided convolution's gradient puts between inputs are no work.
+            zeros = math.prod(params["lhs_dilation"])
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * inner // zeros
         elif name in CUDNN_PRODUCTS:
             query, key = (x.aval.shape for x in equation.invars[:2])
             total += CUDNN_PRODUCTS[name] * 2 * math.prod(query) * key[1]  # both are (b t n d)

@@ -19,7 +19,7 @@ import numpy as np
 from rich.table import Table
 
 from imprint_jax import config as configs
-from imprint_jax.accelerators import ACCELERATORS, Accelerator
+from imprint_jax.accelerators import ACCELERATORS, UTILISATION, Accelerator
 from imprint_jax.errors import InputError
 
 # Meshes up to this are compiled as they are. Larger ones are planned from one of `SMALL` devices,
@@ -27,9 +27,7 @@ from imprint_jax.errors import InputError
 COMPILED_AT_MOST = 16
 SMALL = 8
 
-# The share of peak FLOP/s that matrix products and convolutions are assumed to reach, and the share
-# of memory that a step may fill. Ours.
-UTILISATION = 0.4
+# The share of memory that a step may fill. Ours.
 USABLE_MEMORY = 0.9
 
 SECONDS_A_DAY = 86_400

@@ -67,7 +67,9 @@ def startup(repeats: int) -> None:
 def _add_comparison(parser: argparse.ArgumentParser) -> None:
     """The options of `sample` and `train`; what is not given is chosen by the device."""
     group = parser.add_argument_group("sample and train")
-    group.add_argument("--size", choices=benchmark_peer.SIZES, help="by default full on a GPU")
+    group.add_argument(
+        "--size", choices=benchmark_peer.SIZES, help="by default full on a GPU, else mini"
+    )
     group.add_argument(
         "--batch",
         type=benchmark_peer.training_batches,

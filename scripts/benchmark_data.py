@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from imprint_jax import config
+from imprint_jax.accelerators import ACCELERATORS, UTILISATION
 from imprint_jax.geometry import FAINT, MIN_CONTEXT, OBJECT_MARGIN
 from imprint_jax.inputs.pipeline import make_dataset, make_stream
 from imprint_jax.inputs.prepare import prepare
@@ -30,9 +31,9 @@ BATCHES = 20  # on the clock
 ALONE = 160  # samples for the time of one core
 WARM_UP = 6  # batches before the clock starts: processes have started, queues are full
 
-# What 8 A100 take of stage 2, in samples a second: 312 TFLOP/s each in bfloat16 (its data sheet),
-# of which 40 % are used (assumed), at 6.08 TFLOP a sample, recomputation included (counted).
-ASSUMED_RATE = 8 * 312 * 0.4 / 6.08
+# What 8 A100 take of stage 2, in samples a second, at 6.06 TFLOP a sample, recomputation included
+# (counted).
+ASSUMED_RATE = 8 * ACCELERATORS["a100-80g"].flops * UTILISATION / 6.06e12
 
 
 def write_photos(folder: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from imprint_jax import accelerators, config
 
 SIDES = ("ours", "torch")
-SIZES = ("full", "mini")
+SIZES = ("full", "mini", "deep")
 DTYPES = ("bfloat16", "float32")
 LARGEST = "largest"
 GIB = 2**30
@@ -87,11 +87,13 @@ def switches(text: str) -> tuple[bool, ...]:
 def case(size: str, stage: int, dtype: str):
     """The configuration of a comparison: stage 1's or 2's recipe, or the same code made small.
 
-    "mini" is not the recipe of that name, whose closed-form codec diffusers does not have.
+    "mini" is not the recipe of that name, whose closed-form codec diffusers does not have. "deep"
+    is as small, with as many layers as Stable Diffusion's UNet: it has as many tensors, by which
+    the host's part of a step goes.
     """
     c = config.load(f"stage{stage}").unlock()
     c.dtype = dtype
-    if size == "mini":
+    if size != "full":
         c.image_size, c.object_size = 32, 56
         c.model.dinov2.update(
             image_size=56, width=64, depth=1, num_heads=2, mlp="gelu", mlp_width=256
@@ -106,6 +108,13 @@ def case(size: str, stage: int, dtype: str):
             norm_groups=8,
         )
         c.model.vae.update(block_widths=(16, 32), layers_per_block=1, norm_groups=8)
+    if size == "deep":
+        depth = config.default().model.unet
+        c.model.unet.update(
+            block_widths=(32,) * len(depth.block_widths),
+            layers_per_block=depth.layers_per_block,
+            attention_levels=depth.attention_levels,
+        )
     return c.lock()
 
 

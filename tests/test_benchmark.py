@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from imprint_jax import sharding
+from imprint_jax.state import Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import benchmark_peer
@@ -80,6 +84,11 @@ def test_the_largest_batch_ends_at_a_failure(monkeypatch):
     ask = lambda script, side, arguments: answers[arguments["batch"]]
     monkeypatch.setattr(benchmark_peer, "in_process", ask)
     assert benchmark_peer.largest("script", {})["torch"] == {"rate": 2.0}
+
+
+def test_the_deep_case_trains_as_many_tensors_as_full_size_does():
+    trainer = Trainer(benchmark_peer.case("deep", 2, "float32"), sharding.make_mesh(1))
+    assert len(jax.tree.leaves(trainer.abstract_state.trained)) == pytest.approx(690, abs=20)
 
 
 class OutOfMemoryError(RuntimeError):

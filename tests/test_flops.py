@@ -19,6 +19,14 @@ def test_products_convolutions_and_loops():
         x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     assert flops.count(conv, image, kernel) == 2 * (2 * 10 * 12 * 7) * (3 * 3 * 3)
+    strided = lambda x, k: jnp.sum(
+        jax.lax.conv_general_dilated(
+            x, k, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    )
+    forward = 2 * (2 * 5 * 6 * 7) * (3 * 3 * 3)
+    assert flops.count(strided, image, kernel) == forward
+    assert flops.count(jax.grad(strided, (0, 1)), image, kernel) == 3 * forward
     with pytest.raises(NotImplementedError):
         flops.count(lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x + 1, x), x)
 

@@ -141,11 +141,16 @@ def test_groups_in_every_notation(groups, expected):
 
 
 @pytest.fixture(scope="module")
-def tiny_plan(tmp_path_factory):
+def recipe(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("plan") / "tiny.py"
+    path.write_text(TINY.format(root=str(Path(__file__).parent.parent)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tiny_plan(recipe):
     """Two parts of four samples on two devices that share one copy."""
-    recipe = tmp_path_factory.mktemp("plan") / "tiny.py"
-    recipe.write_text(TINY.format(root=str(Path(__file__).parent.parent)))
-    return plan.plan(str(recipe), [], 2, "fsdp=2")
+    return plan.plan(recipe, [], 2, "fsdp=2")
 
 
 def test_a_whole_step(tiny_plan):
@@ -274,6 +279,17 @@ def test_the_table_of_accelerators_is_consistent():
         # Nothing is faster than its memory, or its network than its links.
         assert a.flops > a.bandwidth > a.link > a.network
         assert np.log10(a.memory) > 10
+
+
+def test_a_large_mesh_extrapolated_is_as_if_compiled(recipe, monkeypatch):
+    arguments = recipe, ["--config.batch_size=16", "--config.accumulation=1"], 8, "data=4,fsdp=2"
+    whole = plan.plan(*arguments)
+    assert {c.group for c in whole.collectives} == {2, 4, 8}
+    monkeypatch.setattr(plan, "small_mesh", lambda mesh: {"data": 2, "fsdp": 2})
+    found = plan.plan(*arguments)
+    assert found.extrapolated and not whole.extrapolated
+    as_compiled = dict(compiled=whole.compiled, compile_seconds=whole.compile_seconds)
+    assert dataclasses.replace(found, **as_compiled) == whole
 
 
 def test_extrapolation_is_said(tiny_plan):

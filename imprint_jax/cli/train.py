@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from imprint_jax.accelerators import UTILISATION
 from imprint_jax.cli.terminal import console, note, stdout, use_compilation_cache
 from imprint_jax.errors import InputError
 
@@ -77,7 +78,7 @@ def plan(
     ] = None,
     utilisation: Annotated[
         float, typer.Option(help="Share of the peak FLOP/s that is reached.", min=0.01, max=1)
-    ] = 0.4,
+    ] = UTILISATION,
 ) -> None:
     """Say what a training will need: memory, FLOPs, traffic, days.
 
