@@ -31,6 +31,7 @@ from pathlib import Path
 
 from imprint_jax import geometry, images
 from imprint_jax.errors import InputError
+from imprint_jax.inputs.segment import Segmenter
 from imprint_jax.request import Placement, Request, check_numbers
 
 # What file systems take in a name, and what neither hides it nor leaves the folder.
@@ -87,11 +88,14 @@ class Entry:
             found += [*one.views, *one.view_masks, *([one.mask] if one.mask else [])]
         return found
 
-    def request(self, *, mask_level: int | None = None, **options) -> Request:
+    def request(
+        self, *, mask_level: int | None = None, segmenter: Segmenter | None = None, **options
+    ) -> Request:
         """Reads the entry's pictures.
 
         Args:
             mask_level: In the place of the entry's own.
+            segmenter: Finds the objects in pictures with neither mask nor transparency.
             **options: Further fields of `Request`.
 
         Raises:
@@ -100,7 +104,7 @@ class Entry:
         photo = images.read_image(self.background)[..., :3]
         return Request(
             photo,
-            [_placement(one, photo.shape[:2], options) for one in self.objects],
+            [_placement(one, photo.shape[:2], segmenter, options) for one in self.objects],
             seed=self.seed,
             num=self.num,
             mask_level=self.mask_level if mask_level is None else mask_level,
@@ -108,13 +112,19 @@ class Entry:
         )
 
 
-def _placement(one: ObjectEntry, size_hw: tuple[int, int], options: dict) -> Placement:
+def _placement(
+    one: ObjectEntry, size_hw: tuple[int, int], segmenter: Segmenter | None, options: dict
+) -> Placement:
     views = [images.read_image(path) for path in one.views]
     masks = None
     if one.view_masks:
         masks = [
             images.read_mask(path, view.shape[:2])
             for path, view in zip(one.view_masks, views, strict=True)
+        ]
+    elif segmenter:
+        views = [
+            segmenter.cut_out(view, str(path)) for view, path in zip(views, one.views, strict=True)
         ]
     if one.mask:
         hole = images.read_mask(one.mask, size_hw)

@@ -28,7 +28,6 @@ import numpy as np
 from imprint_jax import geometry, images
 from imprint_jax.errors import InputError
 from imprint_jax.inputs import transforms
-from imprint_jax.inputs.filters import Reject
 from imprint_jax.inputs.pairs import make_pairs
 from imprint_jax.inputs.records import Record, RecordSource, check_unused
 from imprint_jax.inputs.segment import Segmenter
@@ -328,10 +327,7 @@ def _cut(path: Path, masks: Path | None, relative: Path, segmenter: Segmenter | 
         mask = images.read_mask(masks / relative.with_suffix(".png"), picture.shape[:2])
         return np.dstack([picture, mask.astype(np.uint8) * 255])
     if segmenter is not None:
-        try:
-            return np.dstack([picture, segmenter(picture)])
-        except Reject as error:
-            raise InputError(f"{path}: {error} Give its mask in --masks.") from error
+        return segmenter.cut_out(picture, str(path))
     raise InputError(f"{path} has no transparency: give --masks, or --segment to find the object.")
 
 

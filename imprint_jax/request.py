@@ -163,8 +163,8 @@ def _check_view(view: Picture, mask: Picture | None, name: str) -> tuple[np.ndar
             )
     else:
         raise InputError(
-            f"The {name}'s picture has no transparency: give an object mask, or a picture with"
-            " an alpha channel."
+            f"The {name}'s picture has no transparency: give an object mask or a picture with an"
+            " alpha channel, or let --segment find the object."
         )
     if not (coverage if coverage.dtype == bool else coverage >= images.MASK_THRESHOLD).any():
         raise InputError(f"The {name}'s mask is empty: no pixel of its picture belongs to it.")

@@ -1,12 +1,14 @@
 """Masks by a network: a tiny one, whose coverage is sigmoid(20 (mean of the channels - 0.1))."""
 
 import base64
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from imprint_jax import manifest
 from imprint_jax.errors import InputError
 from imprint_jax.inputs.filters import Reject
 from imprint_jax.inputs.prepare import prepare
@@ -48,6 +50,26 @@ def test_it_finds_what_the_network_finds(weights, name):
 def test_nothing_found_is_a_reject(weights):
     with pytest.raises(Reject, match="nothing segmented"):
         Segmenter(weights / "isnet.onnx")(np.zeros((20, 30, 3), np.uint8))
+
+
+def test_composing_segments_only_what_has_no_mask(weights, tmp_path):
+    image = np.full((60, 80, 3), 100, np.uint8)
+    image[disc()] = 200
+    own = np.dstack([image, white(~disc())])
+    for name, picture in (("bare", image), ("cut", own), ("dark", image // 20)):
+        save(tmp_path / f"{name}.png", picture)
+    lines = [
+        {"id": name, "object": f"{name}.png", "background": "bare.png", "box": [5, 5, 40, 40]}
+        for name in ("bare", "cut", "dark")
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bare, cut, dark = manifest.read(tmp_path / "pairs.jsonl")
+    segmenter = Segmenter(weights / "isnet.onnx")
+    coverage = lambda entry: entry.request(segmenter=segmenter).parts[0].views[0][1]
+    assert np.mean((coverage(bare) >= 128) != disc()) < 0.02
+    np.testing.assert_array_equal(coverage(cut), own[..., 3])
+    with pytest.raises(InputError, match=r"dark\.png: The network finds no object"):
+        coverage(dark)
 
 
 def test_prepare_segments_only_what_has_no_mask(weights, tmp_path):

@@ -26,6 +26,10 @@ def compose(
         list[Path] | None,
         typer.Option("--object-mask", help="White where the object is; one for each --object."),
     ] = None,
+    segment: Annotated[
+        Path | None,
+        typer.Option(help="ONNX that finds the object in pictures without mask or transparency."),
+    ] = None,
     background: Annotated[
         Path | None, typer.Option(help="The photo to put it into, any size.")
     ] = None,
@@ -78,7 +82,9 @@ def compose(
     from imprint_jax import batch_job, pretrained
     from imprint_jax import manifest as manifests
     from imprint_jax.compose import Settings
+    from imprint_jax.inputs.segment import Segmenter
     from imprint_jax.request import check_numbers
+    from imprint_jax.tensors import file_hash
 
     # Everything that can be wrong is found before the model is loaded, or anything written.
     folder = pretrained.model_folder(model)
@@ -91,7 +97,10 @@ def compose(
     if batch_size < 1:
         raise InputError(f"--batch-size must be 1 or more, not {batch_size}.")
     shape = dict(mask_level=mask_level, scribble=scribble, invert_mask=invert_mask)
-    describe = partial(batch_job.provenance, folder, settings, shape, dtype)
+    segmenter = Segmenter(segment) if segment else None
+    how = shape | ({"segment": file_hash(segment)[:16]} if segment else {})
+    describe = partial(batch_job.provenance, folder, settings, how, dtype)
+    shape["segmenter"] = segmenter
     load = partial(_load_compositor, folder, dtype=dtype, max_batch=batch_size)
 
     single = dict(object=object_paths, object_mask=object_masks, background=background, mask=mask)

@@ -61,6 +61,21 @@ class Segmenter:
             raise Reject("nothing segmented", "The network finds no object.")
         return mask
 
+    def cut_out(self, picture: np.ndarray, name: str) -> np.ndarray:
+        """A picture (h w 3 or 4) uint8 with its object's coverage as transparency, (h w 4) uint8.
+
+        One that is transparent anywhere has it already.
+
+        Raises:
+            InputError: It finds no object.
+        """
+        if picture.shape[2] == 4 and picture[..., 3].min() < 255:
+            return picture
+        try:
+            return np.dstack([picture[..., :3], self(picture[..., :3])])
+        except Reject as error:
+            raise InputError(f"{name}: {error.detail} Give the object's mask.") from error
+
 
 @functools.cache
 def _session(path: str):
