@@ -85,6 +85,14 @@ class Trainer:
         make = jax.jit(self._from_params, out_shardings=self.state_sharding)
         return make(placed)
 
+    def _whole(self, params):
+        """Parameters as all that computes with them takes them: whole on every device.
+
+        Only what is kept is cut. Computing with cut parameters, the partitioner would cut the
+        matrix products too and send activations: many times the bytes (docs/planning.md).
+        """
+        return jax.lax.with_sharding_constraint(params, sharding.replicated(self.mesh))
+
     def _losses(
         self, trained: dict, frozen: dict, batch: dict, key: jax.Array, graphdef=None
     ) -> losses.Losses:
@@ -109,11 +117,7 @@ class Trainer:
         Returns:
             Gradients like `trained`, and the samples' losses and timesteps, (batch_size,).
         """
-
-        # Only what is kept is cut. Computing with cut parameters, the partitioner would cut the
-        # matrix products too and send activations: many times the bytes (docs/planning.md).
-        whole = sharding.replicated(self.mesh)
-        trained, frozen = jax.lax.with_sharding_constraint((trained, frozen), whole)
+        trained, frozen = self._whole((trained, frozen))
 
         def mean_loss(trained, part):
             found = self._losses(trained, frozen, part, key)
@@ -182,7 +186,8 @@ class Trainer:
         key = jax.random.key(self.config.seed)
 
         def step(state: TrainState, batch: dict) -> jax.Array:
-            return jnp.mean(self._losses(state.ema, state.frozen, batch, key).values)
+            averaged, frozen = self._whole((state.ema, state.frozen))
+            return jnp.mean(self._losses(averaged, frozen, batch, key).values)
 
         return jax.jit(step, out_shardings=sharding.replicated(self.mesh))
 
@@ -194,7 +199,7 @@ class Trainer:
         )
 
         def step(state: TrainState, batch: dict, guidance_scale) -> jax.Array:
-            model = imprint.bind(self.graphdef, state.params(ema=True))
+            model = imprint.bind(self.graphdef, self._whole(state.params(ema=True)))
             background, cells = model.encode_background(
                 imprint.to_float(batch["target"]), batch["mask"], config.diffusion.hole_fill
             )
