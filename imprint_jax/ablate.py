@@ -12,20 +12,32 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from imprint_jax import checkpoint, config, evaluate, manifest, pretrained, probe, protocols, report
+from imprint_jax import (
+    batch_job,
+    checkpoint,
+    config,
+    evaluate,
+    manifest,
+    pretrained,
+    probe,
+    protocols,
+    report,
+)
 from imprint_jax.compose import Settings
 from imprint_jax.errors import InputError
 from imprint_jax.files import write_text
-from imprint_jax.inputs.records import RecordSource
+from imprint_jax.inputs import pipeline
+from imprint_jax.inputs.records import RecordSource, content_hash
 from imprint_jax.metrics import encoders
 from imprint_jax.tensors import file_hash
-from imprint_jax.train import train
+from imprint_jax.train import check_config, train
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +61,7 @@ SUITES = {
 }
 # What the table shows, in this order, where it was computed.
 COLUMNS = ("clip", "dino", "imagenet", "imagenet_top1", "ours", "ours_top1", "lpips", "psnr",
-           "ssim", "seam", "copied", "fid", "probe_top1", "probe_map")  # fmt: skip
+           "ssim", "seam_error", "copied", "fid", "probe_top1", "probe_map")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,7 +189,7 @@ def ablate(
     suite: list[Variant],
     out: Path,
     *,
-    entries: list[manifest.Entry],
+    test_set: Path,
     records: RecordSource,
     networks: evaluate.Networks,
     settings: Settings,
@@ -190,7 +202,7 @@ def ablate(
     Args:
         suite: From `variants`.
         out: Folder of it all, see the module.
-        entries: What every model composes; the k-th picture of each is seed k.
+        test_set: Manifest of what every model composes; the k-th picture of each is seed k.
         records: What the identity probe of each encoder looks at.
         networks: For the measures.
         settings: How to sample.
@@ -202,10 +214,15 @@ def ablate(
         The table's file.
 
     Raises:
-        InputError: As `train`, `evaluate.evaluate` and `report.check_folder`.
+        InputError: As `train`, `evaluate.evaluate` and `report.check_folder`; what can be found
+            before the first training is.
         SystemExit: A training was told to stop and has saved; the same call goes on from there.
     """
     report.check_folder(out)
+    entries = manifest.read(test_set)
+    manifest.check_files(entries)
+    for variant in suite:
+        _check(variant, settings, out / "results" / variant.label)
     results, probes = {}, {}
     for variant in suite:
         run = _trained(variant, out / "runs", console)
@@ -218,24 +235,22 @@ def ablate(
         results[baseline] = out / "results" / baseline
         evaluate.baseline_results(baseline, entries, results[baseline], track)
     found = evaluate.evaluate(entries, results, networks, out / "cache", track=track)
-    about = {"records": "test split", "apart": 9, "crop": "cut"}
+    about = {"records": "test split", "apart": probe.APART, "crop": "cut"}
     for name, text in (("probe_top1", "top-1 accuracy"), ("probe_map", "mean average precision")):
         found.measures[name] = evaluate.Measure(
             "higher", f"the encoder alone: {text} of same-object retrieval across views", about
         )
     for label, result in probes.items():
         found.sets[label] |= {"probe_top1": result.top1, "probe_map": result.mean_precision}
-    summary = report.summarize(found)
+    described = manifest.describe(test_set, entries)
+    summary = report.summarize(found, command=command, manifest=described)
     report.write(found, summary, out, worst=None, limit=60)
     steps = {v.label: _steps(v) for v in suite}
-    text = _table(suite, baselines, summary, steps, command)
-    write_text(out / "ablation.md", text)
+    write_text(out / "ablation.md", _table(suite, baselines, summary, steps))
     return out / "ablation.md"
 
 
-def held_out_set(
-    c: ConfigDict, out: Path, *, seeds: int, limit: int | None, size: int
-) -> list[manifest.Entry]:
+def held_out_set(c: ConfigDict, out: Path, *, seeds: int, limit: int | None, size: int) -> Path:
     """What the suite is measured on unless told otherwise: the test split of the plain stage 2.
 
     Args:
@@ -245,11 +260,16 @@ def held_out_set(
         limit: Entries at most.
         size: Side of the pictures that objects are pasted into, pixels.
 
+    Returns:
+        Its manifest.
+
     Raises:
         InputError: The recipe's first source is no prepared data set with a test split.
     """
     source = c.data.sources[0]
-    drawn = {"data": c.data.to_dict(), "seeds": seeds, "limit": limit, "size": size}
+    held = {k: content_hash(source[k]) for k in ("records", "backgrounds") if k in source}
+    data = c.data.to_dict() | {"sources": {"kind": source["kind"]} | held}
+    drawn = {"data": data, "seeds": seeds, "limit": limit, "size": size}
     digest = hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()[:8]
     folder = out / f"set-{digest}"
     if not folder.exists():
@@ -259,7 +279,25 @@ def held_out_set(
             protocols.pasted(c, records, photos, folder, size=size, num=seeds, limit=limit)
         else:
             protocols.perturbed(c, records, folder, num=seeds, limit=limit)
-    return manifest.read(folder / "manifest.jsonl")
+    return folder / "manifest.jsonl"
+
+
+def _check(variant: Variant, settings: Settings, results: Path) -> None:
+    """Finds what no training or sampling of a variant can do before hours have gone into others."""
+    stages = [c for c in (variant.stage1, variant.stage2) if c is not None]
+    try:
+        for c in stages:
+            check_config(c, jax.device_count())
+            pipeline.check_sources(c)
+        filled = asdict(settings.filled(variant.stage2))
+    except InputError as error:
+        raise InputError(f"{variant.label}: {error}") from error
+    before = batch_job.made(results).get("settings", filled)
+    if changed := [f"{k} = {before.get(k)}" for k, x in filled.items() if before.get(k) != x]:
+        raise InputError(
+            f"{results} was sampled with other settings ({', '.join(changed)}): call it with the"
+            " same, or delete it; its trainings stay."
+        )
 
 
 def _trained(variant: Variant, runs: Path, console) -> Path:
@@ -314,35 +352,36 @@ def _steps(variant: Variant) -> str:
     return f"{first} + {variant.stage2.total_steps}"
 
 
-def _table(
-    suite: list[Variant], baselines: list[str], summary: dict, steps: dict[str, str], command: str
-) -> str:
+def _table(suite: list[Variant], baselines: list[str], summary: dict, steps: dict[str, str]) -> str:
     """Markdown: a row a variant; over several trainings the mean and spread of their means."""
     columns = [name for name in COLUMNS if name in summary["measures"]]
+    repeated = any(v.seed for v in suite)
     rows = []
     for name in dict.fromkeys(v.name for v in suite):
         labels = [v.label for v in suite if v.name == name]
-        cells = [_cell([summary["methods"][label].get(c) for label in labels]) for c in columns]
-        rows.append([name, steps[labels[0]], *cells])
+        rows.append([name, steps[labels[0]], *_cells(labels, columns, summary, repeated)])
     for name in baselines:
-        rows.append([name, "-", *(_cell([summary["methods"][name].get(c)]) for c in columns)])
-    arrow = {"higher": " ↑", "lower": " ↓", "": ""}
-    heads = [c + arrow[summary["measures"][c]["better"]] for c in columns]
+        rows.append([name, "-", *_cells([name], columns, summary, repeated)])
+    measures, test_set = summary["measures"], summary["manifest"]
+    heads = [c + report.ARROWS[measures[c]["better"]] for c in columns]
+    spread = "the standard error over objects"
+    if repeated:
+        spread = f"the standard deviation between trainings; {spread} is in summary.json"
     lines = [
-        f"Made by `{command}`.",
+        f"Made by `{summary['command']}`.",
         "",
         f"| variant | steps | {' | '.join(heads)} |",
         f"|---|---|{'---:|' * len(columns)}",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        "Means over pictures; ± is the standard deviation between "
-        + ("trainings." if any(v.seed for v in suite) else "sampling seeds of one training."),
+        f"{test_set['entries']} entries of {test_set['objects']} objects. Means over pictures; ± is"
+        f" {spread}.",
         "",
         *(
-            f"- `{c}` ({summary['measures'][c]['hash']}): {summary['measures'][c]['about']}"
+            f"- `{c}` ({measures[c]['hash']}): {measures[c]['about']}"
             + (
-                f"; stands in for {summary['measures'][c]['stand_in_for']}"
-                if "stand_in_for" in summary["measures"][c]
+                f"; stands in for {stand_in}"
+                if (stand_in := measures[c].get("stand_in_for"))
                 else ""
             )
             for c in columns
@@ -355,11 +394,14 @@ def _table(
     return "\n".join(lines) + "\n"
 
 
-def _cell(found: list[dict | None]) -> str:
-    """The mean and spread of a measure over the trainings of a variant."""
-    means = [one["mean"] for one in found if one and one["mean"] is not None]
-    if not means:
-        return "-"
-    spread = found[0].get("between_seeds") if len(means) == 1 else float(np.std(means, ddof=1))
-    text = f"{np.mean(means):.4g}"
-    return text if spread is None else f"{text} ± {spread:.2g}"
+def _cells(labels: list[str], columns: list[str], summary: dict, repeated: bool) -> list[str]:
+    """Each measure's mean over the trainings of a variant, with the error that the table has."""
+    cells = []
+    for column in columns:
+        found = [summary["methods"][label].get(column, {"mean": None}) for label in labels]
+        means = [one["mean"] for one in found if one["mean"] is not None]
+        error = None if repeated else found[0].get("standard_error")
+        if len(means) > 1:
+            error = float(np.std(means, ddof=1))
+        cells.append(report.cell(float(np.mean(means)) if means else None, error))
+    return cells

@@ -24,6 +24,8 @@ from imprint_jax.tensors import file_hash
 
 # What must be equal for pictures to belong into one folder.
 _SAME = ("model_sha256", "dtype", "settings")
+# What a report says of them.
+_MADE = ("model", *_SAME, "versions")
 
 
 def provenance(folder: Path, settings: Settings, shape: dict, dtype) -> dict:
@@ -51,6 +53,15 @@ def provenance(folder: Path, settings: Settings, shape: dict, dtype) -> dict:
 def png_text(how: dict, seed: int, number: int) -> dict[str, str]:
     """The text chunk of a picture: its provenance, seed, and number among the seed's pictures."""
     return {"imprint_jax": json.dumps(how | {"seed": seed, "sample": number})}
+
+
+def made(folder: Path) -> dict:
+    """How the pictures of a folder were made, as far as its results.jsonl says; else {}."""
+    path = folder / "results.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    if not lines or not lines[0].endswith("\n"):
+        return {}
+    return {key: x for key, x in json.loads(lines[0]).items() if key in _MADE}
 
 
 def unfinished(entries: Iterable[Entry], out: Path, how: dict) -> list[Entry]:

@@ -33,6 +33,7 @@ from imprint_jax import geometry, images
 from imprint_jax.errors import InputError
 from imprint_jax.inputs.segment import Segmenter
 from imprint_jax.request import Placement, Request, check_numbers
+from imprint_jax.tensors import file_hash
 
 # What file systems take in a name, and what neither hides it nor leaves the folder.
 FILE_NAME = re.compile(r'[^./\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*')
@@ -164,6 +165,29 @@ def check_files(entries: Sequence[Entry]) -> None:
                 raise InputError(f"{entry.id} names {path}, which does not exist.")
 
 
+def describe(path: Path, entries: Sequence[Entry]) -> dict:
+    """What a report says of a manifest.
+
+    Args:
+        path: The file, or the folder in the plain layout.
+        entries: What `read` made of it.
+
+    Returns:
+        The path, the file's SHA-256 (None of a folder), and how many entries and objects; for JSON.
+    """
+    return {
+        "path": str(path),
+        "sha256": None if path.is_dir() else file_hash(path),
+        "entries": len(entries),
+        "objects": len({which_objects(entry) for entry in entries}),
+    }
+
+
+def which_objects(entry: Entry) -> tuple:
+    """What tells an entry's objects from others': their ids, or the pictures of them."""
+    return tuple(_which(one) for one in entry.objects)
+
+
 def with_other_objects(entries: Sequence[Entry]) -> list[Entry]:
     """The same entries, each with another's object: from half the list further on, the first.
 
@@ -176,7 +200,7 @@ def with_other_objects(entries: Sequence[Entry]) -> list[Entry]:
     for number, entry in enumerate(entries):
         start = number + (len(entries) + 1) // 2
         others = (entries[(start + k) % len(entries)] for k in range(len(entries)))
-        own = {_which(one) for one in entry.objects}
+        own = set(which_objects(entry))
         other = next((e for e in others if _which(e.objects[0]) not in own), None)
         if other is None:
             raise InputError("Another entry's object needs a manifest with two objects or more.")

@@ -16,13 +16,16 @@ from PIL import Image
 from rich.table import Table
 
 import imprint_jax
-from imprint_jax import geometry, images
+from imprint_jax import batch_job, geometry, images
 from imprint_jax.errors import InputError
 from imprint_jax.evaluate import Evaluation, Shot
 from imprint_jax.files import write_text
+from imprint_jax.manifest import which_objects
 from imprint_jax.metrics.batched import settings_hash
 
 THUMBNAIL = 320  # pixels, the longer side
+# Behind the name of a measure: which way is better.
+ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 # In OUT/pictures, by which a report's own folder is known from the user's.
 MARK = ".report"
 
@@ -52,27 +55,31 @@ def check_folder(out: Path) -> None:
         )
 
 
-def summarize(evaluation: Evaluation) -> dict:
-    """Means over pictures, their spread, and the spread of the means between seeds; for JSON.
+def summarize(evaluation: Evaluation, *, command: str, manifest: dict) -> dict:
+    """What was measured, how it was made, and what came out; for JSON.
 
-    The k-th pictures of all entries are what seed k made; `between_seeds` is the standard
-    deviation (of a sample, n - 1) of their means over the entries that have a value for every
-    seed, absent where there is one seed or no such entry.
+    A measure's `mean` is over pictures. `standard_error` is that of a mean over objects, of each of
+    which there may be several entries and pictures, absent for one object. The k-th pictures of all
+    entries are what seed k made; `between_seeds` is the standard deviation (of a sample, n - 1) of
+    their means over the entries that have a value for every seed, absent where there is one seed
+    or no such entry. `difference` is to the first method on the same compositions.
+
+    Args:
+        evaluation: What was measured.
+        command: What the user called.
+        manifest: From `manifest.describe`.
     """
+    first = _values(evaluation, next(iter(evaluation.sets)))
     methods = {}
     for method in evaluation.sets:
-        rows = [
-            (shot, row)
-            for shot, row in zip(evaluation.shots, evaluation.rows, strict=True)
-            if shot.method == method
-        ]
-        methods[method] = {
-            name: _summary([(shot, row[name]) for shot, row in rows if name in row])
-            for name in evaluation.measures
-            if name not in evaluation.sets[method]
-        }
+        found = _values(evaluation, method)
+        methods[method] = {name: _summary(found[name], first[name]) for name in found}
         methods[method] |= {k: {"mean": x} for k, x in evaluation.sets[method].items()}
+    folders = {shot.method: shot.path.parent for shot in evaluation.shots}
     return {
+        "command": command,
+        "manifest": manifest,
+        "made": {m: {"folder": str(f)} | batch_job.made(f) for m, f in folders.items()},
         "methods": methods,
         "measures": {
             name: {
@@ -89,14 +96,28 @@ def summarize(evaluation: Evaluation) -> dict:
     }
 
 
-def _summary(values: list[tuple[Shot, float]]) -> dict:
-    values = [(shot, x) for shot, x in values if not math.isnan(x)]
+def _values(evaluation: Evaluation, method: str) -> dict[str, list[tuple[Shot, float]]]:
+    """The pictures of a method that have a value, by measure."""
+    rows = [
+        (shot, row)
+        for shot, row in zip(evaluation.shots, evaluation.rows, strict=True)
+        if shot.method == method
+    ]
+    return {
+        name: [(s, row[name]) for s, row in rows if not math.isnan(row.get(name, math.nan))]
+        for name in evaluation.measures
+        if name not in evaluation.sets[method]
+    }
+
+
+def _summary(values: list[tuple[Shot, float]], first: list[tuple[Shot, float]]) -> dict:
     if not values:
         return {"mean": None, "pictures": 0}
     numbers = np.array([x for _, x in values])
     summary = {"mean": float(numbers.mean()), "pictures": len(numbers)}
     if len(numbers) > 1:
         summary["deviation"] = float(numbers.std(ddof=1))
+    summary |= _standard_error(values)
     entries: dict[str, dict[int, float]] = {}
     for shot, x in values:
         entries.setdefault(shot.entry.id, {})[shot.number] = x
@@ -105,27 +126,48 @@ def _summary(values: list[tuple[Shot, float]]) -> dict:
     if len(seeds) > 1 and whole:
         means = np.mean(whole, axis=0).tolist()
         summary |= {"seeds": means, "between_seeds": float(np.std(means, ddof=1))}
+    before = {(shot.entry.id, shot.number): x for shot, x in first}
+    place = lambda shot: (shot.entry.id, shot.number)
+    pairs = [(shot, x - before[place(shot)]) for shot, x in values if place(shot) in before]
+    if pairs and values[0][0].method != first[0][0].method:
+        difference = {"mean": float(np.mean([x for _, x in pairs]))} | _standard_error(pairs)
+        summary["difference"] = difference
     return summary
+
+
+def _standard_error(values: list[tuple[Shot, float]]) -> dict[str, float]:
+    """Of the mean over objects: pictures of one object are not independent of each other."""
+    objects: dict[tuple, list[float]] = {}
+    for shot, x in values:
+        objects.setdefault(which_objects(shot.entry), []).append(x)
+    if len(objects) < 2:
+        return {}
+    means = [np.mean(of) for of in objects.values()]
+    return {"standard_error": float(np.std(means, ddof=1) / math.sqrt(len(means)))}
 
 
 def table(summary: dict) -> Table:
     """Means for the terminal: a row a measure, a column a method."""
     methods = summary["methods"]
-    result = Table(title="means over pictures, ± between seeds")
+    result = Table(title="means over pictures, ± standard errors over objects")
     result.add_column("measure")
     for method in methods:
         result.add_column(method, justify="right")
     for name, measure in summary["measures"].items():
-        arrow = {"higher": " ↑", "lower": " ↓", "": ""}[measure["better"]]
-        result.add_row(name + arrow, *(_cell(methods[m].get(name)) for m in methods))
+        head = name + ARROWS[measure["better"]]
+        result.add_row(head, *(_cell(methods[m].get(name)) for m in methods))
     return result
 
 
-def _cell(summary: dict | None) -> str:
-    if summary is None or summary["mean"] is None:
+def cell(mean: float | None, error: float | None) -> str:
+    """A mean and its error as a table shows them."""
+    if mean is None:
         return "-"
-    text = f"{summary['mean']:.4g}"
-    return text + (f" ± {summary['between_seeds']:.2g}" if "between_seeds" in summary else "")
+    return f"{mean:.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+
+def _cell(summary: dict | None) -> str:
+    return cell(summary["mean"], summary.get("standard_error")) if summary else cell(None, None)
 
 
 def write(
@@ -160,7 +202,8 @@ def write(
     shutil.rmtree(out / "pictures", ignore_errors=True)
     os.replace(building, out / "pictures")
     sorting = f", worst {worst} first" if worst else ""
-    head = f"<h1>Evaluation</h1>{_html_table(summary)}{_html_settings(summary)}"
+    head = f"<h1>Evaluation</h1>{_html_made(summary)}{_html_table(summary)}"
+    head += _html_settings(summary)
     head += f"<h2>Pictures{sorting}</h2><p>{len(order)} compositions"
     head += f", {min(limit, len(order))} shown. Left of the results: the object, and the"
     head += " background with its hole in grey; right of them the truth, where there is one.</p>"
@@ -206,23 +249,29 @@ def thumbnail(picture: np.ndarray, path: Path, side: int = THUMBNAIL) -> str:
     return path.name
 
 
+def object_picture(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """An object (h w 3) with its mask, bool or coverage: the box around it, on grey."""
+    x0, y0, x1, y1 = geometry.bounding_box(mask if mask.dtype == bool else mask >= geometry.FAINT)
+    return geometry.on_grey(image, mask)[y0:y1, x0:x1]
+
+
 def _section(evaluation: Evaluation, group: list[int], folder: Path) -> str:
     """A composition: object, background with hole, every method's result, the truth."""
     first = evaluation.shots[group[0]]
     request = first.entry.request()
     stem = f"{first.entry.id}_{first.number}"
-    cut = geometry.object_crop(*request.parts[0].views[0], THUMBNAIL)
+    shown = object_picture(*request.parts[0].views[0])
     marked = request.photo
     for part in request.parts:
         marked = geometry.fill_hole(marked, part.hole[..., None], "grey", 128)
     figures = [
-        _figure(thumbnail(cut, folder / f"{stem}.object.jpg"), "object"),
+        _figure(thumbnail(shown, folder / f"{stem}.object.jpg"), "object"),
         _figure(thumbnail(marked, folder / f"{stem}.hole.jpg"), "hole"),
     ]
     for i in group:
         shot, row = evaluation.shots[i], evaluation.rows[i]
         picture = images.read_image(shot.path)[..., :3]
-        name = thumbnail(picture, folder / f"{stem}.{shot.method}.jpg")
+        name = thumbnail(picture, folder / f"{stem}.method.{shot.method}.jpg")
         scores = [f"{k} {x:.3g}" for k, x in row.items() if not math.isnan(x)]
         figures.append(_figure(name, f"{shot.method}: {', '.join(scores)}"))
     if first.entry.target:
@@ -238,6 +287,22 @@ def _figure(name: str, caption: str) -> str:
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
+def _html_made(summary: dict) -> str:
+    """What was measured, and how each method's pictures were made."""
+    manifest = summary["manifest"]
+    lines = [
+        f"<li>{html.escape(method)}: <code>{html.escape(json.dumps(made))}</code>"
+        for method, made in summary["made"].items()
+    ]
+    digest = f", SHA-256 <code>{manifest['sha256'][:12]}</code>" if manifest["sha256"] else ""
+    return (
+        f"<p><code>{html.escape(summary['command'])}</code></p>"
+        f"<p>{html.escape(manifest['path'])}{digest}: {manifest['entries']} entries of"
+        f" {manifest['objects']} objects.</p>"
+        f"<details><summary>How the pictures were made</summary><ul>{''.join(lines)}</ul></details>"
+    )
+
+
 def _html_table(summary: dict) -> str:
     methods = summary["methods"]
     head = "".join(f'<th class="n">{html.escape(m)}' for m in methods)
@@ -251,7 +316,9 @@ def _html_table(summary: dict) -> str:
             f"<tr><td>{html.escape(name)}<td>{measure['better']}{cells}<td>{about}"
             f"<td><code>{measure['hash']}</code>"
         )
-    return f"<table>{''.join(rows)}</table><p>Means over pictures, ± between seeds.</p>"
+    return (
+        f"<table>{''.join(rows)}</table><p>Means over pictures, ± standard errors over objects.</p>"
+    )
 
 
 def _html_settings(summary: dict) -> str:

@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from imprint_jax import geometry
 from imprint_jax.errors import InputError
 from imprint_jax.evaluate import find_shots, read_result
 from imprint_jax.inputs.records import check_unused
 from imprint_jax.manifest import Entry
-from imprint_jax.report import page, thumbnail
+from imprint_jax.report import object_picture, page, thumbnail
 
 # What is asked of each pair, after the paper's two sides of quality (Sec. 4.2). Ours.
 QUESTIONS = {
@@ -44,7 +43,7 @@ document.querySelectorAll('input[type=radio]').forEach(input => input.onchange =
   button.textContent = `Save my answers (${Object.keys(answers).length} of ${study.count})`;
 });
 button.onclick = () => {
-  const text = JSON.stringify({study: study.id, person, answers}, null, 1);
+  const text = JSON.stringify({study: study.id, person, saved: Date.now(), answers}, null, 1);
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
   link.download = `answers_${person.slice(0, 6)}.json`;
@@ -138,8 +137,8 @@ def make(
 def _section(number: int, shots: tuple, pictures: Path) -> str:
     """A pair and its questions; pictures are encoded anew, so that no metadata tells whose."""
     request = shots[0].entry.request()
-    cut = geometry.object_crop(*request.parts[0].views[0], SIDE // 2)
-    names = [thumbnail(cut, pictures / f"{number}_object.jpg", SIDE)]
+    shown = object_picture(*request.parts[0].views[0])
+    names = [thumbnail(shown, pictures / f"{number}_object.jpg", SIDE // 2)]
     for side, shot in zip("ab", shots, strict=True):
         picture = read_result(shot.path, request)
         names.append(thumbnail(picture, pictures / f"{number}_{side}.jpg", SIDE))
@@ -163,7 +162,7 @@ def _question(number: int, name: str, text: str) -> str:
 def count(folder: Path, answers: Iterable[Path]) -> tuple[dict[str, str], int, dict[str, Count]]:
     """Counts the answers of any number of people.
 
-    Who saved several times is counted once, by the file with the most answers.
+    Who saved several times is counted once, by the file with the most answers, the newest of them.
 
     Args:
         folder: What `make` wrote.
@@ -176,15 +175,15 @@ def count(folder: Path, answers: Iterable[Path]) -> tuple[dict[str, str], int, d
         InputError: A file is damaged or of another study.
     """
     key = _json(folder / "key.json")
-    by_person: dict[str, dict[str, str]] = {}
+    by_person: dict[str, dict] = {}
+    size = lambda given: (len(given["answers"]), given.get("saved", 0))
     for path in answers:
         given = _read_answers(path, folder, key)
-        one = by_person.setdefault(given["person"], {})
-        if len(given["answers"]) > len(one):
-            by_person[given["person"]] = given["answers"]
+        one = by_person.setdefault(given["person"], given)
+        by_person[given["person"]] = max(given, one, key=size)
     tally = {question: dict.fromkeys(ANSWERS, 0) for question in QUESTIONS}
     for given in by_person.values():
-        for name, answer in given.items():
+        for name, answer in given["answers"].items():
             number, _, question = name.partition(".")
             if key["pairs"][number]["swapped"] and answer != "same":
                 answer = "second" if answer == "first" else "first"
@@ -198,7 +197,7 @@ def count(folder: Path, answers: Iterable[Path]) -> tuple[dict[str, str], int, d
 
 
 def _read_answers(path: Path, folder: Path, key: dict) -> dict:
-    """What the page saved: "person", and "answers" by question.
+    """What the page saved: "person", when ("saved", milliseconds), and "answers" by question.
 
     Raises:
         InputError: As `count`.
@@ -208,6 +207,7 @@ def _read_answers(path: Path, folder: Path, key: dict) -> dict:
     if (
         not isinstance(given, dict)
         or not all(isinstance(given.get(name), kind) for name, kind in kinds.items())
+        or not isinstance(given.get("saved", 0), int)  # pages of before do not say
         or given["study"] != key["study"]
     ):
         raise InputError(f"{path} holds no answers to the study in {folder}.")

@@ -31,7 +31,7 @@ def column(folder: Path, row: dict[str, str], measure: str) -> np.ndarray:
     """A composition from top to bottom, its score under it."""
     stem = folder / "pictures" / f"{row['id']}_{row['picture']}"
     tiles = []
-    for kind in ("object", "hole", row["method"], "target"):
+    for kind in ("object", "hole", f"method.{row['method']}", "target"):
         picture = Image.open(f"{stem}.{kind}.jpg").convert("RGB")
         picture.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
         square = Image.new("RGB", (TILE, TILE))

@@ -1,6 +1,7 @@
 """The paper's ablations: what each changes, and a suite of them at a tiny scale."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 
@@ -9,7 +10,7 @@ import pytest
 from flax import traverse_util
 from rich.console import Console
 
-from imprint_jax import ablate, config, diffusion, evaluate, pretrained, sharding
+from imprint_jax import ablate, config, diffusion, evaluate, manifest, pretrained, sharding
 from imprint_jax import batch as batches
 from imprint_jax.compose import Settings
 from imprint_jax.config import config_file
@@ -203,8 +204,8 @@ def test_a_training_that_was_told_to_stop_ends_the_suite(tmp_path, monkeypatch):
 
 def test_a_set_is_drawn_anew_for_other_data_or_options(tmp_path):
     stage2 = ablate.recipe("full", str(write_scale(tmp_path)), 2)
-    draw = lambda c, **changes: ablate.held_out_set(
-        c, tmp_path / "out", **dict(seeds=2, limit=4, size=64) | changes
+    draw = lambda c, **changes: manifest.read(
+        ablate.held_out_set(c, tmp_path / "out", **dict(seeds=2, limit=4, size=64) | changes)
     )
     first = draw(stage2)
     assert draw(stage2) == first and {entry.num for entry in first} == {2}
@@ -213,6 +214,55 @@ def test_a_set_is_drawn_anew_for_other_data_or_options(tmp_path):
     other.data.share = (0.5, 0.6)
     assert draw(other)[0].background != first[0].background
     assert draw(stage2) == first
+    (tmp_path / "object_records" / "SHA256SUMS").write_text("other records in the same place")
+    assert draw(stage2)[0].background.parent != first[0].background.parent
+
+
+def test_mistakes_are_found_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "train", lambda *_, **__: pytest.fail("trained"))
+    scale = str(write_scale(tmp_path))
+    plain = ablate.recipe("full", scale, 2)
+    test_set = ablate.held_out_set(plain, tmp_path / "out", seeds=1, limit=2, size=64)
+
+    def run(num_steps=None, overrides=()):
+        ablate.ablate(
+            ablate.variants("full,no_swap", scale, overrides=overrides),
+            tmp_path / "out",
+            test_set=test_set,
+            records=None,
+            networks=None,
+            settings=Settings(num_steps=num_steps),
+            command="imprint ablate",
+            console=None,
+            track=None,
+        )
+
+    with pytest.raises(InputError, match=r"full: .*batch_size = 3 does not divide"):
+        run(overrides=["--config.batch_size=3"])
+    with pytest.raises(InputError, match=r"full: .*steps"):
+        run(num_steps=0)
+    results = tmp_path / "out" / "results" / "no_swap"
+    results.mkdir(parents=True)
+    settings = dataclasses.asdict(Settings(num_steps=7).filled(plain))
+    (results / "results.jsonl").write_text(json.dumps({"settings": settings}) + "\n")
+    with pytest.raises(InputError, match=r"no_swap was sampled with .*\(num_steps = 7\)"):
+        run(num_steps=8)
+    lines = test_set.read_text().splitlines()
+    (test_set.parent / json.loads(lines[1])["object"]).unlink()
+    with pytest.raises(InputError, match="does not exist"):
+        run()
+
+
+def test_with_several_trainings_the_spread_is_theirs():
+    values = {"mean": 2.0, "standard_error": 0.5}
+    methods = {
+        "full": {"psnr": values},
+        "full_1": {"psnr": {"mean": 4.0}},
+        "paste": {"psnr": values},
+    }
+    cells = lambda labels, repeated: ablate._cells(labels, ["psnr"], {"methods": methods}, repeated)
+    assert cells(["full", "full_1"], True) == ["3 ± 1.4"]
+    assert cells(["paste"], True) == ["2"] and cells(["paste"], False) == ["2 ± 0.5"]
 
 
 def test_a_run_that_was_trained_anew_is_exported_anew(tmp_path, monkeypatch):
@@ -243,11 +293,11 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
 
     def run(names):
         stage1, stage2 = (ablate.recipe("full", scale, stage) for stage in (1, 2))
-        entries = ablate.held_out_set(stage2, out, seeds=2, limit=4, size=64)
+        test_set = ablate.held_out_set(stage2, out, seeds=2, limit=4, size=64)
         return ablate.ablate(
             ablate.variants(names, scale, steps=2),
             out,
-            entries=entries,
+            test_set=test_set,
             records=RecordSource(stage1.data.sources[0]["records"], "test"),
             networks=evaluate.load_networks(ours=tiny_release),
             settings=Settings(num_steps=2),
@@ -260,6 +310,9 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
     assert "| 2 + 2 |" in rows["full"] and "| - |" in rows["paste"]
     assert "ours ↑" in rows["variant"] and "probe_map ↑" in rows["variant"]
+    assert (
+        "4 entries of 2 objects. Means over pictures; ± is the standard error over objects" in table
+    )
     assert "nan" not in table and "dreamsim (" in table
     runs = sorted(path.name.rpartition("-")[0] for path in (out / "runs").iterdir())
     assert runs == ["full-stage1", "full-stage2"]

@@ -20,6 +20,7 @@ from imprint_jax.config import load
 from imprint_jax.errors import InputError
 from imprint_jax.inputs.records import RecordSource
 from imprint_jax.metrics import encoders, perceptual
+from imprint_jax.tensors import file_hash
 from tests.commands import run
 from tests.test_perceptual import head_widths, torch_backbone
 from tests.tiny import write_records
@@ -71,6 +72,11 @@ def lpips_file(tmp_path_factory):
 METHODS = ("truth", "other", "shifted")
 
 
+def summarized(found) -> dict:
+    about = {"path": "manifest.jsonl", "sha256": None, "entries": 6, "objects": 3}
+    return report.summarize(found, command="imprint evaluate", manifest=about)
+
+
 @pytest.fixture(scope="module")
 def found(folder, lpips_file, tiny_release):
     networks = evaluate.load_networks(
@@ -93,7 +99,7 @@ def mean(found, method: str, measure: str) -> float:
 def test_the_truth_scores_best(found):
     assert mean(found, "truth", "psnr") == perceptual.BEST_PSNR
     assert mean(found, "truth", "ssim") == pytest.approx(1)
-    assert mean(found, "truth", "lpips") == 0
+    assert mean(found, "truth", "lpips") == pytest.approx(0, abs=1e-9)
     assert mean(found, "truth", "drift") < 0.01
     for method in ("other", "shifted"):
         assert mean(found, method, "psnr") < 40
@@ -139,7 +145,7 @@ def test_equal_pictures_have_no_diversity(found):
 
 
 def test_every_measure_says_what_it_depends_on(found):
-    summary = report.summarize(found)
+    summary = summarized(found)
     named = {"psnr", "lpips", "dino", "dino_top1", "imagenet", "ours", "fid", "kid"}
     assert named <= set(summary["measures"])
     assert len(summary["measures"]["dino"]["settings"]["weights"]) == 16
@@ -241,7 +247,7 @@ def test_the_truth_is_the_targets(folder, tmp_path):
 
 
 def test_the_page_shows_the_worst_first(found, tmp_path):
-    page = report.write(found, report.summarize(found), tmp_path, worst="psnr", limit=4)
+    page = report.write(found, summarized(found), tmp_path, worst="psnr", limit=4)
     text = page.read_text()
     shown = re.findall(r'src="(pictures/[^"]+)"', text)
     assert len(shown) == 4 * (2 + len(METHODS) + 1)
@@ -252,7 +258,7 @@ def test_the_page_shows_the_worst_first(found, tmp_path):
     lines = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert len(lines) == 36 and float(lines[0]["psnr"]) == 100
     with pytest.raises(InputError, match="no measure to sort by"):
-        report.write(found, report.summarize(found), tmp_path, worst="copy", limit=4)
+        report.write(found, summarized(found), tmp_path, worst="copy", limit=4)
 
 
 def test_the_command(folder, tmp_path):
@@ -262,9 +268,15 @@ def test_the_command(folder, tmp_path):
     done = runner.invoke(app, arguments, env={"COLUMNS": "200"}, catch_exceptions=False)
     assert done.exit_code == 0
     assert re.search(r"psnr ↑ +│ +100 ± 0", done.stdout)
+    assert re.search(r"seam_error ↓ +│ +0 ± 0", done.stdout)
     assert "not computed: lpips (needs weights: --lpips)" in done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["methods"]) == ["best", "other", "poisson"]
+    assert summary["command"].startswith("imprint ")
+    file = folder / "set" / "manifest.jsonl"
+    about = {"path": str(file), "sha256": file_hash(file), "entries": 6, "objects": 3}
+    assert summary["manifest"] == about
+    assert summary["made"]["other"] == {"folder": str(folder / "other")}
     assert (tmp_path / "index.html").is_file()
 
 
@@ -288,6 +300,9 @@ def test_the_wrong_object_is_another_entrys(folder, tiny_release, tmp_path):
     assert np.any(right[hole] != wrong[hole])
     methods = json.loads((tmp_path / "summary.json").read_text())["methods"]
     assert list(methods) == ["mine", "mine_wrong"]
+    made = json.loads((tmp_path / "summary.json").read_text())["made"]["mine_wrong"]
+    assert made["model_sha256"] == pretrained.model_hash(tiny_release)
+    assert (made["settings"]["num_steps"], made["settings"]["sampler"]) == (2, "ddim")
 
 
 @pytest.mark.parametrize(
@@ -316,6 +331,18 @@ def test_mistakes_are_found_before_any_work(folder, tmp_path, more, message):
     assert not (tmp_path / "o").exists()
 
 
+def test_methods_may_be_called_as_the_pages_own_pictures(folder, tmp_path):
+    entries = manifest.read(folder / "set" / "manifest.jsonl")[:1]
+    results = {"target": folder / "other", "object": folder / "shifted"}
+    networks = evaluate.load_networks(ours=None)
+    options = dict(track=untracked)
+    made = evaluate.evaluate(entries, results, networks, folder / "cache", **options)
+    report.write(made, summarized(made), tmp_path, worst=None, limit=1)
+    text = (tmp_path / "index.html").read_text()
+    shown = re.findall(r'src="(pictures/[^"]+)"', text)
+    assert len(shown) == len({(tmp_path / name).read_bytes() for name in shown}) == 5
+
+
 def test_a_users_folder_of_pictures_is_not_replaced(found, folder, tmp_path):
     mine = tmp_path / "pictures" / "mine.png"
     mine.parent.mkdir()
@@ -324,11 +351,11 @@ def test_a_users_folder_of_pictures_is_not_replaced(found, folder, tmp_path):
     code, said = run(*arguments, "--results", folder / "truth")
     assert code == 2 and "pictures is in the way" in said
     with pytest.raises(InputError, match="is in the way"):
-        report.write(found, report.summarize(found), tmp_path, worst=None, limit=1)
+        report.write(found, summarized(found), tmp_path, worst=None, limit=1)
     assert [p.name for p in tmp_path.iterdir()] == ["pictures"] and mine.read_bytes() == b"mine"
     out = tmp_path / "out"
     for _ in range(2):  # a report's own are replaced
-        report.write(found, report.summarize(found), out, worst=None, limit=1)
+        report.write(found, summarized(found), out, worst=None, limit=1)
     assert (out / "pictures" / report.MARK).is_file()
 
 
@@ -337,9 +364,27 @@ def test_the_spread_between_seeds_is_of_entries_that_have_them_all(found):
         found.shots[0], entry=dataclasses.replace(found.shots[0].entry, id=entry), number=k
     )
     values = [(shot("a", 0), 10.0), *((shot("b", k), 90.0 + k) for k in range(3))]
-    summary = report._summary(values)
+    summary = report._summary(values, values)
     assert summary["seeds"] == [90, 91, 92] and summary["between_seeds"] == 1
-    assert "between_seeds" not in report._summary([values[0], (shot("b", 1), 3.0)])
+    less = [values[0], (shot("b", 1), 3.0)]
+    assert "between_seeds" not in report._summary(less, less)
+
+
+def test_the_error_is_over_objects_and_the_difference_is_paired(found):
+    def shot(method: str, entry: str, object_id: str):
+        one = dataclasses.replace(found.shots[0].entry.objects[0], object_id=object_id)
+        entry = dataclasses.replace(found.shots[0].entry, id=entry, objects=(one,))
+        return dataclasses.replace(found.shots[0], method=method, entry=entry)
+
+    places = (("1", "cup"), ("2", "cup"), ("3", "can"))
+    first = [(shot("a", *place), x) for place, x in zip(places, (1.0, 3.0, 10.0), strict=True)]
+    second = [(shot("b", *place), x) for place, x in zip(places, (2.0, 4.0, 13.0), strict=True)]
+    summary = report._summary(second, first)
+    # Objects' means are 3 and 13, their differences 1 and 3: deviations 7.07 and 1.41, over root 2.
+    assert summary["standard_error"] == pytest.approx(5)
+    assert summary["difference"] == pytest.approx({"mean": 5 / 3, "standard_error": 1})
+    assert "difference" not in report._summary(first, first)
+    assert "standard_error" not in report._summary(first[:2], first)
 
 
 def test_few_pictures_have_no_distribution(folder, tiny_release, tmp_path):

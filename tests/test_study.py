@@ -75,10 +75,14 @@ def test_answers_are_counted_for_the_right_method(setting):
         darker = "first" if brightness(page, str(k), "a") < 128 else "second"
         answers[f"{k}.identity"] = darker
         answers[f"{k}.realism"] = "same"
-    files = [folder / f"answers_{number}.json" for number in range(3)]
+    files = [folder / f"answers_{number}.json" for number in range(4)]
     half = dict(list(answers.items())[:8])
-    for file, person, given in zip(files, "aba", (half, answers, answers), strict=True):
-        file.write_text(json.dumps({"study": key["study"], "person": person, "answers": given}))
+    other = {"first": "second", "second": "first", "same": "first"}
+    before = {name: other[answer] for name, answer in answers.items()}  # changed their mind
+    each = (half, answers, answers, before)
+    for file, person, saved, given in zip(files, "abaa", (3, 1, 2, 1), each, strict=True):
+        given = {"person": person, "saved": saved, "answers": given}
+        file.write_text(json.dumps(given | {"study": key["study"]}))
     methods, people, counts = study.count(folder / "study", files)
     assert people == 2
     assert methods == {"first": "dark_method", "second": "light_method"}

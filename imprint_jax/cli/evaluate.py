@@ -41,6 +41,11 @@ def _named(text: str) -> tuple[str, str]:
     return name, path
 
 
+def _command() -> str:
+    """What the user called."""
+    return shlex.join(["imprint", *sys.argv[1:]])
+
+
 @app.command()
 def evaluate(
     manifest: Annotated[
@@ -129,7 +134,8 @@ def evaluate(
     found = evaluation.evaluate(
         entries, folders, networks, cache or out / "cache", reference=reference, track=track
     )
-    summary = report.summarize(found)
+    described = manifests.describe(manifest, entries)
+    summary = report.summarize(found, command=_command(), manifest=described)
     page = report.write(found, summary, out, worst=worst, limit=show_pictures)
     stdout.print(report.table(summary))
     for name, reason in summary["not_computed"].items():
@@ -146,7 +152,7 @@ def probe(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     apart: Annotated[
         int, typer.Option(help="Leave out views of the same object fewer frames apart.", min=1)
-    ] = 9,
+    ] = 9,  # probe.APART; importing it here would make --help slow
     color: Annotated[
         float, typer.Option(help="Change each view's colours and light, 0 to 1.", min=0, max=1)
     ] = 0.0,
@@ -162,7 +168,7 @@ def probe(
     source = RecordSource(records, split)
     use_compilation_cache()
     table = Table(title=f"{records}, {split}: views {apart} frames apart, colour {color}")
-    for column in ("encoder", "top-1", "mAP", "chance", "views", "objects"):
+    for column in ("encoder", "top-1", "a guess", "mAP", "a guess", "views", "objects"):
         table.add_column(column, justify="left" if column == "encoder" else "right")
     tried = {}
     for path in encoder:
@@ -174,7 +180,8 @@ def probe(
             note(f"{path} is no model of ours: not tried untrained")
     for name, one in tried.items():
         found = run(one, source, apart=apart, color=color, track=track)
-        shares = (f"{x:.3f}" for x in (found.top1, found.mean_precision, found.chance))
+        top1, precision = (found.top1, found.chance), (found.mean_precision, found.chance_precision)
+        shares = (f"{x:.3f}" for x in (*top1, *precision))
         table.add_row(name, *shares, str(found.views), str(found.objects))
     stdout.print(table)
 
@@ -216,7 +223,6 @@ def ablate(
 
     from imprint_jax import ablate as ablation
     from imprint_jax import evaluate as evaluation
-    from imprint_jax import manifest as manifests
     from imprint_jax.compose import Settings
     from imprint_jax.inputs.records import RecordSource
 
@@ -224,11 +230,9 @@ def ablate(
     stage1, stage2 = (ablation.recipe("full", scale, stage, context.args) for stage in (1, 2))
     if manifest is None:
         drawn = dict(seeds=seeds or 3, limit=limit or 60, size=256)
-        entries = ablation.held_out_set(stage2, out, **drawn)
+        manifest = ablation.held_out_set(stage2, out, **drawn)
     elif seeds or limit:
         raise InputError("--seeds and --limit cannot be used with --manifest, which says both.")
-    else:
-        entries = manifests.read(manifest)
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
     use_compilation_cache()
     networks = evaluation.load_networks(
@@ -237,11 +241,11 @@ def ablate(
     table = ablation.ablate(
         variants,
         out,
-        entries=entries,
+        test_set=manifest,
         records=RecordSource(stage1.data.sources[0]["records"], "test"),
         networks=networks,
         settings=Settings(num_steps=sampling_steps),
-        command=shlex.join(["imprint", *sys.argv[1:]]),
+        command=_command(),
         console=console,
         track=track,
     )

@@ -233,6 +233,18 @@ def _merge_indexes(paths: list[Path], lengths: list[int]) -> dict[str, np.ndarra
     return index | {"group_names": np.array(list(numbers))}
 
 
+def content_hash(folder: str | os.PathLike) -> str:
+    """Changes when anything in a prepared data set does, hexadecimal.
+
+    Raises:
+        InputError: It has no checksums.
+    """
+    path = Path(folder) / CHECKSUMS
+    if not path.is_file():
+        raise InputError(f"{folder} has no {CHECKSUMS}; `imprint data prepare` writes it.")
+    return sha256(path)
+
+
 def check_unused(folder: Path) -> None:
     """Raises `InputError` unless the folder is missing or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
