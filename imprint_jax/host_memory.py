@@ -1,4 +1,4 @@
-"""`keep_freed`: what XLA:CPU frees after a training step stays with the process."""
+"""`keep_freed`: what is freed after a training step, or a sample, stays with the process."""
 
 import ctypes
 import sys
@@ -14,7 +14,8 @@ def keep_freed() -> None:
 
     XLA:CPU allocates a step's temporary memory anew each time. glibc returns it to the kernel in
     between, and the next step faults in and clears every page again: a third of a small model's
-    training step (docs/benchmarks.md). Peak memory stays the same.
+    training step (docs/benchmarks.md). So it is with the pictures of each sample in the processes
+    that load data. Peak memory stays the same.
     """
     if sys.platform != "linux":
         return

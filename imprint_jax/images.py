@@ -190,15 +190,12 @@ def too_large(data: bytes) -> bool:
     return False
 
 
-def encode_png(
-    array: np.ndarray, text: dict[str, str] | None = None, compress_level: int = 6
-) -> bytes:
+def encode_png(array: np.ndarray, text: dict[str, str] | None = None) -> bytes:
     """Encodes (h w), (h w 3) or (h w 4) uint8, or (h w) bool as 0 and 255, as PNG.
 
     Args:
         array: The pixels.
         text: Metadata, stored as PNG text chunks.
-        compress_level: Of zlib, 1 to 9.
     """
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
@@ -206,7 +203,7 @@ def encode_png(
     for key, value in (text or {}).items():
         info.add_text(key, value)
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG", pnginfo=info, compress_level=compress_level)
+    Image.fromarray(array).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 

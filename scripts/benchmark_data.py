@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imprint_jax import config
+from imprint_jax import config, host_memory
 from imprint_jax.accelerators import ACCELERATORS, UTILISATION
 from imprint_jax.geometry import FAINT, MIN_CONTEXT, OBJECT_MARGIN
 from imprint_jax.inputs.pipeline import make_dataset, make_stream
@@ -173,6 +173,7 @@ def torch_loader(folder: Path, c, workers: int):
         num_workers=workers,
         prefetch_factor=4,
         persistent_workers=True,
+        worker_init_fn=lambda _: host_memory.keep_freed(),  # as in our loader's processes
     )
 
 
@@ -206,6 +207,7 @@ def data(workers: int, repeats: int) -> None:
     names = ("grain", "numpy", "pillow", "torch", "albumentations", "opencv-python-headless")
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in names))
     print(f"load of the machine before: {os.getloadavg()[0]:.2f}")
+    host_memory.keep_freed()  # for the time of one core, which is taken in this process
     rates, times, shapes = defaultdict(list), defaultdict(list), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 
 import cv2
 import numpy as np
@@ -429,6 +430,17 @@ def test_prepare_photos_takes_its_own_part_of_the_splits(tmp_path):
     assert photo["group"] == "a"
     mask = decode_image(photo["mask"], "")
     assert mask.shape == (60, 40, 3) and not mask.any()  # of the upright picture's size
+
+
+def test_masks_are_png_without_filters():
+    mask = view()[:50, :, 3]
+    png = prepare_module._encode_mask(mask)
+    with Image.open(io.BytesIO(png)) as picture:
+        assert picture.format == "PNG" and picture.mode == "L"
+        np.testing.assert_array_equal(np.asarray(picture), mask)
+    start = png.index(b"IDAT") + 4
+    rows = np.frombuffer(zlib.decompressobj().decompress(png[start:]), np.uint8).reshape(50, -1)
+    assert not rows[:, 0].any()
 
 
 def test_prepare_shrinks_on_request(tmp_path, renders):

@@ -16,6 +16,7 @@ from imprint_jax.inputs.transforms import (
     decode_view,
     object_of,
     open_shrunk,
+    outline,
     paste,
     random_affine,
     random_colors,
@@ -27,6 +28,7 @@ from imprint_jax.inputs.transforms import (
     warp,
 )
 from tests.test_records import record, view
+from tests.test_sources import white
 
 AFFINE = dict(rotate=15.0, scale=0.1, shear=5.0, flip=0.5)
 
@@ -305,8 +307,9 @@ def test_random_context_holds_the_object_anywhere(rng, share):
         w, h = rng.integers(9, width - x + 1), rng.integers(9, height - y + 1)
         mask = np.zeros((height, width), bool)
         mask[y : y + h, x : x + w] = True
-        side = context_side(mask, share)
-        crop = random_context(mask, side, rng)
+        there = outline(white(mask))
+        side = context_side(there, share)
+        crop = random_context(there, side, rng)
         assert crop.side == side <= min(height, width)
         assert 0 <= crop.x0 <= width - side and 0 <= crop.y0 <= height - side
         for start, low, length in ((crop.x0, x, w), (crop.y0, y, h)):
@@ -321,7 +324,8 @@ def test_random_context_holds_the_object_anywhere(rng, share):
     assert inside > 20
     mask = np.zeros((100, 100), bool)
     mask[40:50, 40:50] = True
-    left = [random_context(mask, 30, rng).x0 for _ in range(3000)]
+    there = outline(white(mask))
+    left = [random_context(there, 30, rng).x0 for _ in range(3000)]
     np.testing.assert_allclose(np.bincount(left)[20:41], 3000 / 21, atol=60)
     assert min(left) == 20 and max(left) == 40
 
@@ -329,9 +333,10 @@ def test_random_context_holds_the_object_anywhere(rng, share):
 def test_random_context_is_never_empty(rng):
     mask = np.zeros((40, 200), bool)
     mask[5:30, [3, 4, 190]] = True  # two pieces, further apart than the photo is high
+    there = outline(white(mask))
     seen = set()
     for _ in range(200):
-        crop = random_context(mask, context_side(mask, 0.1), rng)
+        crop = random_context(there, context_side(there, 0.1), rng)
         square = mask[crop.y0 : crop.y0 + 40, crop.x0 : crop.x0 + 40]
         assert crop.side == 40 and square.shape == (40, 40) and square.any()
         seen.add(crop.x0 > 100)

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from imprint_jax import host_memory
 from imprint_jax.errors import InputError
 from imprint_jax.inputs.records import RecordSource
 from imprint_jax.inputs.transforms import InPlace, InScene, Pasted, ViewPair
@@ -113,13 +114,14 @@ def make_dataset(
         if not flags.FLAGS.is_parsed():  # Grain reads its flags when it starts workers
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers=config.data.num_workers)
-        dataset = dataset.mp_prefetch(workers, worker_init_fn=_ignore_sigterm)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_begin_worker)
     return dataset
 
 
-def _ignore_sigterm(worker: int, workers: int) -> None:
-    """Schedulers signal all processes of a job; the training's own says when these end."""
+def _begin_worker(worker: int, workers: int) -> None:
+    # Schedulers signal all processes of a job; the training's own says when these end.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    host_memory.keep_freed()
 
 
 def make_transform(config, source) -> ViewPair | Pasted | InPlace | InScene:

@@ -17,6 +17,7 @@ from imprint_jax.errors import InputError
 from imprint_jax.geometry import (
     FAINT,
     MIN_CONTEXT,
+    Box,
     Crop,
     bounding_box,
     centre,
@@ -197,41 +198,57 @@ def square_of(image: Image.Image, crop: Crop, size: int) -> np.ndarray:
     return resize(np.asarray(image.crop(box)), size, size)
 
 
-def context_side(mask: np.ndarray, share: float) -> int:
+class Outline(NamedTuple):
+    """Where an object is in its picture, found once for all that ask."""
+
+    coverage: np.ndarray  # (h w) uint8
+    inside: np.ndarray  # (h w) bool, true from `FAINT` on
+    box: Box
+    area: int  # pixels
+
+
+def outline(coverage: np.ndarray) -> Outline:
+    """The outline of an object's coverage (h w) uint8, which is not empty."""
+    inside = coverage >= FAINT
+    x0, y0, x1, y1 = box = bounding_box(inside)
+    return Outline(coverage, inside, box, np.count_nonzero(inside[y0:y1, x0:x1]))
+
+
+def context_side(there: Outline, share: float) -> int:
     """Side of the square of a photo of which the object covers `share`.
 
     It is larger where the context of `MIN_CONTEXT` asks for it, and never larger than the photo.
 
     Args:
-        mask: (h w) bool, the object, not empty.
+        there: The object's.
         share: Of the square's area.
 
     Returns:
         Pixels.
     """
-    x0, y0, x1, y1 = bounding_box(mask)
+    x0, y0, x1, y1 = there.box
     least = math.ceil(max(x1 - x0, y1 - y0) * MIN_CONTEXT)
-    return min(max(round(math.sqrt(np.count_nonzero(mask) / share)), least), *mask.shape)
+    return min(max(round(math.sqrt(there.area / share)), least), *there.inside.shape)
 
 
-def random_context(mask: np.ndarray, side: int, rng: np.random.Generator) -> Crop:
+def random_context(there: Outline, side: int, rng: np.random.Generator) -> Crop:
     """A random square of a photo with all of the object in it, or some where it is too long.
 
     Args:
-        mask: (h w) bool, the object.
+        there: The object's outline.
         side: Pixels, from `context_side`.
         rng: Source of randomness.
     """
 
-    def start(occupied: np.ndarray) -> int:
-        places = np.flatnonzero(occupied)
-        low, high = places[0], places[-1] + 1
+    def start(low: int, high: int, length: int, across: int) -> int:
         if high - low <= side:
-            return int(rng.integers(max(high - side, 0), min(low, len(occupied) - side) + 1))
-        seen = rng.choice(places)  # the object may have gaps
+            return int(rng.integers(max(high - side, 0), min(low, length - side) + 1))
+        # The object may have gaps.
+        seen = rng.choice(np.flatnonzero(there.inside.any(axis=across)))
         return int(np.clip(rng.integers(seen - side + 1, seen + 1), low, high - side))
 
-    return Crop(start(mask.any(axis=0)), start(mask.any(axis=1)), side)
+    (x0, y0, x1, y1), (height, width) = there.box, there.inside.shape
+    return Crop(start(x0, x1, width, 0), start(y0, y1, height, 1), side)
 
 
 def decode_view(record: Record) -> tuple[np.ndarray, np.ndarray]:
@@ -263,6 +280,12 @@ def open_shrunk(record: Record, mask: np.ndarray, scale: float) -> tuple[Image.I
     return image, mask
 
 
+def open_outlined(record: Record, there: Outline, scale: float) -> tuple[Image.Image, Outline]:
+    """As `open_shrunk`, with the outline in place of its mask."""
+    image, coverage = open_shrunk(record, there.coverage, scale)
+    return image, there if coverage is there.coverage else outline(coverage)
+
+
 class Perturbation(NamedTuple):
     """P(T(.)): how an object image is changed."""
 
@@ -275,30 +298,25 @@ def random_perturbation(data, rng: np.random.Generator) -> Perturbation:
     return Perturbation(random_colors(rng, data.color), random_affine(rng, **data.affine))
 
 
-def object_scale(mask: np.ndarray, size: int) -> float:
-    """How much of an image's resolution an object image of `size` pixels needs.
-
-    Args:
-        mask: (h w) uint8 coverage.
-        size: Side of the object image.
-    """
-    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
+def object_scale(there: Outline, size: int) -> float:
+    """How much of an image's resolution an object image of `size` pixels needs."""
+    x0, y0, x1, y1 = there.box
     return OVERSIZE * size / max(x1 - x0, y1 - y0)
 
 
 def perturbed_object(
-    image: Image.Image, mask: np.ndarray, perturbation: Perturbation, size: int
+    image: Image.Image, there: Outline, perturbation: Perturbation, size: int
 ) -> np.ndarray:
     """The object image (size size 3) uint8, perturbed.
 
     Args:
         image: Of mode "RGB".
-        mask: (h w) uint8 coverage.
+        there: The object in it.
         perturbation: From `random_perturbation`.
         size: Side of the object image.
     """
-    x0, y0, x1, y1 = box = bounding_box(mask >= FAINT)
-    cut, edge = np.asarray(image.crop(box)), mask[y0:y1, x0:x1]
+    x0, y0, x1, y1 = there.box
+    cut, edge = np.asarray(image.crop(there.box)), there.coverage[y0:y1, x0:x1]
     scale = OVERSIZE * size / max(edge.shape)
     if scale < 1:
         width, height = (max(round(side * scale), 1) for side in (x1 - x0, y1 - y0))
@@ -309,9 +327,9 @@ def perturbed_object(
 
 def object_of(config, record: Record, perturbation: Perturbation) -> np.ndarray:
     """The object image of a record, perturbed."""
-    mask = decode_coverage(record)
-    image, mask = open_shrunk(record, mask, object_scale(mask, config.object_size))
-    return perturbed_object(image, mask, perturbation, config.object_size)
+    there = outline(decode_coverage(record))
+    image, there = open_outlined(record, there, object_scale(there, config.object_size))
+    return perturbed_object(image, there, perturbation, config.object_size)
 
 
 def view_on_black(record: Record, colors: np.ndarray, size: int) -> np.ndarray:
@@ -415,19 +433,18 @@ class InPlace(grain.transforms.RandomMap):
         perturbation = random_perturbation(config.data, rng)
         share = math.exp(rng.uniform(*np.log(config.data.share)))
         record = self.records[second]
-        mask = decode_coverage(record)
-        scale = size / context_side(mask >= FAINT, share)
+        there = outline(decode_coverage(record))
+        scale = size / context_side(there, share)
         if first == second:
-            scale = max(scale, object_scale(mask, config.object_size))
-            image, mask = open_shrunk(record, mask, scale)
-            crop = perturbed_object(image, mask, perturbation, config.object_size)
+            scale = max(scale, object_scale(there, config.object_size))
+        image, there = open_outlined(record, there, scale)
+        if first == second:
+            crop = perturbed_object(image, there, perturbation, config.object_size)
         else:
             crop = object_of(config, self.records[first], perturbation)
-            image, mask = open_shrunk(record, mask, scale)
-        hole = mask >= FAINT
-        square = random_context(hole, context_side(hole, share), rng)
+        square = random_context(there, context_side(there, share), rng)
         target = square_of(image, square, size)
-        return Scene(crop, target, extract(hole, square, size), (first, second))
+        return Scene(crop, target, extract(there.inside, square, size), (first, second))
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return _with_random_level(self.scene(k, rng), self.config, rng)
@@ -466,11 +483,11 @@ class InScene(grain.transforms.RandomMap):
         if not record["background"]:
             raise InputError(f'{record["group"]} has no background; the kind "scenes" needs it.')
         share = math.exp(rng.uniform(*np.log(self.config.data.share)))
-        hole = decode_coverage(record) >= FAINT
-        square = random_context(hole, context_side(hole, share), rng)
+        there = outline(decode_coverage(record))
+        square = random_context(there, context_side(there, share), rng)
         pictures = (open_rgb(record[key], record["group"]) for key in ("image", "background"))
         target, background = (square_of(picture, square, size) for picture in pictures)
-        hole = extract(hole, square, size)
+        hole = extract(there.inside, square, size)
         if rng.random() < SHADOW_SHARE:
             hole = with_shadow(target, background, hole)
         return Scene(crop, target, hole, (first, second), background)
