@@ -227,4 +227,9 @@ class Trainer:
             found = self._losses(trained, frozen, batch, jax.random.key(0), graphdef)
             return jnp.mean(found.values)
 
-        return flops.count(jax.grad(mean_loss), state.trained, state.frozen, batch)
+        # The chunked kernel computes its scores a second time in the backward pass.
+        layers.use_attention_backend("plain")
+        try:
+            return flops.count(jax.grad(mean_loss), state.trained, state.frozen, batch)
+        finally:
+            layers.use_attention_backend(self.config.attention)
