@@ -190,6 +190,11 @@ And the photographs that `data/recipes/photos.py` names: `cat`, `coffee`, `creek
 `fig`, `meadow`, `mountains`, `room` and `sunset` of the table above; of lomiri-wallpapers also
 "Picture 1A" by Trevor "Freespace", "Friends" by Aitzol Berasategi and "Umang" by Abhishek Mudgal,
 all CC BY 4.0.
+
+## Licences
+
+CC0 1.0: creativecommons.org/publicdomain/zero/1.0. CC BY: creativecommons.org/licenses/by/4.0, /by/3.0
+and /by/3.0/us. CC BY-SA: creativecommons.org/licenses/by-sa/4.0 and /by-sa/3.0.
 """
 
 
