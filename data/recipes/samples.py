@@ -193,8 +193,8 @@ all CC BY 4.0.
 
 ## Licences
 
-CC0 1.0: creativecommons.org/publicdomain/zero/1.0. CC BY: creativecommons.org/licenses/by/4.0, /by/3.0
-and /by/3.0/us. CC BY-SA: creativecommons.org/licenses/by-sa/4.0 and /by-sa/3.0.
+CC0 1.0: creativecommons.org/publicdomain/zero/1.0. CC BY: creativecommons.org/licenses/by/4.0,
+/by/3.0 and /by/3.0/us. CC BY-SA: creativecommons.org/licenses/by-sa/4.0 and /by-sa/3.0.
 """
 
 
