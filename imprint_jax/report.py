@@ -73,7 +73,7 @@ def summarize(evaluation: Evaluation, *, command: str, manifest: dict) -> dict:
     methods = {}
     for method in evaluation.sets:
         found = _values(evaluation, method)
-        methods[method] = {name: _summary(found[name], first[name]) for name in found}
+        methods[method] = {name: _summary(found[name], first.get(name, [])) for name in found}
         methods[method] |= {k: {"mean": x} for k, x in evaluation.sets[method].items()}
     folders = {shot.method: shot.path.parent for shot in evaluation.shots}
     return {

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -261,10 +262,11 @@ def test_the_page_shows_the_worst_first(found, tmp_path):
         report.write(found, summarized(found), tmp_path, worst="copy", limit=4)
 
 
-def test_the_command(folder, tmp_path):
+def test_the_command(folder, tmp_path, monkeypatch):
     arguments = ["evaluate", "--manifest", str(folder / "set" / "manifest.jsonl")]
     arguments += ["--out", str(tmp_path), "--results", f"best={folder / 'truth'}"]
     arguments += ["--baseline", "poisson", "--results", str(folder / "other"), "--worst", "psnr"]
+    monkeypatch.setattr("sys.argv", ["imprint", *arguments])  # as a shell would
     done = runner.invoke(app, arguments, env={"COLUMNS": "200"}, catch_exceptions=False)
     assert done.exit_code == 0
     assert re.search(r"psnr ↑ +│ +100 ± 0", done.stdout)
@@ -272,7 +274,7 @@ def test_the_command(folder, tmp_path):
     assert "not computed: lpips (needs weights: --lpips)" in done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["methods"]) == ["best", "other", "poisson"]
-    assert summary["command"].startswith("imprint ")
+    assert summary["command"] == shlex.join(["imprint", *arguments])
     file = folder / "set" / "manifest.jsonl"
     about = {"path": str(file), "sha256": file_hash(file), "entries": 6, "objects": 3}
     assert summary["manifest"] == about

@@ -344,7 +344,7 @@ def test_inputs_need_no_jax():
 import sys
 import imprint_jax.inputs.check, imprint_jax.inputs.prepare, imprint_jax.inputs.show
 ours = {name for name in sys.modules if name.startswith("imprint_jax.")}
-allowed = {"errors", "geometry", "host_memory", "images", "inputs", "processes"}
+allowed = {"errors", "files", "geometry", "host_memory", "images", "inputs", "processes"}
 assert {name.split(".")[1] for name in ours} == allowed, ours
 """
     subprocess.run([sys.executable, "-c", script], check=True)
