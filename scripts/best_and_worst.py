@@ -34,7 +34,7 @@ def column(folder: Path, row: dict[str, str], measure: str) -> np.ndarray:
     for kind in ("object", "hole", f"method.{row['method']}", "target"):
         picture = Image.open(f"{stem}.{kind}.jpg").convert("RGB")
         picture.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
-        square = Image.new("RGB", (TILE, TILE))
+        square = Image.new("RGB", (TILE, TILE), (64, 64, 64))  # as the object stands on
         square.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2))
         tiles.append(np.asarray(square))
     caption = Image.new("RGB", (TILE, CAPTION), "white")
