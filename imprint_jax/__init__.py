@@ -11,10 +11,10 @@ from imprint_jax.errors import InputError
 __version__ = "0.1.0"
 
 _MODULES = {
-    "Compositor": "compose",
-    "Placement": "request",
-    "Request": "request",
-    "Settings": "compose",
+    "Compositor": "composing.compositor",
+    "Placement": "composing.request",
+    "Request": "composing.request",
+    "Settings": "composing.compositor",
 }
 __all__ = ["Compositor", "InputError", "Placement", "Request", "Settings"]
 

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imprint_jax import config, host_memory
-from imprint_jax.accelerators import ACCELERATORS, UTILISATION
+from imprint_jax import config
+from imprint_jax.data.pipeline import make_dataset, make_stream
+from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.transforms import OVERSIZE, random_colors, recolor
 from imprint_jax.geometry import FAINT, MIN_CONTEXT, OBJECT_MARGIN
-from imprint_jax.inputs.pipeline import make_dataset, make_stream
-from imprint_jax.inputs.prepare import prepare
-from imprint_jax.inputs.transforms import OVERSIZE, random_colors, recolor
+from imprint_jax.planning.accelerators import ACCELERATORS, UTILISATION
+from imprint_jax.runtime import host_memory
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 

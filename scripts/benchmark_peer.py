@@ -12,7 +12,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from imprint_jax import accelerators, config
+from imprint_jax import config
+from imprint_jax.planning import accelerators
 
 SIDES = ("ours", "torch")
 SIZES = ("full", "mini", "deep")

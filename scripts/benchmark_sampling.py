@@ -99,8 +99,9 @@ def _ours(size: str, batch: int, num_steps: int, dtype: str, eager: bool, folder
     import jax
     import jax.numpy as jnp
 
-    from imprint_jax import flops, sampling
-    from imprint_jax.models import imprint, initial
+    from imprint_jax.diffusion import sampling
+    from imprint_jax.models import imprint, init
+    from imprint_jax.training import flops
 
     c = benchmark_peer.case(size, 2, dtype)
     graphdef, abstract = imprint.split(c.model, jnp.dtype(dtype))
@@ -124,9 +125,7 @@ def _ours(size: str, batch: int, num_steps: int, dtype: str, eager: bool, folder
     params = {}
     for part in abstract:
         stored = jnp.float32 if part == "vae" else jnp.dtype(dtype)  # as `Compositor` keeps them
-        params[part] = jax.tree.map(
-            partial(jnp.asarray, dtype=stored), initial.draw(part, c.model, 0)
-        )
+        params[part] = jax.tree.map(partial(jnp.asarray, dtype=stored), init.draw(part, c.model, 0))
     args = (params, *_inputs(c, batch).values(), _keys(batch))
     program, seconds = _timed(lambda: jax.jit(run).lower(*args).compile())
     pictures, rate = _rate(lambda: np.asarray(program(*args)), batch)
@@ -254,7 +253,8 @@ def memory() -> None:
     import jax
     import jax.numpy as jnp
 
-    from imprint_jax import compose, config
+    from imprint_jax import config
+    from imprint_jax.composing import compositor
     from imprint_jax.models import imprint
 
     c = config.default()
@@ -273,7 +273,7 @@ def memory() -> None:
         }
         for b in (1, 4):
             shape = jax.ShapeDtypeStruct
-            run = partial(compose.generate, graphdef, c, (2, "ddim", 0.0))
+            run = partial(compositor.generate, graphdef, c, (2, "ddim", 0.0))
             plan = (
                 jax.jit(run)
                 .lower(

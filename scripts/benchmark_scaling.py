@@ -14,9 +14,12 @@ import benchmark_train
 import jax
 import numpy as np
 
-from imprint_jax import batch as batches
-from imprint_jax import config, distributed, host_memory, plan, sharding
-from imprint_jax.state import Trainer
+from imprint_jax import config
+from imprint_jax.data import batch as batches
+from imprint_jax.planning import plan
+from imprint_jax.runtime import distributed, host_memory
+from imprint_jax.training import sharding
+from imprint_jax.training.state import Trainer
 
 RECIPE = "mini_stage1"
 BATCH_SIZE = 16  # over all processes
@@ -35,7 +38,7 @@ def run_process(port: int, count: int, number: int, fsdp: int) -> None:
     """One process of a run; the first prints a step's median seconds and a device's bytes sent."""
     if count > 1:
         distributed.initialize(f"localhost:{port}", count, number)
-    host_memory.keep_freed()  # as imprint_jax.train does on CPU
+    host_memory.keep_freed()  # as imprint_jax.training.train does on CPU
     settings = config.load(RECIPE, overrides(fsdp))
     trainer = Trainer(settings, sharding.make_mesh(fsdp))
     state = trainer.init(trainer.initial_params({}))

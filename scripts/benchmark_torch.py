@@ -11,8 +11,9 @@ import torch
 import transformers
 from torch.nn import functional
 
-from imprint_jax.convert import dinov2, rules, sd
-from imprint_jax.models import imprint, initial, vit
+from imprint_jax.models import imprint, init
+from imprint_jax.models.dinov2 import IMAGENET_MEAN, IMAGENET_STD
+from imprint_jax.weights import dinov2, mapping, stable_diffusion
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -86,7 +87,7 @@ class Adapter(torch.nn.Module):
 
 
 class Peer(torch.nn.Module):
-    """All four networks, channels last, on the device, with the weights `initial.draw` gives.
+    """All four networks, channels last, on the device, with the weights `init.draw` gives.
 
     Args:
         model: The `model` section of a configuration.
@@ -101,8 +102,8 @@ class Peer(torch.nn.Module):
             state_dict=tensors("dinov2"),
         )
         self.adapter = _loaded(lambda: Adapter(**model.adapter), tensors("adapter"))
-        unet = sd.unet_config(model.unet, 64)
-        vae = sd.vae_config(model.vae, 512)
+        unet = stable_diffusion.unet_config(model.unet, 64)
+        vae = stable_diffusion.vae_config(model.vae, 512)
         self.unet = _loaded(
             lambda: diffusers.UNet2DConditionModel.from_config(unet), tensors("unet")
         )
@@ -120,8 +121,7 @@ class Peer(torch.nn.Module):
     def encode_object(self, objects):
         """(b 3 s s) in [-1, 1] -> the object's tokens (b t c), without the registers."""
         mean, std = (
-            torch.tensor(x, device=DEVICE)[:, None, None]
-            for x in (vit.IMAGENET_MEAN, vit.IMAGENET_STD)
+            torch.tensor(x, device=DEVICE)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD)
         )
         tokens = self.dinov2(((objects + 1) / 2 - mean) / std).last_hidden_state
         tokens = torch.cat([tokens[:, :1], tokens[:, 1 + self.registers :]], 1)
@@ -139,8 +139,12 @@ class Peer(torch.nn.Module):
 def _drawn(part: str, model) -> dict:
     """A component's tensors under the names of the modules above."""
     abstract = imprint.abstract(part, model)
-    table = dinov2.hf_table(abstract) if part == "dinov2" else sd.diffusers_table(abstract)
-    tensors = rules.write(table, initial.draw(part, model, 0))
+    table = (
+        dinov2.hf_table(abstract)
+        if part == "dinov2"
+        else stable_diffusion.diffusers_table(abstract)
+    )
+    tensors = mapping.write(table, init.draw(part, model, 0))
     for key in tensors:  # one by one, so that each is in memory once
         tensors[key] = torch.from_numpy(np.ascontiguousarray(tensors[key]))
     return tensors

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import benchmark_peer
 import numpy as np
 
-from imprint_jax import batch as batches
+from imprint_jax.data import batch as batches
 
 STEPS = 15  # timed after two that warm up; the median counts
 
@@ -110,12 +110,13 @@ def _ours(size: str, stage: int, remat: bool, batch: int, dtype: str, eager: boo
     """Our step. The host's part is the time until its call returns: it waits for no result."""
     import jax
 
-    from imprint_jax import host_memory, sharding
-    from imprint_jax.state import Trainer
+    from imprint_jax.runtime import host_memory
+    from imprint_jax.training import sharding
+    from imprint_jax.training.state import Trainer
 
     c = _settings(size, stage, remat, batch, dtype)
     if jax.default_backend() == "cpu":
-        host_memory.keep_freed()  # as imprint_jax.train does
+        host_memory.keep_freed()  # as imprint_jax.training.train does
     trainer = Trainer(c, sharding.make_mesh(1))
     state = trainer.init(trainer.initial_params({}))
     step, where = trainer.train_step(), sharding.batch_sharding(trainer.mesh)
@@ -141,7 +142,7 @@ def _draws(c) -> dict[str, np.ndarray]:
     """What our first step draws for the batch of `random_batch`."""
     import jax
 
-    from imprint_jax import losses
+    from imprint_jax.diffusion import losses
     from imprint_jax.models import imprint
 
     side = c.image_size // imprint.latent_factor(c.model)
@@ -160,7 +161,7 @@ def _torch(size: str, stage: int, remat: bool, batch: int, dtype: str, eager: bo
     import benchmark_torch
     import torch
 
-    from imprint_jax import diffusion
+    from imprint_jax.diffusion import process
 
     c = _settings(size, stage, remat, batch, dtype)
     peer = benchmark_torch.Peer(c.model).train()
@@ -176,7 +177,7 @@ def _torch(size: str, stage: int, remat: bool, batch: int, dtype: str, eager: bo
     optimizer = torch.optim.AdamW(trained, lr=1e-8, weight_decay=1e-2, fused=True)
     average = [x.detach().clone() for x in trained]
     host = random_batch(c) | _draws(c)
-    schedule = np.asarray(diffusion.noise_schedule(c.diffusion), np.float32)
+    schedule = np.asarray(process.noise_schedule(c.diffusion), np.float32)
     alphas = benchmark_torch.on_device(schedule)
 
     def once() -> float:
@@ -215,7 +216,7 @@ def _freeze(peer, stage: int, dtype) -> list:
 
 
 def _loss(peer, tensors: dict, alphas, stage: int):
-    """`imprint_jax.losses` with PyTorch's modules."""
+    """`imprint_jax.diffusion.losses` with PyTorch's modules."""
     import benchmark_torch
     import torch
 

@@ -127,13 +127,13 @@ def run_ours(folder: Path, name: str) -> tuple[np.ndarray, float]:
     import jax.numpy as jnp
     from flax import nnx, traverse_util
 
-    from imprint_jax import pretrained
     from imprint_jax.models import imprint
+    from imprint_jax.weights import release
 
     component, method, _ = CASES[name]
-    model = pretrained.load_config(folder / "ours").model
+    model = release.load_config(folder / "ours").model
     abstract = imprint.abstract(component, model)
-    params = pretrained.load_component(str(folder / "ours"), component, abstract)
+    params = release.load_component(str(folder / "ours"), component, abstract)
     flat = traverse_util.flatten_dict(params)
     del params
     for path in flat:  # one by one, so that each array is in memory once
@@ -165,12 +165,13 @@ def fastest(call) -> tuple[np.ndarray, float]:
 
 def compose(folder: Path) -> None:
     """One composite of 512 px in 2 steps by the converted model and a random adapter."""
-    from imprint_jax import Compositor, pretrained
-    from imprint_jax.models import initial
+    from imprint_jax import Compositor
+    from imprint_jax.models import init
+    from imprint_jax.weights import release
 
-    model = pretrained.load_config(folder / "ours").model
+    model = release.load_config(folder / "ours").model
     if not (folder / "ours/adapter.safetensors").exists():
-        pretrained.write_component(folder / "ours", "adapter", initial.draw("adapter", model, 0))
+        release.write_component(folder / "ours", "adapter", init.draw("adapter", model, 0))
     compositor = Compositor.from_pretrained(folder / "ours")
     rng = np.random.default_rng(0)
     thing = np.dstack([rng.integers(0, 256, (300, 200, 3)), np.full((300, 200), 255)])

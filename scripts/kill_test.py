@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
-from imprint_jax import checkpoint
+from imprint_jax.training import checkpoint
 
 EARLY = 5  # every so many runs are killed before their first checkpoint
 ROUNDING = 1e-5  # relative difference of losses on other numbers of devices

@@ -16,8 +16,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 import jax
 import pytest
 
-from imprint_jax import config, pretrained
-from imprint_jax.models import imprint, initial
+from imprint_jax import config
+from imprint_jax.models import imprint, init
+from imprint_jax.weights import release
 from tests.tiny import tiny_config
 
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -40,7 +41,7 @@ def tiny_release(tmp_path_factory):
     c = tiny_config(2)
     c.sampling.num_steps = 4
     folder = tmp_path_factory.mktemp("released") / "tiny"
-    pretrained.save(folder, c, initial.draw_all(c.model, 0))
+    release.save(folder, c, init.draw_all(c.model, 0))
     return folder
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from imprint_jax import sharding
-from imprint_jax.state import Trainer
+from imprint_jax.training import sharding
+from imprint_jax.training.state import Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import benchmark_peer

@@ -11,11 +11,12 @@ import pytest
 from flax import traverse_util
 from PIL import Image
 
-from imprint_jax import config, optim, sharding
+from imprint_jax import config
+from imprint_jax.data.pipeline import make_stream
+from imprint_jax.data.preparation.prepare import prepare
 from imprint_jax.images import read_image
-from imprint_jax.inputs.pipeline import make_stream
-from imprint_jax.inputs.prepare import prepare
-from imprint_jax.state import Trainer
+from imprint_jax.training import optimizer, sharding
+from imprint_jax.training.state import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
@@ -26,8 +27,8 @@ def test_parameter_table(recipe, request):
     """Path, shape, dtype in the training state, group, and where it is cut over 8 devices."""
     trainer = Trainer(config.load(recipe), sharding.make_mesh(8))
     state, where = trainer.abstract_state, trainer.state_sharding
-    params = traverse_util.flatten_dict(optim.merge(state.trained, state.frozen), sep="/")
-    specs = traverse_util.flatten_dict(optim.merge(where.trained, where.frozen), sep="/")
+    params = traverse_util.flatten_dict(optimizer.merge(state.trained, state.frozen), sep="/")
+    specs = traverse_util.flatten_dict(optimizer.merge(where.trained, where.frozen), sep="/")
     lines = [
         f"{path} {x.shape} {x.dtype} {trainer.labels[path]} {tuple(specs[path].spec)}\n"
         for path, x in sorted(params.items())

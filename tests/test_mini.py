@@ -12,21 +12,23 @@ import pytest
 from PIL import Image
 from scipy.spatial import KDTree
 
-from imprint_jax import Compositor, config, diffusion, losses, pretrained
+from imprint_jax import Compositor, config
+from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.records import RecordSource
+from imprint_jax.data.transforms import Pasted
+from imprint_jax.diffusion import losses, process
+from imprint_jax.evaluation.background import overlap
 from imprint_jax.geometry import fill_hole, ring_around
-from imprint_jax.inputs.prepare import prepare
-from imprint_jax.inputs.records import RecordSource
-from imprint_jax.inputs.transforms import Pasted
-from imprint_jax.metrics.background import overlap
 from imprint_jax.models import imprint
 from imprint_jax.models.vae import LappedCodec
+from imprint_jax.weights import release
 
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 
 
 @pytest.fixture(scope="module")
 def mini():
-    settings, params = pretrained.load(pretrained.model_folder("mini"))
+    settings, params = release.load(release.model_folder("mini"))
     return settings, imprint.split(settings.model)[0], params
 
 
@@ -56,7 +58,7 @@ def test_the_right_objects_tokens_help(mini, held_out):
     other = np.array([rng.choice(np.flatnonzero(groups != group)) for group in groups])
     whole = config.load("mini_stage2").unlock()
     whole.drop_probability = 0.0
-    schedule = jnp.asarray(diffusion.noise_schedule(settings.diffusion))
+    schedule = jnp.asarray(process.noise_schedule(settings.diffusion))
 
     @jax.jit
     def loss(batch):
@@ -151,7 +153,7 @@ def test_the_recipes_overrides_are_understood():
 
 
 def test_mini_is_small_and_says_what_it_is():
-    folder = pretrained.model_folder("mini")
+    folder = release.model_folder("mini")
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert set(files) == {"config.json", *(f"{c}.safetensors" for c in imprint.COMPONENTS)}
     assert sum(files.values()) <= 30_000_000

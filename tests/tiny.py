@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from imprint_jax import config
-from imprint_jax.inputs.prepare import prepare
+from imprint_jax.data.preparation.prepare import prepare
 
 
 def tiny_config(stage: int):

@@ -18,8 +18,8 @@ import numpy as np
 from numpy._core.multiarray import _reconstruct
 
 from imprint_jax.errors import InputError
-from imprint_jax.metrics.perceptual import NETWORKS, convolutions
-from imprint_jax.tensors import write_tensors
+from imprint_jax.evaluation.perceptual import NETWORKS, convolutions
+from imprint_jax.weights.tensors import write_tensors
 
 # The package's names of the networks: of the pickle, and of the backbone in it.
 NAMES = {"alex": ("alexnet", "AlexNet_0"), "vgg": ("vgg16", "VGG16_0")}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from imprint_jax.render import find_models, render_folder
+from imprint_jax.rendering.views import find_models, render_folder
 
 NUM_VIEWS = 36
 SIZE = 192  # pixels, the side of a view

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from samples import OBJECTS
 
-from imprint_jax.render import find_models
+from imprint_jax.rendering.views import find_models
 
 # Words in the names of what is no object to put into a photo.
 LEFT_OUT = frozenset(

@@ -79,17 +79,18 @@ def compose(
     The hole is white in --mask, or the rectangle --box. Outside the hole and its feathered edge
     the photo stays as it is, pixel for pixel.
     """
-    from imprint_jax import batch_job, pretrained
-    from imprint_jax import manifest as manifests
-    from imprint_jax.compose import Settings
-    from imprint_jax.inputs.segment import Segmenter
-    from imprint_jax.request import check_numbers
-    from imprint_jax.tensors import file_hash
+    from imprint_jax.composing import job
+    from imprint_jax.composing import manifest as manifests
+    from imprint_jax.composing.compositor import Settings
+    from imprint_jax.composing.request import check_numbers
+    from imprint_jax.data.segment import Segmenter
+    from imprint_jax.weights import release
+    from imprint_jax.weights.tensors import file_hash
 
     # Everything that can be wrong is found before the model is loaded, or anything written.
-    folder = pretrained.model_folder(model)
+    folder = release.model_folder(model)
     settings = Settings(steps, guidance, sampler, eta, match_colors)
-    settings = settings.filled(pretrained.load_config(folder))
+    settings = settings.filled(release.load_config(folder))
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}.")
     if mask_level is not None:
@@ -99,7 +100,7 @@ def compose(
     shape = dict(mask_level=mask_level, scribble=scribble, invert_mask=invert_mask)
     segmenter = Segmenter(segment) if segment else None
     how = shape | ({"segment": file_hash(segment)[:16]} if segment else {})
-    describe = partial(batch_job.provenance, folder, settings, how, dtype)
+    describe = partial(job.provenance, folder, settings, how, dtype)
     shape["segmenter"] = segmenter
     load = partial(_load_compositor, folder, dtype=dtype, max_batch=batch_size)
 
@@ -125,7 +126,7 @@ def _entry(
     seed: int | None,
 ):
     """What a manifest would say of a command line without one."""
-    from imprint_jax.manifest import Entry, ObjectEntry
+    from imprint_jax.composing.manifest import Entry, ObjectEntry
 
     if not object or background is None:
         raise InputError("Give --object and --background, or --manifest.")
@@ -139,7 +140,8 @@ def _entry(
 def _compose_one(
     entry, out: Path, load: Callable, settings, describe: Callable, shape: dict
 ) -> None:
-    from imprint_jax import batch_job, images
+    from imprint_jax import images
+    from imprint_jax.composing import job
 
     if out.suffix.lower() != ".png":
         raise InputError(
@@ -152,7 +154,7 @@ def _compose_one(
     with console.status("composing"):
         (result,) = compositor.run([request], settings)
     for number, (name, picture) in enumerate(zip(entry.names(), result.pictures, strict=True)):
-        text = batch_job.png_text(how, entry.seed, number)
+        text = job.png_text(how, entry.seed, number)
         path = out.with_name(name).with_suffix(out.suffix)
         images.write_png(path, np.asarray(picture), text)
         note(f"wrote {path}")
@@ -161,15 +163,15 @@ def _compose_one(
 def _compose_many(
     entries, out: Path, load: Callable, settings, describe: Callable, shape: dict
 ) -> None:
-    from imprint_jax import batch_job
+    from imprint_jax.composing import job
 
     how = describe()
-    todo = batch_job.unfinished(entries, out, how)
+    todo = job.unfinished(entries, out, how)
     if len(todo) < len(entries):
         note(f"{len(entries) - len(todo)} of {len(entries)} were done before")
     if not todo:
         return
-    jobs = batch_job.compose_entries(load(), todo, out, settings, how, **shape)
+    jobs = job.compose_entries(load(), todo, out, settings, how, **shape)
     failed = 0
     for entry, error in track(jobs, "composing", len(todo)):
         if error:
@@ -181,7 +183,7 @@ def _compose_many(
 
 
 def _load_compositor(folder: Path, **options):
-    from imprint_jax.compose import Compositor
+    from imprint_jax.composing.compositor import Compositor
 
     use_compilation_cache()
     with console.status("loading the model"):

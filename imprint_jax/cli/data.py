@@ -46,15 +46,15 @@ def render(
 
     RGBA views on nothing; or, with --scenes, views of a model on a floor, with and without it.
     """
-    from imprint_jax import render
-    from imprint_jax import scenes as scene_renderer
+    from imprint_jax.rendering import scenes as scene_renderer
+    from imprint_jax.rendering import views as view_renderer
 
     if scenes is None and photos is not None:
         raise InputError("--photos are for scenes: add --scenes N, or leave them out.")
     options = dict(size=size, workers=workers, limit=limit, seed=seed, up=up)
-    total = min(render.count_models(models), limit or sys.maxsize)
+    total = min(view_renderer.count_models(models), limit or sys.maxsize)
     if scenes is None:
-        results = render.render_folder(models, dst, num_views=views or 36, **options)
+        results = view_renderer.render_folder(models, dst, num_views=views or 36, **options)
     else:
         results = scene_renderer.render_scenes(
             models,
@@ -125,7 +125,7 @@ def prepare(
     ] = "local",
 ) -> None:
     """Turn a data set into records that training reads. Stopped, it is started again."""
-    from imprint_jax.inputs.prepare import prepare
+    from imprint_jax.data.preparation.prepare import prepare
 
     beam = _beam_options(runner, context.args)
     shares = None if fractions is None else parse_numbers("--fractions", fractions, 3)
@@ -173,7 +173,7 @@ def show(
 ) -> None:
     """Write a page of pictures: records, and the samples that training makes of them."""
     from imprint_jax import config as configs
-    from imprint_jax.inputs.show import show
+    from imprint_jax.data.preparation.show import show
 
     settings = configs.load(config)
     page = show(settings, folder, out, num=num, split=split, kind=kind, backgrounds=backgrounds)
@@ -188,7 +188,7 @@ def check(
     ] = None,
 ) -> None:
     """Read all of a prepared data set; exit code 1 if something is damaged."""
-    from imprint_jax.inputs.check import check
+    from imprint_jax.data.preparation.check import check
 
     with Progress(console=console) as progress:
         task = progress.add_task("checking", total=None)

@@ -31,7 +31,7 @@ def _named(text: str) -> tuple[str, str]:
     Raises:
         InputError: No file could have the name, which ends in file names.
     """
-    from imprint_jax.manifest import FILE_NAME
+    from imprint_jax.composing.manifest import FILE_NAME
 
     name, equals, path = text.partition("=")
     if not equals or Path(text).exists():
@@ -90,10 +90,10 @@ def evaluate(
     steps: Steps = None,
 ) -> None:
     """Measure and show what methods make of a manifest: a table, a CSV file, a page of pictures."""
-    from imprint_jax import evaluate as evaluation
-    from imprint_jax import manifest as manifests
-    from imprint_jax import report
-    from imprint_jax.compose import Settings
+    from imprint_jax.composing import manifest as manifests
+    from imprint_jax.composing.compositor import Settings
+    from imprint_jax.evaluation import evaluate as evaluation
+    from imprint_jax.evaluation import report
 
     folders = {}
     given = [(name, Path(folder)) for name, folder in map(_named, results or [])]
@@ -161,9 +161,9 @@ def probe(
     ] = False,
 ) -> None:
     """Ask encoders which views show the same object: top-1 and mean average precision."""
-    from imprint_jax.inputs.records import RecordSource
-    from imprint_jax.metrics import encoders
-    from imprint_jax.probe import probe as run
+    from imprint_jax.data.records import RecordSource
+    from imprint_jax.evaluation import encoders
+    from imprint_jax.evaluation.identity_probe import probe as run
 
     source = RecordSource(records, split)
     use_compilation_cache()
@@ -221,10 +221,10 @@ def ablate(
     """Train and measure the paper's ablations; `--config.a.b=value` changes all trainings."""
     from absl import flags
 
-    from imprint_jax import ablate as ablation
-    from imprint_jax import evaluate as evaluation
-    from imprint_jax.compose import Settings
-    from imprint_jax.inputs.records import RecordSource
+    from imprint_jax.composing.compositor import Settings
+    from imprint_jax.data.records import RecordSource
+    from imprint_jax.evaluation import ablations as ablation
+    from imprint_jax.evaluation import evaluate as evaluation
 
     variants = ablation.variants(suite, scale, steps=steps, repeats=repeats, overrides=context.args)
     stage1, stage2 = (ablation.recipe("full", scale, stage, context.args) for stage in (1, 2))

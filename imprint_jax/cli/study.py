@@ -21,8 +21,8 @@ def make(
     seed: Annotated[int, typer.Option(help="Decides order and sides.")] = 0,
 ) -> None:
     """Write a page that shows both methods' pictures side by side, not saying which is whose."""
-    from imprint_jax import manifest as manifests
-    from imprint_jax import study as studies
+    from imprint_jax.composing import manifest as manifests
+    from imprint_jax.evaluation import user_study as studies
 
     page = studies.make(manifests.read(manifest), first, second, out, limit=limit, seed=seed)
     note(f"wrote {page}; keep {out / 'key.json'} to yourself")
@@ -34,7 +34,7 @@ def count(
     answers: Annotated[list[Path], typer.Argument(help="Files of answers.")],
 ) -> None:
     """Count the answers that people saved from the page."""
-    from imprint_jax import study as studies
+    from imprint_jax.evaluation import user_study as studies
 
     methods, people, counts = studies.count(folder, answers)
     table = Table(title=f"answers of {people} people")

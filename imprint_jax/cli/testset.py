@@ -26,12 +26,12 @@ def dreambooth(
     num: Num = 1,
 ) -> None:
     """Objects in several backgrounds, from a list of pairs (docs/evaluation.md)."""
-    from imprint_jax import protocols
-    from imprint_jax.inputs.segment import Segmenter
+    from imprint_jax.data.segment import Segmenter
+    from imprint_jax.evaluation import test_sets
 
     segmenter = Segmenter(segment) if segment else None
     options = dict(masks=masks, segmenter=segmenter, num=num)
-    written = protocols.dreambooth(pairs, objects, backgrounds, out, **options)
+    written = test_sets.dreambooth(pairs, objects, backgrounds, out, **options)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
@@ -46,12 +46,13 @@ def perturbed(
     seed: Annotated[int, typer.Option(help="Decides the perturbations.")] = 0,
 ) -> None:
     """Photos whose object is perturbed and to be put back; the photo is the truth."""
-    from imprint_jax import config, protocols
-    from imprint_jax.inputs.records import RecordSource
+    from imprint_jax import config
+    from imprint_jax.data.records import RecordSource
+    from imprint_jax.evaluation import test_sets
 
     options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
     source = RecordSource(records, split)
-    written = protocols.perturbed(config.default(), source, out, **options)
+    written = test_sets.perturbed(config.default(), source, out, **options)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
@@ -70,12 +71,12 @@ def pasted(
 ) -> None:
     """Views of objects pasted into photos; another view is given, the pasted one is the truth."""
     from imprint_jax import config as configs
-    from imprint_jax import protocols
-    from imprint_jax.inputs.records import RecordSource
+    from imprint_jax.data.records import RecordSource
+    from imprint_jax.evaluation import test_sets
 
     options = dict(size=size, num=num, limit=limit, mask_level=mask_level, seed=seed)
     sources = (RecordSource(folder, split) for folder in (records, backgrounds))
-    written = protocols.pasted(configs.load(config), *sources, out, **options)
+    written = test_sets.pasted(configs.load(config), *sources, out, **options)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
@@ -91,11 +92,12 @@ def rendered(
     seed: Annotated[int, typer.Option(help="Decides which views.")] = 0,
 ) -> None:
     """Views of objects, and rendered scenes with and without them; the former is the truth."""
-    from imprint_jax import config, protocols
+    from imprint_jax import config
+    from imprint_jax.evaluation import test_sets
 
     least, most = parse_numbers("--apart", apart, 2)
     options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
-    written = protocols.rendered(
+    written = test_sets.rendered(
         config.default(), views, scenes, out, apart=(least, most), **options
     )
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from imprint_jax.accelerators import UTILISATION
 from imprint_jax.cli.terminal import console, note, stdout, use_compilation_cache
 from imprint_jax.errors import InputError
+from imprint_jax.planning.accelerators import UTILISATION
 
 app = typer.Typer()
 
@@ -41,14 +41,14 @@ def train(
     from absl import flags
 
     from imprint_jax import config as configs
-    from imprint_jax import distributed
+    from imprint_jax.runtime import distributed
 
     settings = configs.load(config, context.args)
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
     use_compilation_cache()
     if multi_process or coordinator or num_processes or process_id is not None:
         distributed.initialize(coordinator, num_processes, process_id)
-    from imprint_jax.train import train as run
+    from imprint_jax.training.train import train as run
 
     code = run(
         settings,
@@ -86,8 +86,8 @@ def plan(
     `--config.a.b=value` works as in `imprint train`.
     """
     from imprint_jax import config as configs
-    from imprint_jax import plan as plans
-    from imprint_jax.accelerators import ACCELERATORS
+    from imprint_jax.planning import plan as plans
+    from imprint_jax.planning.accelerators import ACCELERATORS
 
     if unknown := sorted(set(accelerator or ()) - ACCELERATORS.keys()):
         known = ", ".join(ACCELERATORS)
@@ -113,8 +113,9 @@ def export(
     ema: Annotated[bool, typer.Option(help="The averaged weights, or the last step's.")] = True,
 ) -> None:
     """Write a run's newest weights as a released folder, in half precision."""
-    from imprint_jax import checkpoint, pretrained
+    from imprint_jax.training import checkpoint
+    from imprint_jax.weights import release
 
-    licences = pretrained.load_licences(str(workdir))
-    pretrained.save(dst, *checkpoint.load_params(workdir, ema=ema), licences)
+    licences = release.load_licences(str(workdir))
+    release.save(dst, *checkpoint.load_params(workdir, ema=ema), licences)
     note(f"wrote {dst}")

@@ -30,7 +30,7 @@ def convert(
     are checked against what the network needs, name by name, before anything is written; pickles
     are read as tensors only.
     """
-    from imprint_jax.convert.convert import convert
+    from imprint_jax.weights.convert import convert
 
     convert(src, dst, kind=kind, to=to, dtype=dtype)
     note(f"wrote {dst}")
@@ -41,11 +41,11 @@ def inspect(
     weights: Annotated[str, typer.Argument(help="A shipped model, a folder or a file of weights.")],
 ) -> None:
     """Show what weights a path holds: components, parameters, dtypes, SHA-256."""
-    from imprint_jax import pretrained
-    from imprint_jax.convert.sources import find
-    from imprint_jax.tensors import weights_hash
+    from imprint_jax.weights import release
+    from imprint_jax.weights.detect import find
+    from imprint_jax.weights.tensors import weights_hash
 
-    path = pretrained.resolve(weights)
+    path = release.resolve(weights)
     source = find(path)
     table = Table(title=f"{path}: {source.kind}, {source.layout} names")
     for column in ("component", "parameters", "tensors", "dtype", "sha256 of the weights"):

@@ -17,10 +17,10 @@ from flax import nnx
 from imprint_jax import geometry
 from imprint_jax.models.adapter import Adapter
 from imprint_jax.models.clip import CLIPVision
+from imprint_jax.models.dinov2 import DINOv2
 from imprint_jax.models.layers import Rngs
 from imprint_jax.models.unet import UNet
 from imprint_jax.models.vae import AutoencoderKL, LappedCodec
-from imprint_jax.models.vit import DINOv2
 
 COMPONENTS = ("dinov2", "adapter", "unet", "vae")
 

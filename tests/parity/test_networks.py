@@ -9,12 +9,13 @@ import pytest
 import torch
 from flax import nnx
 
-from imprint_jax import config, diffusion
-from imprint_jax.convert import rules, sd
-from imprint_jax.convert.sources import find
+from imprint_jax import config
+from imprint_jax.diffusion import process
 from imprint_jax.models import imprint
 from imprint_jax.models.clip import CLIPVision
-from imprint_jax.models.vit import DINOv2
+from imprint_jax.models.dinov2 import DINOv2
+from imprint_jax.weights import mapping, stable_diffusion
+from imprint_jax.weights.detect import find
 from tests.parity import reference
 
 
@@ -22,7 +23,7 @@ def converted(model: torch.nn.Module, folder: Path, kind: str = "auto"):
     """The reference saved by its own library and read by our converter: our module, bound."""
     model.save_pretrained(folder)
     (part,) = find(folder, kind).components
-    params = rules.read(part.table, part.tensors, part.abstract, part.source)
+    params = mapping.read(part.table, part.tensors, part.abstract, part.source)
     if part.name == "clip":
         make = lambda: CLIPVision(**part.settings, rngs=nnx.Rngs(0))
     else:
@@ -105,9 +106,9 @@ def test_unets_blocks_equal_diffusers(unets):
     assert_close(last(wide, temb, [], list(skips)), nhwc(want))
 
 
-@pytest.mark.parametrize("kind", sd.INPAINTING)
+@pytest.mark.parametrize("kind", stable_diffusion.INPAINTING)
 def test_inpainting_unets_see_the_same(tmp_path, kind):
-    """Our channels, as `diffusion.network_input` lays them, against each family's own layout."""
+    """Our channels, as `process.network_input` lays them, against each family's own layout."""
     theirs = reference.unet(in_channels=9)
     ours = converted(theirs, tmp_path, kind)
     rng = np.random.default_rng(0)
@@ -126,7 +127,7 @@ def test_inpainting_unets_see_the_same(tmp_path, kind):
 
     settings = config.default().diffusion
     settings.update(find(tmp_path, kind).released["diffusion"])
-    seen = diffusion.network_input(settings, latents, background, hole, latents, jnp.float32(0.5))
+    seen = process.network_input(settings, latents, background, hole, latents, jnp.float32(0.5))
     got = jax.jit(lambda x: ours(x, timesteps, ours.keys_values(context)))(seen)
     assert_close(got, nhwc(want))
 

@@ -1,0 +1,1 @@
+"""Composing pictures: one, several, or a whole manifest."""

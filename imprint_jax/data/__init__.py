@@ -1,0 +1,1 @@
+"""From records to batches: what training sees, NumPy and Grain only."""

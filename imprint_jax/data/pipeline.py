@@ -1,0 +1,151 @@
+"""`make_dataset(config)`: the endless stream of samples, and each host's batches of it.
+
+    records of a source -> shuffle -> repeat -> sample  (per source, each epoch in a new order)
+                        -> mix by weight -> number      (one global stream)
+                        -> every n-th sample -> batch   (per host)
+
+Sample i of the stream depends on the configuration and on i only, so the position in the data is
+one integer, the number of samples consumed by all hosts together: `start` resumes there, on any
+number of hosts and workers.
+"""
+
+import signal
+
+import grain
+import numpy as np
+from absl import flags
+
+from imprint_jax.data.records import RecordSource
+from imprint_jax.data.transforms import InPlace, InScene, Pasted, ViewPair
+from imprint_jax.errors import InputError
+from imprint_jax.runtime import host_memory
+
+# Threads that make a batch each, in every process; as many batches wait to be taken. Pillow's work,
+# most of it, runs in parallel.
+THREADS = 2
+
+
+def make_stream(config) -> grain.MapDataset:
+    """The endless stream of single samples, random access: see batch.py for their keys.
+
+    Args:
+        config: As `imprint_jax.config.default()`; read are `stage`, `seed`, `image_size`,
+            `object_size` and `data`.
+
+    Raises:
+        InputError: No source, a kind that does not suit the stage, or a data set is not usable.
+    """
+    if not config.data.sources:
+        raise InputError("config.data.sources is empty; name at least one prepared data set.")
+    streams, weights = [], []
+    for number, source in enumerate(config.data.sources):
+        _check_source(source)
+        transform = make_transform(config, source)
+        seed = np.random.SeedSequence([config.seed, number]).generate_state(1)[0]
+        streams.append(
+            grain.MapDataset.range(len(transform))
+            .seed(int(seed))
+            .shuffle()
+            .repeat()
+            .random_map(transform)
+        )
+        weights.append(source["weight"])
+    return grain.MapDataset.mix(streams, weights).map_with_index(_number)
+
+
+def _check_source(source) -> None:
+    needed = ["kind", "records", "weight"]
+    needed += ["backgrounds"] if source.get("kind") == "pasted" else []
+    for field in needed:
+        if field not in source:
+            raise InputError(f"config.data.sources: {dict(source)} lacks {field!r}.")
+
+
+def check_sources(config) -> None:
+    """Opens every data set, so that mistakes are found before a model is built.
+
+    Raises:
+        InputError: As `make_stream`.
+    """
+    make_stream(config)
+    if config.validation.every or config.preview.every:
+        make_stream(held_out(config))
+
+
+def held_out(config):
+    """The configuration with the split "validation" for its data, unlocked."""
+    config = config.copy_and_resolve_references().unlock()
+    config.data.split = "validation"
+    return config
+
+
+def make_dataset(
+    config, *, start: int = 0, process_index: int = 0, process_count: int = 1
+) -> grain.IterDataset:
+    """This host's share of the batches, as an endless `grain.IterDataset`.
+
+    Batch k of all hosts together is the samples from `start + k * config.batch_size` on. Iterators
+    over it have a `close()`, which ends threads and workers.
+
+    Args:
+        config: As in `make_stream`; also `batch_size`, over all hosts, and `data.num_workers`, the
+            number of processes that make batches (0: this one), which changes no sample.
+        start: Samples already consumed, by all hosts.
+        process_index: Which host this is.
+        process_count: How many hosts there are.
+
+    Returns:
+        Dicts of arrays with first axis `batch_size / process_count`; see batch.py.
+
+    Raises:
+        InputError: As `make_stream`; or the batch does not divide by the hosts.
+    """
+    if config.batch_size % process_count:
+        raise InputError(
+            f"config.batch_size = {config.batch_size} does not divide by {process_count} processes."
+        )
+    batches = make_stream(config)[start + process_index :: process_count].batch(
+        config.batch_size // process_count
+    )
+    dataset = batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)
+    )
+    if config.data.num_workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads its flags when it starts workers
+            flags.FLAGS.mark_as_parsed()
+        workers = grain.MultiprocessingOptions(num_workers=config.data.num_workers)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_begin_worker)
+    return dataset
+
+
+def _begin_worker(worker: int, workers: int) -> None:
+    # Schedulers signal all processes of a job; the training's own says when these end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    host_memory.keep_freed()
+
+
+def make_transform(config, source) -> ViewPair | Pasted | InPlace | InScene:
+    """What makes the samples of one of `config.data.sources`.
+
+    Raises:
+        InputError: A kind that does not suit the stage, or the data set is not usable.
+    """
+    records = RecordSource(source["records"], config.data.split)
+    match config.stage, source["kind"]:
+        case 1, "views":
+            return ViewPair(config, records)
+        case 2, "pasted":
+            return Pasted(config, records, RecordSource(source["backgrounds"], config.data.split))
+        case 2, "video" | "pair" | "photo":
+            return InPlace(config, records, source["kind"])
+        case 2, "scenes":
+            return InScene(config, records)
+    raise InputError(
+        f"config.data.sources has kind {source['kind']!r} in stage {config.stage}; "
+        'stage 1 takes "views", stage 2 takes "photo", "video", "pair", "pasted" and'
+        ' "scenes".'
+    )
+
+
+def _number(index: int, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return sample | {"index": np.int32(index % 2**31)}

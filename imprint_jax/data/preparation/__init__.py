@@ -1,0 +1,1 @@
+"""From data sets as their authors distribute them to records."""

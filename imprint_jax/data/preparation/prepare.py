@@ -1,0 +1,610 @@
+"""`prepare`: a data set as its authors distribute it becomes records; what is left out is listed.
+
+    groups of the set -> chunks -> each, in some process, to shards of its own -> merged
+
+Chunks depend on the groups only, and a chunk's folder appears when it is whole. So the result has
+the same bytes for any number of processes, and a run that was stopped goes on where it was.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import io
+import itertools
+import json
+import logging
+import os
+import shutil
+import struct
+import uuid
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imprint_jax.data.preparation.filters import Filters, Reject
+from imprint_jax.data.preparation.masks import NO_MASK
+from imprint_jax.data.preparation.sources import ARCHIVES, READERS, Group, Picture
+from imprint_jax.data.records import VERSION, Record, ShardWriter, check_unused, merge_shards
+from imprint_jax.data.segment import Segmenter
+from imprint_jax.errors import InputError
+from imprint_jax.images import decode_image, encode_png, too_large
+from imprint_jax.runtime.files import write_text
+from imprint_jax.runtime.processes import in_processes
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+UNITS = ("video", "object", "photo")
+DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
+
+# A chunk becomes a shard a split. As many pictures make some 1 GB of frames; small sets still give
+# `MIN_CHUNKS` processes something to do.
+CHUNK_PICTURES = 4096
+MIN_CHUNKS = 64
+
+NO_SPLIT = "in no split"
+
+# Pictures that records keep as they came, by Pillow's format and mode; others are stored as RGB in
+# PNG. MPO is a phone's JPEG with more pictures after the first. TFDS cannot decode grey ones.
+KEPT_FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}
+KEPT_MODES = {"RGB", "RGBA", "P", "LA", "CMYK"}
+
+
+# Masks are decoded for every sample: at zlib's levels of 1 to 3 in a third of the time, of some
+# kilobytes more, than at 4 and above; without PNG's filters in two thirds of that.
+MASK_COMPRESSION = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do with every chunk."""
+
+    name: str
+    src: Path
+    chunks: Path  # the folder for the chunks' folders
+    filters: Filters
+    max_side: int | None
+    unit: str  # one of UNITS
+    split_of: dict[str, str] | None  # of units; None: by `fractions`
+    fractions: tuple[float, ...]  # shares of SPLITS
+    segment: Path | None
+
+
+def prepare(
+    name: str,
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+    splits_file: str | os.PathLike | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    max_side: int | None = None,
+    limit: int | None = None,
+    max_reject: float | None = None,
+    split_by: str | None = None,
+    fractions: Sequence[float] | None = None,
+    filters: Iterable[str] = (),
+    segment: str | os.PathLike | None = None,
+    beam: Sequence[str] | None = None,
+) -> dict[str, dict[str, int]]:
+    """Makes a prepared data set (see records.py) of a folder. Stopped, it is started again.
+
+    Args:
+        name: One of `READERS`.
+        src: The folder as downloaded or rendered.
+        dst: Folder to make. Until it is whole, the work is in .NAME.building beside it.
+        splits_file: JSON `{"train": [...], "validation": [...], "test": [...]}` of units (see
+            `split_by`); or, for several data sets in one file, such an object under the data set's
+            name. What it does not name is left out. None: everything is "train", or what
+            `fractions` says where `split_by` is given.
+        workers: Processes that read and check; 1: this one. Their number does not change the
+            result.
+        progress: Called as progress(done, total) with groups (objects, videos or photos).
+        max_side: Pictures with a longer side are shrunk to it (pixels) and stored as JPEG of
+            quality 95; decoding is what a large photo costs the training. None: all as they came.
+        limit: Only the first so many groups, not counting what is left out already as it is listed.
+        max_reject: Percent of pictures and objects; more rejects are an error.
+        split_by: What is never divided between splits: "video" (a record's group, also for a photo
+            or an object alone; the default), "object" (GROUP/INSTANCE, or the group where the
+            instance is 0 or a scene of the object) or "photo" (a picture's path without suffix).
+        fractions: With `split_by`: shares of train, validation and test; a unit's name decides, by
+            its hash. None: 0.9, 0.05 and 0.05.
+        filters: Limits to change, "name=number"; see filters.py.
+        segment: An ONNX file that finds objects in pictures without masks; see segment.py.
+        beam: Options of an Apache Beam pipeline that does the work in place of processes of this
+            machine; SRC and DST must lie where all its workers see them. The result is the same.
+
+    Returns:
+        {"records": {split: count}, "rejects": {reason: count}}. DST/rejects.jsonl has a line
+        {"path", "reason", "detail"} for everything left out, DST/splits.json the units by split.
+
+    Raises:
+        InputError: Unknown name, missing folder, unusable splits file, no usable picture, too many
+            rejects, `dst` is not empty, or a stopped run had other settings.
+    """
+    src, dst = Path(src).absolute(), Path(dst)
+    check_unused(dst)
+    if name not in READERS:
+        raise InputError(f"There is no reader {name!r}; known are {', '.join(READERS)}.")
+    if not src.is_dir():
+        hint = "; unpack it first" if src.suffix.lower() in ARCHIVES and src.exists() else ""
+        raise InputError(f"There is no folder {src}{hint}.")
+    if segment and READERS[name].labels:
+        raise InputError(
+            f"--segment does not go with {name}: of a frame without labels it cannot tell which"
+            " object of the video it finds."
+        )
+    building = dst.with_name(f".{dst.name}.building")
+    job = Job(
+        name=name,
+        src=src,
+        chunks=building / "chunks",
+        filters=Filters.changed(READERS[name].filters, filters),
+        max_side=max_side,
+        unit=_check_unit(split_by),
+        split_of=_read_splits(splits_file, name) if splits_file else None,
+        fractions=_check_fractions(fractions, split_by, splits_file),
+        segment=Segmenter(segment).path if segment else None,
+    )
+    try:
+        groups = list(_first(READERS[name].groups(src), limit))
+    except OSError as error:
+        raise InputError(f"Cannot list {error.filename}: {error.strerror}.") from error
+    if not any(isinstance(group, Group) for group in groups):
+        reasons = Counter(group.reason for group in groups)
+        raise InputError(
+            f"{src} holds no usable picture{_archives(src)}; left out: {_list(reasons)}."
+        )
+    size = min(-(-len(groups) // MIN_CHUNKS), CHUNK_PICTURES // READERS[name].group_size)
+    chunks = [groups[start : start + size] for start in range(0, len(groups), size)]
+    if beam is None:
+        run = functools.partial(_run, workers=workers)
+    else:
+        run = functools.partial(_beam().run, options=beam)
+    with _alone(building):
+        _start(building, _fingerprint(job, chunks))
+        done = 0
+        for number in _finished(job, chunks, run):
+            done += len(chunks[number])
+            if progress:
+                progress(done, len(groups))
+        return _finish(job, len(chunks), building, dst, max_reject)
+
+
+def _first(groups: Iterator[Group | Reject], limit: int | None) -> Iterator[Group | Reject]:
+    """The groups up to the `limit`-th, and what is left out before it."""
+    count = 0
+    for group in groups:
+        yield group
+        count += isinstance(group, Group)
+        if count == limit:
+            return
+
+
+# ---------------------------------------------------------------------------- all chunks
+
+
+@contextlib.contextmanager
+def _alone(building: Path) -> Iterator[None]:
+    """Makes the folder of the work, and keeps others from working in it.
+
+    Raises:
+        InputError: Another process does.
+    """
+    building.mkdir(parents=True, exist_ok=True)
+    with open(building / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"Another `prepare` is at work in {building}.") from None
+        yield
+
+
+def _start(building: Path, fingerprint: dict) -> None:
+    """Begins, or finds what a stopped run has left.
+
+    Raises:
+        InputError: That run had other settings.
+    """
+    plan = building / "plan.json"
+    if plan.exists():
+        found = json.loads(plan.read_text())
+        if found != fingerprint:
+            changed = [k for k, value in fingerprint.items() if found.get(k) != value]
+            raise InputError(
+                f"{building} is a stopped run with other {', '.join(changed)}; start it again as it"
+                " was, or delete that folder."
+            )
+        for partial in (building / "chunks").glob(".*"):
+            shutil.rmtree(partial)
+        return
+    for leftover in ("chunks", "final"):  # of a run that was killed when it had finished
+        shutil.rmtree(building / leftover, ignore_errors=True)
+    (building / "chunks").mkdir()
+    write_text(plan, json.dumps(fingerprint, indent=1))
+
+
+def _fingerprint(job: Job, chunks: list) -> dict:
+    """What must be the same for a stopped run to go on, as JSON."""
+    listing = hashlib.sha256()
+    for chunk in chunks:
+        listing.update(repr(chunk).encode("utf-8", "surrogateescape"))
+    return {
+        "version": VERSION,
+        "reader": job.name,
+        "source folder": str(job.src.absolute()),
+        "files": listing.hexdigest(),
+        "filters": dataclasses.asdict(job.filters),
+        "max_side": job.max_side,
+        "split_by": job.unit,
+        "splits": hashlib.sha256(json.dumps(job.split_of).encode()).hexdigest(),
+        "fractions": list(job.fractions),
+        "segment": str(job.segment),
+    }
+
+
+def _beam():
+    """The module that works by Apache Beam, which is an extra.
+
+    Raises:
+        InputError: Beam is not installed.
+    """
+    try:
+        from imprint_jax.data.preparation import beam
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise InputError("--runner beam needs pip install 'imprint_jax[beam]'.") from error
+    return beam
+
+
+def _finished(job: Job, chunks: list, run: Callable) -> Iterator[int]:
+    """Does what chunks are missing, by `run`; yields the number of each when it is there."""
+    todo = []
+    for number in range(len(chunks)):
+        if chunk_folder(job, number).exists():
+            yield number
+        else:
+            todo.append(number)
+    if todo:
+        yield from run(job, chunks, todo)
+
+
+def _run(job: Job, chunks: list, todo: list[int], workers: int) -> Iterator[int]:
+    """Does some chunks in processes of this machine; yields the number of each when it is there."""
+    jobs = [(number, chunks[number]) for number in todo]
+    for number, _ in zip(todo, in_processes(do_chunk, jobs, workers, job), strict=True):
+        yield number
+
+
+def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float | None) -> dict:
+    """Merges the chunks to DST."""
+    final = building / "final"
+    final.mkdir(exist_ok=True)
+    rejects, units, stems = Counter(), defaultdict(set), {}
+    with open(final / "rejects.jsonl", "w") as log:
+        for number in range(count):
+            folder = chunk_folder(job, number)
+            about = json.loads((folder / "about.json").read_text())
+            rejects.update(about["rejects"])
+            for split, names in about["units"].items():
+                units[split].update(names)
+                stems.setdefault(split, []).append(folder / split)
+            log.write((folder / "rejects.jsonl").read_text())
+    if not stems:
+        (building / "plan.json").unlink()
+        shutil.rmtree(building)
+        raise InputError(f"{job.src} holds no usable picture; left out: {_list(rejects)}.")
+    _report_unused(job, units)
+    lists = {split: sorted(units.get(split, ())) for split in SPLITS}
+    (final / "splits.json").write_text(json.dumps(lists, indent=1) + "\n")
+    stems = {split: stems[split] for split in SPLITS if split in stems}
+    counts = {s: sum(_length(stem) for stem in stems[s]) for s in stems}
+    _check_rejects(rejects, sum(counts.values()), max_reject, final)
+    merge_shards(final, job.name, stems)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    check_unused(dst)
+    # Without its plan nothing goes on with chunks whose shards have moved.
+    (building / "plan.json").unlink()
+    os.replace(final, dst)
+    shutil.rmtree(building)
+    logger.info("%s: %s records, %s left out", dst, counts, dict(rejects))
+    return {"records": counts, "rejects": dict(rejects)}
+
+
+def _length(stem: Path) -> int:
+    with np.load(f"{stem}.index.npz", allow_pickle=False) as index:
+        return len(index["frame"])
+
+
+def _check_rejects(rejects: Counter, records: int, max_reject: float | None, final: Path) -> None:
+    left_out = rejects.total() - rejects[NO_SPLIT]
+    share = 100 * left_out / max(left_out + records, 1)
+    if max_reject is not None and share > max_reject:
+        raise InputError(
+            f"{share:.1f} % were left out, more than --max-reject {max_reject:g}: {_list(rejects)}."
+            f" {final / 'rejects.jsonl'} lists them. With a higher limit the same command keeps"
+            " what was made."
+        )
+
+
+def _report_unused(job: Job, units: dict[str, set[str]]) -> None:
+    if job.split_of:
+        missing = sorted(job.split_of.keys() - set().union(*units.values()))
+        if missing:
+            some = ", ".join(missing[:10])
+            logger.warning("%d names in the splits file have no record: %s", len(missing), some)
+
+
+# ---------------------------------------------------------------------------- one chunk
+
+
+def chunk_folder(job: Job, number: int) -> Path:
+    return job.chunks / f"{number:06d}"
+
+
+def do_chunk(job: Job, number: int, groups: list[Group | Reject]) -> None:
+    """Reads some groups; their shards, rejects and units appear in one step, as a folder."""
+    folder = job.chunks / f".{number:06d}.{uuid.uuid4().hex}"
+    folder.mkdir()
+    shards: dict[str, ShardWriter] = {}
+    units: dict[str, set[str]] = defaultdict(set)
+    rejects: Counter = Counter()
+    with open(folder / "rejects.jsonl", "w") as log:
+        for outcome in itertools.chain.from_iterable(_read_group(job, group) for group in groups):
+            if isinstance(outcome, Reject):
+                line = {
+                    "path": _relative(job, outcome.path),
+                    "reason": outcome.reason,
+                    "detail": outcome.detail,
+                }
+                log.write(json.dumps(line) + "\n")
+                rejects[outcome.reason] += 1
+                continue
+            split, unit, record = outcome
+            if split not in shards:
+                shards[split] = ShardWriter(folder / split)
+            shards[split].write(record)
+            units[split].add(unit)
+    for shard in shards.values():
+        shard.close()
+    about = {"rejects": rejects, "units": {split: sorted(names) for split, names in units.items()}}
+    (folder / "about.json").write_text(json.dumps(about))
+    os.replace(folder, chunk_folder(job, number))
+
+
+def _relative(job: Job, path: Path) -> str:
+    return path.relative_to(job.src).as_posix() if path.is_relative_to(job.src) else str(path)
+
+
+def _read_group(job: Job, group: Group | Reject) -> Iterator[Reject | tuple[str, str, Record]]:
+    """Split, unit and record of each object in each picture of a group, or why there is none."""
+    if isinstance(group, Reject):
+        yield group
+        return
+    try:
+        _utf8(group.name)
+    except Reject as reject:
+        yield Reject(reject.reason, reject.detail, group.folder)
+        return
+    try:
+        pictures = list(READERS[job.name].pictures(group))
+    except OSError as error:
+        yield Reject("unreadable", f"{error.strerror}.", group.folder)
+        return
+    for picture in pictures:
+        if isinstance(picture, Reject):
+            yield picture
+            continue
+        try:
+            yield from _read_picture(job, group, picture)
+        except Reject as reject:
+            yield Reject(reject.reason, reject.detail, reject.path or picture.path)
+
+
+def _read_picture(
+    job: Job, group: Group, picture: Picture
+) -> Iterator[Reject | tuple[str, str, Record]]:
+    photo = Path(_relative(job, picture.path)).with_suffix("").as_posix()
+    if job.unit != "object":  # decided before anything is read
+        unit = group.name if job.unit == "video" or READERS[job.name].pairs else photo
+        split = _split(job, unit)
+    data, image = _load(picture.path)
+    job.filters.check_picture(image)
+    background = _load_background(picture, image) if picture.background else b""
+    for instance, mask in picture.masks(image):
+        try:
+            if job.unit == "object":
+                alone = READERS[job.name].one_object or not instance
+                unit = group.name if alone else f"{group.name}/{instance}"
+                split = _split(job, unit)
+            record = Record(
+                image=data,
+                mask=_encode_mask(_check_mask(job, image, mask)),
+                background=background,
+                group=group.name,
+                instance=int(instance),
+                frame=picture.frame,
+                dataset=job.name,
+            )
+        except Reject as reject:
+            what = f" (object {instance})" if instance else ""
+            yield Reject(reject.reason, reject.detail + what, picture.path)
+        else:
+            yield split, unit, record if job.max_side is None else _shrink(record, job.max_side)
+
+
+def _check_mask(job: Job, image: np.ndarray, mask: np.ndarray | Reject) -> np.ndarray:
+    """The object's coverage, (h w) uint8, if it is worth keeping."""
+    if isinstance(mask, Reject):
+        if mask.reason != NO_MASK:
+            raise mask
+        if job.segment is not None:
+            mask = Segmenter(job.segment)(image[..., :3])
+        elif READERS[job.name].backgrounds:
+            return np.zeros(image.shape[:2], np.uint8)
+        else:
+            raise mask
+    job.filters.check_object(image, mask)
+    return mask
+
+
+def _split(job: Job, unit: str) -> str:
+    """The split of a unit: that of the file, or by its name's hash."""
+    if job.split_of is not None:
+        if unit not in job.split_of:
+            raise Reject(NO_SPLIT, f"The splits file does not name {unit}.")
+        return job.split_of[unit]
+    place = int.from_bytes(hashlib.sha256(_utf8(unit)).digest()[:8]) / 2**64
+    bounds = np.cumsum(job.fractions)
+    return SPLITS[min(int(np.searchsorted(bounds, place, side="right")), 2)]
+
+
+def _utf8(name: str) -> bytes:
+    try:
+        return name.encode()
+    except UnicodeEncodeError:
+        raise Reject("name not UTF-8", "Records hold names as UTF-8; rename it.") from None
+
+
+def _load(path: Path) -> tuple[bytes, np.ndarray]:
+    """A picture's file, in a format that records hold, and its pixels."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Reject("missing picture", "There is no such file.", path) from None
+    except OSError as error:
+        raise Reject("unreadable", f"{error.strerror}.", path) from error
+    if too_large(data):
+        raise Reject("too large", "It has more pixels than are read safely, 89 million.", path)
+    try:
+        image = decode_image(data, path.name)
+    except InputError as error:
+        raise Reject("unreadable", str(error), path) from error
+    return data if _is_kept(data) else encode_png(image), image
+
+
+def _is_kept(data: bytes) -> bool:
+    header = Image.open(io.BytesIO(data))
+    # IHDR has the bits a channel; of 16, TFDS takes the lower 8.
+    deep = header.format == "PNG" and data[24] == 16
+    return header.format in KEPT_FORMATS and header.mode in KEPT_MODES and not deep
+
+
+def _load_background(picture: Picture, image: np.ndarray) -> bytes:
+    """The file of the picture without the object, which must be as large."""
+    data, background = _load(picture.background)
+    if background.shape[:2] != image.shape[:2]:
+        sizes = [f"{width}x{height}" for height, width in (background.shape[:2], image.shape[:2])]
+        what = f"It is {sizes[0]}, the picture with the object {sizes[1]}."
+        raise Reject("background of another size", what, picture.background)
+    return data
+
+
+def _shrink(record: Record, max_side: int) -> Record:
+    """The record with its pictures at most `max_side` pixels high and wide."""
+    image = Image.fromarray(decode_image(record["image"], record["group"]))
+    mask = Image.fromarray(decode_image(record["mask"], record["group"])[..., 0])
+    if max(image.size) <= max_side:
+        return record
+    size = tuple(max(round(side * max_side / max(image.size)), 1) for side in image.size)
+
+    def jpeg(picture: Image.Image) -> bytes:
+        buffer = io.BytesIO()
+        picture = picture.resize(size, Image.Resampling.LANCZOS).convert("RGB")
+        picture.save(buffer, "JPEG", quality=95, subsampling=0)
+        return buffer.getvalue()
+
+    background = record["background"]
+    if background:
+        background = jpeg(Image.fromarray(decode_image(background, record["group"])))
+    mask = np.asarray(mask.resize(size, Image.Resampling.LANCZOS))
+    mask = _encode_mask(mask)
+    return record | {"image": jpeg(image), "mask": mask, "background": background}
+
+
+def _encode_mask(mask: np.ndarray) -> bytes:
+    """(h w) uint8 as a PNG without filters, which Pillow cannot be told to write."""
+    height, width = mask.shape
+    rows = np.pad(mask, ((0, 0), (1, 0)))  # each begins with the number of its filter, 0 for none
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits, grey
+    content = zlib.compress(rows.tobytes(), MASK_COMPRESSION)
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", content), (b"IEND", b"")):
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        png += struct.pack(">I", len(data)) + kind + data + checksum
+    return png
+
+
+# ---------------------------------------------------------------------------- what users say
+
+
+def _check_unit(split_by: str | None) -> str:
+    unit = split_by or "video"
+    if unit not in UNITS:
+        raise InputError(f"--split-by is {unit!r}; it must be one of {', '.join(UNITS)}.")
+    return unit
+
+
+def _check_fractions(
+    fractions: Sequence[float] | None, split_by: str | None, splits_file: str | os.PathLike | None
+) -> tuple[float, ...]:
+    """Shares of SPLITS: all is "train" where nothing says how to split."""
+    if fractions is None:
+        return DEFAULT_FRACTIONS if split_by else (1.0, 0.0, 0.0)
+    if split_by is None or splits_file is not None:
+        raise InputError(
+            "--fractions are shares of what --split-by keeps together: give that, and no --splits."
+        )
+    fractions = tuple(float(share) for share in fractions)
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(
+            f"The shares of train, validation and test must be three numbers that add up to 1, not"
+            f" {', '.join(f'{share:g}' for share in fractions)}."
+        )
+    return fractions
+
+
+def _archives(src: Path) -> str:
+    found = sorted(path.name for path in src.iterdir() if path.suffix.lower() in ARCHIVES)
+    return f" but archives ({', '.join(found[:3])}...): unpack them" if found else ""
+
+
+def _list(counts: Counter) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
+
+
+def _read_splits(path: str | os.PathLike, name: str) -> dict[str, str]:
+    """The split of each unit.
+
+    Raises:
+        InputError: No such file, not the JSON described in `prepare`, or a unit in two splits.
+    """
+    try:
+        splits = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read the splits file {path}: {error}.") from error
+    if not isinstance(splits, dict):
+        raise InputError(f"{path} must be a JSON object of lists of names, by split.")
+    splits = splits.get(name, splits)
+    if not isinstance(splits, dict):
+        raise InputError(f"{path} must hold lists of names by split under {name!r}.")
+    split_of = {}
+    for split in SPLITS:
+        units = splits.get(split, [])
+        if not isinstance(units, list) or not all(isinstance(unit, str) for unit in units):
+            raise InputError(f"{path} must hold a list of names under {split!r}.")
+        for unit in units:
+            if unit in split_of:
+                raise InputError(f"{path} has {unit} in {split_of[unit]} and in {split}.")
+            split_of[unit] = split
+    if not split_of:
+        raise InputError(f'{path} names nothing under "train", "validation" or "test".')
+    return split_of

@@ -1,0 +1,530 @@
+"""Records to samples: the perturbation P(T(.)) of the paper's Sec. 3.3, view pairs, composites.
+
+A sample is `object` (s s 3), `target` (h w 3), `mask` (h w 1), all uint8; see batch.py. What is
+random comes from Grain's `rng`, which depends on the sample's place in the stream only.
+"""
+
+import math
+from typing import NamedTuple
+
+import cv2
+import grain
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter
+from scipy import ndimage
+
+from imprint_jax.data.pairs import make_pairs
+from imprint_jax.data.records import Record, RecordSource
+from imprint_jax.data.resample import resize, resize_cut, warp_framed
+from imprint_jax.errors import InputError
+from imprint_jax.geometry import (
+    FAINT,
+    MIN_CONTEXT,
+    Box,
+    Crop,
+    bounding_box,
+    centre,
+    cut_out,
+    extract,
+    mask_level,
+)
+from imprint_jax.images import open_image
+
+# Points of the tables of colours, an axis: the curves are straight between them to about 1/255.
+LATTICE = 9
+VALUES = np.linspace(0, 1, LATTICE)
+# The two sines a channel's curve is bent by.
+SINES = np.sin(np.pi * VALUES), np.sin(2 * np.pi * VALUES)
+# Bernstein's polynomials of degree 3 at the points (4 LATTICE): the weights of control points in a
+# free-form deformation (Sederberg and Parry 1986).
+BERNSTEIN = np.stack([math.comb(3, i) * VALUES**i * (1 - VALUES) ** (3 - i) for i in range(4)])
+# How strong the colours of the table are (LATTICE LATTICE LATTICE 1), 0 for greys.
+CHROMA = np.ptp(np.stack(np.meshgrid(VALUES, VALUES, VALUES)), axis=0)[..., None]
+# The smallest background crop, as a share of the photo's shorter side.
+MIN_ZOOM = 0.3
+# How often the hole in a scene holds the object's shadow too; how much darker than the background a
+# shadow is, of 255; how far from the object it is looked for, of the object's longer side. Ours.
+SHADOW_SHARE = 0.5
+SHADOW_DEPTH = 6
+SHADOW_REACH = 0.5
+# Objects are perturbed at so many times the size they will have: sharp enough, and many times
+# faster than at that of a photo. Ours.
+OVERSIZE = 1.25
+# Limits of the factor by which a pasted object is made darker or brighter.
+MAX_GAIN = 1.6
+
+
+def random_colors(rng: np.random.Generator, strength: float) -> np.ndarray:
+    """A random smooth change of colour and light, P, as a 3-D look-up table for `recolor`.
+
+    Each channel passes through a curve (two sines, so that black and white stay and it rises
+    everywhere up to strength 1), then channels mix a little, then all is made brighter or darker.
+    Colours that are not grey move besides, the more the stronger they are, and as those near them
+    do: control points bend the cube of colours. Greys do not, so that they go on rising.
+
+    Args:
+        rng: Source of randomness.
+        strength: 0 = no change, 1 = strong.
+
+    Returns:
+        (blue green red 3) float32, `LATTICE` points an axis: what each colour becomes; outside
+        [0, 1] is clipped.
+    """
+    low = rng.uniform(-0.15, 0.15) + rng.uniform(-0.07, 0.07, 3)
+    high = rng.uniform(-0.04, 0.04, 3)
+    mixing = np.eye(3) + strength * rng.uniform(-0.08, 0.08, (3, 3))
+    mixing /= mixing.sum(axis=1, keepdims=True)  # greys stay grey
+    mixing *= math.exp(strength * rng.uniform(-0.25, 0.25))
+    bend = rng.uniform(-0.3, 0.3, (4, 4, 4, 3))
+    for _ in range(3):  # an axis of control points becomes one of the table
+        bend = np.einsum("ijkc,il->jklc", bend, BERNSTEIN)
+
+    curves = VALUES[:, None] + strength * (np.outer(SINES[0], low) + np.outer(SINES[1], high))
+    red, green, blue = (np.outer(curve, to) for curve, to in zip(curves.T, mixing.T, strict=True))
+    table = blue[:, None, None] + green[:, None] + red
+    return (table + strength * CHROMA * bend).astype(np.float32)
+
+
+def recolor(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Applies a table of `random_colors` to (h w 3) uint8, trilinearly."""
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.Color3DLUT(LATTICE, table)))
+
+
+def random_affine(
+    rng: np.random.Generator, rotate: float, scale: float, shear: float, flip: float
+) -> np.ndarray:
+    """A random change of geometry, T: a (2 2) matrix, applied by `warp`.
+
+    Args:
+        rng: Source of randomness.
+        rotate: Largest rotation either way, degrees.
+        scale: Largest change of the width and of the height, as natural logarithm; what both have
+            in common is undone when the object is framed.
+        shear: Largest shear either way, degrees.
+        flip: Probability of mirroring.
+    """
+    angle, slant = np.radians([rng.uniform(-rotate, rotate), rng.uniform(-shear, shear)])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shearing = np.array([[1, np.tan(slant)], [0, 1]])
+    stretch = np.exp(rng.uniform(-scale, scale, 2))
+    if rng.random() < flip:
+        stretch[0] *= -1
+    return rotation @ shearing @ np.diag(stretch)
+
+
+def warp(image: np.ndarray, mask: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Applies a (2 2) matrix to an object, on a canvas that holds all of it.
+
+    Args:
+        image: (h w 3) uint8.
+        mask: (h w) uint8 coverage.
+        matrix: Maps offsets (x, y) from the object's centre to offsets from the canvas's.
+
+    Returns:
+        Image (h' w' 3) and coverage (h' w'), uint8.
+    """
+    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
+    rgba = Image.fromarray(np.dstack([image, mask])[y0:y1, x0:x1])
+    width, height = np.ceil(np.abs(matrix) @ rgba.size).astype(int)
+    inverse = np.linalg.inv(matrix)
+    shift = np.array(rgba.size) / 2 - inverse @ [width / 2, height / 2]
+    coefficients = np.column_stack([inverse, shift]).ravel().tolist()
+    # Pillow multiplies by alpha before and divides after, so no colour seeps in from outside.
+    warped = rgba.transform(
+        (width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC
+    )
+    warped = np.asarray(warped)
+    return warped[..., :3], warped[..., 3]
+
+
+def paste(
+    photo: np.ndarray,
+    view: tuple[np.ndarray, np.ndarray],
+    share: float,
+    match: float,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pastes an object with its soft edge into a photo, at a random place inside of it.
+
+    Args:
+        photo: (s s 3) uint8.
+        view: The object's image (h w 3) and coverage (h w), uint8.
+        share: Share of the photo's area the object covers; less where it would not leave the
+            context of `MIN_CONTEXT`.
+        match: How far its mean brightness moves towards that of the photo there: 0 not, 1 wholly.
+        rng: Source of randomness.
+
+    Returns:
+        The composite (s s 3) uint8 and the hole that holds the object (s s) bool.
+    """
+    size = photo.shape[0]
+    image, mask = view
+    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
+    scale = math.sqrt(share * size * size / (mask.sum() / 255))
+    scale = min(scale, size / MIN_CONTEXT / max(x1 - x0, y1 - y0))
+    width, height = (max(round(side * scale), 1) for side in (x1 - x0, y1 - y0))
+    color, coverage = resize_cut(image[y0:y1, x0:x1], mask[y0:y1, x0:x1], width, height)
+    x0, y0 = rng.integers(size - width + 1), rng.integers(size - height + 1)
+    there = np.s_[y0 : y0 + height, x0 : x0 + width]
+
+    alpha = coverage.astype(np.float32)[..., None] / 255
+    old = photo[there].astype(np.float32)
+    brightness = (color * alpha).sum() / (3 * alpha.sum())
+    gain = ((old.mean() + 1) / (brightness + 1)) ** match
+    color = np.minimum(color * np.clip(gain, 1 / MAX_GAIN, MAX_GAIN), 255)
+    composite = photo.copy()
+    composite[there] = np.rint(old + alpha * (color - old))
+    hole = np.zeros((size, size), bool)
+    # With the soft edge, which would tell the network the outline.
+    hole[there] = coverage >= FAINT
+    return composite, hole
+
+
+def random_square(photo: Record, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square of a photo, of random side, resized to (size size 3) uint8."""
+    zoom = math.exp(rng.uniform(math.log(MIN_ZOOM), 0))
+    image = open_rgb(photo["image"], photo["group"], least=math.ceil(size / zoom))
+    width, height = image.size
+    shorter = min(height, width)
+    side = max(round(zoom * shorter), min(size, shorter))
+    x0, y0 = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
+    return square_of(image, Crop(x0, y0, side), size)
+
+
+def square_of(image: Image.Image, crop: Crop, size: int) -> np.ndarray:
+    """A square inside of an image of mode "RGB", resized to (size size 3) uint8."""
+    # Cropped first: turning all of a photo into an array costs half as much as decoding it.
+    box = (crop.x0, crop.y0, crop.x0 + crop.side, crop.y0 + crop.side)
+    return resize(np.asarray(image.crop(box)), size, size)
+
+
+class Outline(NamedTuple):
+    """Where an object is in its picture, found once for all that ask."""
+
+    coverage: np.ndarray  # (h w) uint8
+    inside: np.ndarray  # (h w) bool, true from `FAINT` on
+    box: Box
+    area: int  # pixels
+
+
+def outline(coverage: np.ndarray) -> Outline:
+    """The outline of an object's coverage (h w) uint8, which is not empty."""
+    inside = coverage >= FAINT
+    x0, y0, x1, y1 = box = bounding_box(inside)
+    return Outline(coverage, inside, box, np.count_nonzero(inside[y0:y1, x0:x1]))
+
+
+def context_side(there: Outline, share: float) -> int:
+    """Side of the square of a photo of which the object covers `share`.
+
+    It is larger where the context of `MIN_CONTEXT` asks for it, and never larger than the photo.
+
+    Args:
+        there: The object's.
+        share: Of the square's area.
+
+    Returns:
+        Pixels.
+    """
+    x0, y0, x1, y1 = there.box
+    least = math.ceil(max(x1 - x0, y1 - y0) * MIN_CONTEXT)
+    return min(max(round(math.sqrt(there.area / share)), least), *there.inside.shape)
+
+
+def random_context(there: Outline, side: int, rng: np.random.Generator) -> Crop:
+    """A random square of a photo with all of the object in it, or some where it is too long.
+
+    Args:
+        there: The object's outline.
+        side: Pixels, from `context_side`.
+        rng: Source of randomness.
+    """
+
+    def start(low: int, high: int, length: int, across: int) -> int:
+        if high - low <= side:
+            return int(rng.integers(max(high - side, 0), min(low, length - side) + 1))
+        # The object may have gaps.
+        seen = rng.choice(np.flatnonzero(there.inside.any(axis=across)))
+        return int(np.clip(rng.integers(seen - side + 1, seen + 1), low, high - side))
+
+    (x0, y0, x1, y1), (height, width) = there.box, there.inside.shape
+    return Crop(start(x0, x1, width, 0), start(y0, y1, height, 1), side)
+
+
+def decode_view(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """A record's image (h w 3) and mask (h w), uint8; the mask's values are coverage."""
+    return np.asarray(open_rgb(record["image"], record["group"])), decode_coverage(record)
+
+
+def open_rgb(data: bytes, name: str, least: int | None = None) -> Image.Image:
+    """As `images.open_image`, without transparency: of mode "RGB"."""
+    image = open_image(data, name, least)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def decode_coverage(record: Record) -> np.ndarray:
+    """A record's mask (h w), uint8."""
+    return np.asarray(open_image(record["mask"], record["group"]))
+
+
+def open_shrunk(record: Record, mask: np.ndarray, scale: float) -> tuple[Image.Image, np.ndarray]:
+    """A record's image of mode "RGB", and its mask (h w) at the image's size.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size, which is faster, where that is
+    at least `scale` times the size.
+    """
+    least = math.ceil(min(mask.shape) * min(scale, 1))
+    image = open_rgb(record["image"], record["group"], least)
+    if image.size != mask.shape[::-1]:
+        mask = cv2.resize(mask, image.size, interpolation=cv2.INTER_AREA)
+    return image, mask
+
+
+def open_outlined(record: Record, there: Outline, scale: float) -> tuple[Image.Image, Outline]:
+    """As `open_shrunk`, with the outline in place of its mask."""
+    image, coverage = open_shrunk(record, there.coverage, scale)
+    return image, there if coverage is there.coverage else outline(coverage)
+
+
+class Perturbation(NamedTuple):
+    """P(T(.)): how an object image is changed."""
+
+    colors: np.ndarray  # from `random_colors`
+    matrix: np.ndarray  # (2 2)
+
+
+def random_perturbation(data, rng: np.random.Generator) -> Perturbation:
+    """A random perturbation; `data` is that section of a configuration."""
+    return Perturbation(random_colors(rng, data.color), random_affine(rng, **data.affine))
+
+
+def object_scale(there: Outline, size: int) -> float:
+    """How much of an image's resolution an object image of `size` pixels needs."""
+    x0, y0, x1, y1 = there.box
+    return OVERSIZE * size / max(x1 - x0, y1 - y0)
+
+
+def perturbed_object(
+    image: Image.Image, there: Outline, perturbation: Perturbation, size: int
+) -> np.ndarray:
+    """The object image (size size 3) uint8, perturbed.
+
+    Args:
+        image: Of mode "RGB".
+        there: The object in it.
+        perturbation: From `random_perturbation`.
+        size: Side of the object image.
+    """
+    x0, y0, x1, y1 = there.box
+    cut, edge = np.asarray(image.crop(there.box)), there.coverage[y0:y1, x0:x1]
+    scale = OVERSIZE * size / max(edge.shape)
+    if scale < 1:
+        width, height = (max(round(side * scale), 1) for side in (x1 - x0, y1 - y0))
+        cut, edge = resize_cut(cut, edge, width, height)
+    cut = cut_out(recolor(cut, perturbation.colors), edge)
+    return warp_framed(cut, edge >= FAINT, perturbation.matrix, size)
+
+
+def object_of(config, record: Record, perturbation: Perturbation) -> np.ndarray:
+    """The object image of a record, perturbed."""
+    there = outline(decode_coverage(record))
+    image, there = open_outlined(record, there, object_scale(there, config.object_size))
+    return perturbed_object(image, there, perturbation, config.object_size)
+
+
+def view_on_black(record: Record, colors: np.ndarray, size: int) -> np.ndarray:
+    """All of a record's view without its background, (size size 3) uint8.
+
+    Its longer side becomes `size`; it is centred on black.
+    """
+    mask = decode_coverage(record)
+    scale = size / max(mask.shape)
+    height, width = (max(round(side * scale), 1) for side in mask.shape)
+    image, mask = open_shrunk(record, mask, scale)
+    image, mask = resize_cut(np.asarray(image), mask, width, height)
+    return centre(cut_out(recolor(image, colors), mask), size)
+
+
+class Scene(NamedTuple):
+    """A sample but for the level of its mask."""
+
+    object: np.ndarray  # (s s 3) uint8
+    target: np.ndarray  # (h h 3) uint8
+    hole: np.ndarray  # (h h) bool, the object's outline in the target
+    records: tuple[int, int]  # the object's and the target's
+    background: np.ndarray | None = None  # (h h 3) uint8, the target without object and shadow
+
+
+class ViewPair(grain.transforms.RandomMap):
+    """Stage 1: pair number -> the object from one view, the whole other view on black as target.
+
+    Both views get the same colours, so that the object's are to be kept.
+    """
+
+    def __init__(self, config, records: RecordSource):
+        self.config, self.records = config, records
+        self.pairs = make_pairs("views", records.index, config.data.window)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k`; the hole is all of the target."""
+        first, second = self.pairs.draw(k, rng)
+        same = Perturbation(random_colors(rng, self.config.data.color), np.eye(2))
+        crop = object_of(self.config, self.records[first], same)
+        size = self.config.image_size
+        target = view_on_black(self.records[second], same.colors, size)
+        return Scene(crop, target, np.ones((size, size), bool), (first, second))
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        scene = self.scene(k, rng)
+        return make_sample(scene, scene.hole)
+
+
+class Pasted(grain.transforms.RandomMap):
+    """Stage 2 without photos of the object: pair number -> one view, and the other in a photo.
+
+    The photo is an untouched random square; the pasted view keeps its colours but for a partial
+    match of brightness; the object image is perturbed, P(T(.)).
+    """
+
+    def __init__(self, config, records: RecordSource, backgrounds: RecordSource):
+        self.config, self.records, self.backgrounds = config, records, backgrounds
+        self.pairs = make_pairs("pasted", records.index, config.data.window)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k` in a photo."""
+        config, data = self.config, self.config.data
+        first, second = self.pairs.draw(k, rng)
+        crop = object_of(config, self.records[first], random_perturbation(data, rng))
+        photo = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
+        photo = random_square(photo, config.image_size, rng)
+        share = math.exp(rng.uniform(*np.log(data.share)))
+        view = decode_view(self.records[second])
+        target, hole = paste(photo, view, share, data.brightness_match, rng)
+        return Scene(crop, target, hole, (first, second))
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return _with_random_level(self.scene(k, rng), self.config, rng)
+
+
+class InPlace(grain.transforms.RandomMap):
+    """Stage 2 from photos and videos: pair number -> the object from one picture, and another.
+
+    The target is an untouched random square of the second picture, with the object where it is;
+    the object image is perturbed, P(T(.)). See pairs.py for the pairs.
+    """
+
+    def __init__(self, config, records: RecordSource, kind: str):
+        self.config, self.records = config, records
+        self.pairs = make_pairs(kind, records.index, config.data.window)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k`."""
+        config, size = self.config, self.config.image_size
+        first, second = self.pairs.draw(k, rng)
+        perturbation = random_perturbation(config.data, rng)
+        share = math.exp(rng.uniform(*np.log(config.data.share)))
+        record = self.records[second]
+        there = outline(decode_coverage(record))
+        scale = size / context_side(there, share)
+        if first == second:
+            scale = max(scale, object_scale(there, config.object_size))
+        image, there = open_outlined(record, there, scale)
+        if first == second:
+            crop = perturbed_object(image, there, perturbation, config.object_size)
+        else:
+            crop = object_of(config, self.records[first], perturbation)
+        square = random_context(there, context_side(there, share), rng)
+        target = square_of(image, square, size)
+        return Scene(crop, target, extract(there.inside, square, size), (first, second))
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return _with_random_level(self.scene(k, rng), self.config, rng)
+
+
+class InScene(grain.transforms.RandomMap):
+    """Stage 2 from rendered scenes: pair number -> the object from one view, and another with it.
+
+    The target is a random square of the second view. In use, a photo has neither the object nor
+    its shadow, and nothing outside the hole changes. So the sample's target is the scene with the
+    object inside the hole, and the scene without it outside: the network does not see a shadow
+    beyond the hole, which would tell it where the light comes from and what shape the object has,
+    and what it learns to paint ends where its paste-back will end. Half of the holes hold the
+    object's shadow too, or what is near of it: where a user leaves room for a shadow, it is to be
+    painted. The object image is perturbed, P(T(.)).
+    """
+
+    def __init__(self, config, records: RecordSource):
+        self.config, self.records = config, records
+        self.pairs = make_pairs("scenes", records.index, config.data.window)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def scene(self, k: int, rng: np.random.Generator) -> Scene:
+        """Pair `k`.
+
+        Raises:
+            InputError: The record has no background.
+        """
+        size = self.config.image_size
+        first, second = self.pairs.draw(k, rng)
+        perturbation = random_perturbation(self.config.data, rng)
+        crop = object_of(self.config, self.records[first], perturbation)
+        record = self.records[second]
+        if not record["background"]:
+            raise InputError(f'{record["group"]} has no background; the kind "scenes" needs it.')
+        share = math.exp(rng.uniform(*np.log(self.config.data.share)))
+        there = outline(decode_coverage(record))
+        square = random_context(there, context_side(there, share), rng)
+        pictures = (open_rgb(record[key], record["group"]) for key in ("image", "background"))
+        target, background = (square_of(picture, square, size) for picture in pictures)
+        hole = extract(there.inside, square, size)
+        if rng.random() < SHADOW_SHARE:
+            hole = with_shadow(target, background, hole)
+        return Scene(crop, target, hole, (first, second), background)
+
+    def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return _with_random_level(self.scene(k, rng), self.config, rng)
+
+
+def with_shadow(target: np.ndarray, background: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """The object and where it darkens what is next to it: (h w) bool.
+
+    Args:
+        target: (h w 3) uint8, with the object.
+        background: (h w 3) uint8, without it.
+        hole: (h w) bool, the object.
+    """
+    x0, y0, x1, y1 = bounding_box(hole)
+    reach = round(SHADOW_REACH * max(x1 - x0, y1 - y0))
+    near = np.s_[max(y0 - reach, 0) : y1 + reach, max(x0 - reach, 0) : x1 + reach]
+    difference = ImageChops.subtract(*map(Image.fromarray, (background[near], target[near])))
+    # The noise of compression is as strong as a faint shadow, but fine.
+    smooth = difference.convert("L").filter(ImageFilter.BoxBlur(len(hole) / 64))
+    dark = (np.asarray(smooth) >= SHADOW_DEPTH) | hole[near]
+    parts, count = ndimage.label(dark)
+    touching = np.bincount(parts[hole[near]], minlength=count + 1) > 0
+    result = np.zeros_like(hole)
+    result[near] = touching[parts]
+    return result
+
+
+def _with_random_level(scene: Scene, config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return make_sample(scene, mask_level(scene.hole, int(rng.integers(4)), config.data.mask_sigmas))
+
+
+def make_sample(scene: Scene, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """What the stream holds; see batch.py."""
+    mask, target = mask[..., None], scene.target
+    if scene.background is not None:
+        target = np.where(mask, target, scene.background)
+    return {"object": scene.object, "target": target, "mask": mask.astype(np.uint8)}

@@ -1,0 +1,1 @@
+"""Noise schedule, losses, and the way from noise to pictures."""

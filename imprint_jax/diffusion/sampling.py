@@ -1,0 +1,243 @@
+"""From noise to latents: samplers, classifier-free guidance, the background blended in.
+
+With a = alphas_cumprod, signal s = sqrt(a), noise n = sqrt(1 - a) and x0 what the network makes of
+x, every sampler here goes from x at a to the x at a' where the step ends by
+
+    x' = keep * x + now * x0 + before * x0_of_the_step_before + fresh * noise
+
+so that a sampler is nothing but a table of these four numbers, one row a step. Two are known:
+
+DDIM (Song et al. 2021), first order; with eta > 0 part of the noise is drawn anew at every step:
+
+    fresh = eta * n'/n * sqrt(1 - a/a'),    keep = sqrt(n'^2 - fresh^2) / n,    now = s' - s * keep
+
+DPM-Solver++(2M) (Lu et al. 2022), second order in the log-SNR l = log(s/n): DDIM's step, with x0
+extrapolated along l from the step before, w = (l' - l) / (2 (l - l_before)):
+
+    keep = n' / n,    now = (s' - s * keep) (1 + w),    before = -(s' - s * keep) w
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imprint_jax.diffusion import process
+from imprint_jax.errors import InputError
+from imprint_jax.models.imprint import Imprint
+from imprint_jax.models.unet import UNet
+
+SAMPLERS = ("ddim", "dpm++2m")
+
+
+class Coefficients(NamedTuple):
+    """A sampler's table, see the module; each (num_steps,)."""
+
+    keep: np.ndarray
+    now: np.ndarray
+    before: np.ndarray
+    fresh: np.ndarray
+
+
+def sampling_timesteps(num_train_timesteps: int, num_steps: int, spacing: str) -> np.ndarray:
+    """The timesteps a sampler visits, descending.
+
+    Args:
+        num_train_timesteps: 1000.
+        num_steps: How many, 1 to `num_train_timesteps`.
+        spacing: "leading" is Stable Diffusion's own: 981, 961, ... 1 for 50 steps (diffusers'
+            "leading" with steps_offset 1); "trailing" starts at the last timestep: 999, 979, ...
+            (Lin et al. 2023), which a schedule with zero terminal SNR needs.
+
+    Returns:
+        (num_steps,) int32.
+
+    Raises:
+        InputError: `num_steps` out of range, or no such spacing.
+    """
+    if not 1 <= num_steps <= num_train_timesteps:
+        raise InputError(
+            f"The number of steps must be 1 to {num_train_timesteps}, not {num_steps}."
+        )
+    if spacing == "leading":
+        step = num_train_timesteps // num_steps
+        offset = min(1, num_train_timesteps - num_steps)  # all 1000 leave no room for it
+        return (np.arange(num_steps)[::-1] * step + offset).astype(np.int32)
+    if spacing == "trailing":
+        timesteps = np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)
+        return (np.round(timesteps[:num_steps]) - 1).astype(np.int32)
+    raise InputError(f'The spacing must be "leading" or "trailing", not {spacing!r}.')
+
+
+def coefficients(sampler: str, alphas: np.ndarray, eta: float = 0.0) -> Coefficients:
+    """The table of a sampler.
+
+    Args:
+        sampler: "ddim" or "dpm++2m".
+        alphas: (num_steps + 1,) float64, increasing: a_t where each step starts, and where the
+            last one ends. The first may be 0.
+        eta: DDIM's share of fresh noise: 0 is deterministic, 1 as random as DDPM.
+
+    Raises:
+        InputError: There is no such sampler, or it cannot have this eta.
+    """
+    check_sampler(sampler, eta)
+    signal, noise = np.sqrt(alphas), np.sqrt(1 - alphas)
+    fresh = eta * noise[1:] / noise[:-1] * np.sqrt(1 - alphas[:-1] / alphas[1:])
+    keep = np.sqrt(noise[1:] ** 2 - fresh**2) / noise[:-1]
+    now = signal[1:] - signal[:-1] * keep
+    extrapolation = np.zeros_like(now)
+    if sampler == "dpm++2m":
+        with np.errstate(divide="ignore"):
+            step = np.diff(np.log(signal) - np.log(noise))
+        # The first step knows no step before; in the last one, long in log-SNR, extrapolating
+        # would overshoot (diffusers' `euler_at_final`).
+        extrapolation[1:-1] = 0.5 * step[1:-1] / step[:-2]
+    return Coefficients(keep, now * (1 + extrapolation), -now * extrapolation, fresh)
+
+
+def check_sampler(sampler: str, eta: float) -> None:
+    """Checks the choice of a sampler.
+
+    Raises:
+        InputError: There is no such sampler, or it cannot have this eta.
+    """
+    if sampler not in SAMPLERS:
+        raise InputError(f"The sampler must be {' or '.join(SAMPLERS)}, not {sampler!r}.")
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta must be 0 to 1, not {eta}.")
+    if eta and sampler != "ddim":
+        raise InputError(f"eta = {eta} wants the sampler ddim; {sampler} draws no fresh noise.")
+
+
+def integrate(
+    predict: Callable,
+    latents: jax.Array,
+    inputs: jax.Array,
+    alphas: np.ndarray,
+    table: Coefficients,
+    prediction_type: str,
+    draw: Callable | None = None,
+) -> jax.Array:
+    """Walks through a sampler's steps, in one scan.
+
+    Args:
+        predict: (latents (b h w c), one row of `inputs`, a_t) -> prediction (b h w c).
+        latents: (b h w c) the starting noise.
+        inputs: (num_steps, ...) what `predict` wants to know of each step.
+        alphas: (num_steps,) a_t where each step starts.
+        table: The sampler's.
+        prediction_type: What `predict` returns, see `diffusion`.
+        draw: Number of the step -> noise (b h w c), where the sampler wants any.
+
+    Returns:
+        (b h w c) the latents at the last step's end.
+    """
+
+    def step(carry, now):
+        latents, x0_before = carry
+        number, row, alpha, c = now
+        x0, _ = process.x0_and_noise(prediction_type, predict(latents, row, alpha), latents, alpha)
+        latents = c.keep * latents + c.now * x0 + c.before * x0_before
+        if draw is not None:
+            latents = latents + c.fresh * draw(number)
+        return (latents, x0), None
+
+    real = lambda x: jnp.asarray(x, latents.dtype)
+    steps = (jnp.arange(len(alphas)), inputs, real(alphas), Coefficients(*map(real, table)))
+    return jax.lax.scan(step, (latents, jnp.zeros_like(latents)), steps)[0][0]
+
+
+def guided(unet: UNet, context: jax.Array, null_context: jax.Array, guidance_scale):
+    """Classifier-free guidance: null + scale * (object - null), both in one batch (Ho, Salimans).
+
+    The context's keys and values are computed here, once for all steps.
+
+    Args:
+        unet: The bound UNet.
+        context: (b s c) the object's tokens.
+        null_context: (b s c) the null token, repeated.
+        guidance_scale: Scalar; 1 is off.
+
+    Returns:
+        (latents (b h w c), the timestep's embedding (e,)) -> prediction (b h w c).
+    """
+    keys_values = unet.keys_values(jnp.concatenate([null_context, context]))
+
+    def predict(latents: jax.Array, embedding: jax.Array) -> jax.Array:
+        twice = jnp.concatenate([latents, latents])
+        null, cond = jnp.split(unet.denoise(twice, embedding[None], keys_values), 2)
+        return null + guidance_scale * (cond - null)
+
+    return predict
+
+
+def sample(
+    model: Imprint,
+    context: jax.Array,
+    background: jax.Array,
+    cells: jax.Array,
+    keys: jax.Array,
+    guidance_scale: jax.Array,
+    *,
+    num_steps: int,
+    config,
+    sampler: str | None = None,
+    eta: float = 0.0,
+) -> jax.Array:
+    """Denoises the hole and decodes. Jit it.
+
+    Every random number of a sample comes from its own key: the starting noise from the key, the
+    fresh noise of step i from `fold_in(key, i)`.
+
+    Args:
+        model: The bound model.
+        context: (b s c) the object's tokens, from `encode_object`.
+        background: (b h w c) latents with the hole filled, from `encode_background`.
+        cells: (b h w 1) of 0 and 1, 1 in the hole, from there too.
+        keys: (b,) a key a sample.
+        guidance_scale: Scalar; 1 is off.
+        num_steps: Denoising steps (static).
+        config: Has `diffusion` and `sampling` (static).
+        sampler: One of `SAMPLERS`; the configuration's own if None (static).
+        eta: DDIM's share of fresh noise, 0 to 1 (static).
+
+    Returns:
+        (b H W 3) in [-1, 1].
+
+    Raises:
+        InputError: A number of steps or a sampler that cannot be.
+    """
+    timesteps = sampling_timesteps(
+        config.diffusion.num_train_timesteps, num_steps, config.sampling.spacing
+    )
+    # A step ends where the next one starts, the last at timestep 0: not at a clean image, which
+    # Stable Diffusion v1 was not trained to reach (`set_alpha_to_one=False` in diffusers).
+    schedule = process.noise_schedule(config.diffusion).astype(np.float64)
+    alphas = schedule[np.append(timesteps, 0)]
+    table = coefficients(sampler or config.sampling.sampler, alphas, eta)
+
+    predict = guided(model.unet, context, model.adapter.null_context(context), guidance_scale)
+    noise_like = lambda keys: jax.vmap(lambda k: jax.random.normal(k, background.shape[1:]))(keys)
+    noise = noise_like(keys)
+
+    def predict_in_hole(latents, embedding, alpha):
+        seen = process.network_input(config.diffusion, latents, background, cells, noise, alpha)
+        return predict(seen, embedding)
+
+    def draw(number):
+        return noise_like(jax.vmap(jax.random.fold_in, (0, None))(keys, number))
+
+    latents = integrate(
+        predict_in_hole,
+        noise,
+        model.unet.embed_time(jnp.asarray(timesteps)),
+        alphas[:-1],
+        table,
+        config.diffusion.prediction_type,
+        draw if eta else None,
+    )
+    latents = process.blend(latents, background, cells)
+    return jnp.clip(model.vae.decode(latents), -1.0, 1.0)

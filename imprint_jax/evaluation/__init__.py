@@ -1,0 +1,1 @@
+"""What composites are measured by, and on which test sets."""

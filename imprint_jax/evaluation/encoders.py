@@ -1,0 +1,191 @@
+"""Pictures to embeddings: public encoders and our own, from weights of the user's.
+
+| what a path holds                    | embedding                                          |
+|--------------------------------------|----------------------------------------------------|
+| CLIP's vision tower                  | what CLIP compares                                 |
+| DINOv2                               | the class token after the last norm                |
+| torchvision's AlexNet or VGG-16      | LPIPS's last features, averaged over positions     |
+| a released model of ours, or a run   | the adapter's tokens, averaged                     |
+| the same, with "#dinov2" behind      | the class token of its image encoder               |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+from ml_collections import ConfigDict
+
+from imprint_jax.errors import InputError
+from imprint_jax.evaluation import perceptual
+from imprint_jax.evaluation.batched import Batched
+from imprint_jax.models import imprint, init
+from imprint_jax.models.clip import CLIPVision
+from imprint_jax.models.layers import Rngs
+from imprint_jax.training import checkpoint
+from imprint_jax.weights import mapping, release
+from imprint_jax.weights.detect import Component, find
+from imprint_jax.weights.tensors import StoredTensor, weights_hash
+
+# Side of the pictures DINOv2 embeds, in pixels (its evaluations'; dinov2/data/transforms.py).
+DINOV2_SIZE = 224
+# Likewise AlexNet and VGG-16 (torchvision's).
+IMAGENET_SIZE = 224
+# Path of a model + this: its image encoder without the adapter.
+BARE = "#dinov2"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """An image encoder with its weights.
+
+    Attributes:
+        name: "clip", "dinov2", "imagenet" or "imprint".
+        about: Architecture in words, for reports.
+        size: Side of the pictures it takes, in pixels.
+        weights: SHA-256 of its weights, 16 hexadecimal digits.
+        embed: Items ((size size 3) uint8,) -> embeddings (c) float32, in order.
+    """
+
+    name: str
+    about: str
+    size: int
+    weights: str
+    embed: Batched
+
+    def settings(self) -> dict:
+        """What a report says of it."""
+        return {"encoder": self.name, "architecture": self.about, "weights": self.weights}
+
+
+def load(path: str | Path) -> Encoder:
+    """The encoder of a path, see the module; a shipped model's name ("mini") is one too.
+
+    Raises:
+        InputError: There is no encoder, or its weights are damaged.
+    """
+    path, bare = _split(path)
+    if not path.exists():
+        raise InputError(
+            f"There is no model {str(path)!r}: give mini, or the path of CLIP, of DINOv2, of"
+            " AlexNet or VGG-16, of a run or of a released model."
+        )
+    if (path / "checkpoints").is_dir():
+        config, params = checkpoint.load_params(path)
+        return _ours(config, params, bare)
+    if network := perceptual.find_network(path):
+        return _imagenet(network)
+    source = find(path)
+    parts = {part.name: part for part in source.components}
+    if "adapter" in parts and "dinov2" in parts:
+        config = ConfigDict({k: source.released[k] for k in ("object_size", "model")})
+        params = {name: _read(parts[name]) for name in ("dinov2", "adapter")}
+        return _ours(config, params, bare)
+    for name, function in (("clip", _clip), ("dinov2", _dinov2)):
+        if name in parts:
+            return function(parts[name])
+    raise InputError(f"{path} holds {', '.join(parts) or 'nothing'}: no image encoder.")
+
+
+def untrained(path: str | Path) -> Encoder:
+    """The encoder of a model or run as it was before any training: random, from seed 0.
+
+    Raises:
+        InputError: As `load`, or the path is no model of ours.
+    """
+    path, bare = _split(path)
+    if (path / "checkpoints").is_dir():
+        config = checkpoint.load_config(path)
+    else:
+        config = release.load_config(release.model_folder(path))
+    params = {name: init.draw(name, config.model, 0) for name in ("dinov2", "adapter")}
+    return _ours(config, params, bare)
+
+
+def _split(path: str | Path) -> tuple[Path, bool]:
+    """The path, and whether `BARE` stands behind it."""
+    name = str(path)
+    if name.endswith(BARE):
+        return release.resolve(name.removesuffix(BARE)), True
+    return release.resolve(path), False
+
+
+def _read(part: Component) -> dict:
+    return mapping.read(part.table, part.tensors, part.abstract, part.source, np.dtype(np.float32))
+
+
+def _bound(make: Callable, call: Callable) -> Callable:
+    """(params, images (b s s 3) uint8) -> `call(module, images in [-1, 1])`."""
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(rngs=Rngs(jax.random.key(0)))), nnx.Param)
+    return lambda params, images: call(nnx.merge(graphdef, params), imprint.to_float(images))
+
+
+def _shape(settings: dict, depth: int) -> str:
+    return f"width {settings['width']}, {depth} blocks, patches of {settings['patch_size']}"
+
+
+def _clip(part: Component) -> Encoder:
+    function = _bound(
+        lambda rngs: CLIPVision(**part.settings, rngs=rngs),
+        lambda module, images: module(module.normalize(images)),
+    )
+    about = _shape(part.settings, part.settings["depth"])
+    weights = weights_hash(part.tensors)[:16]
+    batched = Batched(function, _read(part))
+    return Encoder("clip", about, part.settings["image_size"], weights, batched)
+
+
+def _dinov2(part: Component) -> Encoder:
+    settings = part.settings
+    config = ConfigDict({"encoder": "dinov2", "dinov2": settings})
+    function = _bound(
+        lambda rngs: imprint.build("dinov2", config, dtype=jnp.float32, rngs=rngs),
+        lambda module, images: module.class_and_patches(images)[:, 0],
+    )
+    about = f"{_shape(settings, settings['depth'])}, {settings['num_registers']} registers"
+    size = DINOV2_SIZE // settings["patch_size"] * settings["patch_size"]
+    weights = weights_hash(part.tensors)[:16]
+    return Encoder("dinov2", about, size, weights, Batched(function, _read(part)))
+
+
+def _imagenet(network: perceptual.Network) -> Encoder:
+    steps = perceptual.NETWORKS[network.name]
+
+    def function(params, images):
+        return perceptual.taps(params, steps, imprint.to_float(images))[-1].mean(axis=(1, 2))
+
+    about = f"{network.name}, last features"
+    batched = Batched(function, network.params)
+    return Encoder("imagenet", about, IMAGENET_SIZE, network.weights, batched)
+
+
+def _ours(config: ConfigDict, params: dict, bare: bool) -> Encoder:
+    """The encoder of a model: DINOv2, and unless `bare` the adapter."""
+
+    def make(rngs):
+        return nnx.Dict(
+            {
+                name: imprint.build(name, config.model, dtype=jnp.float32, rngs=rngs)
+                for name in ("dinov2", "adapter")
+            }
+        )
+
+    def call(modules, images):
+        tokens = modules["dinov2"].class_and_patches(images)
+        return tokens[:, 0] if bare else modules["adapter"](tokens).mean(axis=1)
+
+    params = {name: params[name] for name in ("dinov2", "adapter")}
+    flat = traverse_util.flatten_dict(params, sep=".")
+    stored = {k: StoredTensor(x.shape, x.dtype, lambda x=x: x) for k, x in flat.items()}
+    section = config.model.dinov2
+    about = _shape(section, section.depth) + ("" if bare else " and adapter")
+    return Encoder(
+        "dinov2" if bare else "imprint",
+        about,
+        config.object_size,
+        weights_hash(stored)[:16],
+        Batched(_bound(make, call), params),
+    )

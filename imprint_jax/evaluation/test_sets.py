@@ -1,0 +1,359 @@
+"""Test sets: what to compose, written as manifests that `compose` and `evaluate` read.
+
+`dreambooth`  objects x backgrounds, from a list of pairs (paper, Sec. 4.2: 25 objects of the
+              DreamBooth set, 59 backgrounds, 113 pairs; the authors' list is not published)
+`perturbed`   photos with a masked object, which is perturbed, P(T(.)), and to be put back; the
+              photo is the truth (Sec. 4.2's Pixabay set of 1,000)
+`pasted`      the same without photographed objects: a view of an object, perturbed, and another
+              view of it pasted into a photo as the truth (ours, for small sets)
+`rendered`    a view of an object by itself, and a rendered scene with and without it, seen from
+              another side (ours); of all these the only one whose truth has the scene's light
+
+Each writes a folder with manifest.jsonl and the pictures it names, whole or not at all. The same
+records and seed give the same folder.
+"""
+
+import csv
+import json
+import math
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from imprint_jax import geometry, images
+from imprint_jax.data import transforms
+from imprint_jax.data.pairs import make_pairs
+from imprint_jax.data.records import Record, RecordSource, check_unused
+from imprint_jax.data.segment import Segmenter
+from imprint_jax.errors import InputError
+
+# Columns of a list of pairs.
+COLUMNS = ("object", "background", "x0", "y0", "x1", "y1")
+
+
+class _Folder:
+    """A test set in the making; appears under its name when it is whole."""
+
+    def __init__(self, folder: Path):
+        check_unused(folder)
+        self.folder = folder
+        self.building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        self.lines: list[dict] = []
+
+    def __enter__(self):
+        self.building.mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            shutil.rmtree(self.building, ignore_errors=True)
+            return
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        (self.building / "manifest.jsonl").write_text(text)
+        if self.folder.exists():
+            self.folder.rmdir()  # empty, or it would have been refused
+        os.replace(self.building, self.folder)
+
+    def write(self, entry_id: str, pictures: dict[str, np.ndarray], **fields) -> None:
+        """Adds an entry; `pictures` are written as ID.FIELD.png and named by their fields."""
+        for name, picture in pictures.items():
+            images.write_png(self.building / f"{entry_id}.{name}.png", picture)
+        names = {name: f"{entry_id}.{name}.png" for name in pictures}
+        self.lines.append({"id": entry_id} | names | fields)
+
+
+def perturbed(
+    config,
+    records: RecordSource,
+    out: Path,
+    *,
+    num: int = 1,
+    limit: int | None = None,
+    mask_level: int = 0,
+    seed: int = 0,
+) -> int:
+    """The self-perturbed test: every photo's object, perturbed, is to be put back where it was.
+
+    The background is the photo with the hole in mid-grey, so that no method sees the truth.
+
+    Args:
+        config: Has `data` with `color` and `affine`, how much P and T do.
+        records: Photos with masks.
+        out: Folder to make.
+        num: Pictures to make of each.
+        limit: Only so many, evenly spread.
+        mask_level: Precision of the hole, 0 to 3.
+        seed: Decides the perturbations.
+
+    Returns:
+        How many entries were written.
+
+    Raises:
+        InputError: `out` is not empty, or no record has a mask.
+    """
+    numbers = make_pairs("photo", records.index, 0).records
+    with _Folder(Path(out)) as folder:
+        for number in _spread(numbers, limit):
+            record, rng = records[number], np.random.default_rng([seed, number])
+            image, coverage = transforms.decode_view(record)
+            hole = _level(coverage >= geometry.FAINT, mask_level, config)
+            pictures = {
+                "object": _perturbed_object(config, image, coverage, rng),
+                "background": geometry.fill_hole(image, hole[..., None], "grey", 128),
+                "mask": hole,
+                "target": image,
+            }
+            folder.write(_name(record, number), pictures, num=num)
+    return len(folder.lines)
+
+
+def pasted(
+    config,
+    records: RecordSource,
+    backgrounds: RecordSource,
+    out: Path,
+    *,
+    size: int = 512,
+    num: int = 1,
+    limit: int | None = None,
+    mask_level: int = 0,
+    seed: int = 0,
+) -> int:
+    """Views of objects in photos: another view, perturbed, is to become the one that was pasted.
+
+    The background is the photo before the paste, the truth the photo after it.
+
+    Args:
+        config: As `perturbed`; also `data.window`, `data.share` and `data.brightness_match`.
+        records: Views of objects.
+        backgrounds: Photos.
+        out, num, limit, mask_level, seed: As `perturbed`.
+        size: Side of the photos' squares, in pixels.
+
+    Returns:
+        How many entries were written.
+
+    Raises:
+        InputError: `out` is not empty, or no object has two views.
+    """
+    pairs = make_pairs("pasted", records.index, config.data.window)
+    with _Folder(Path(out)) as folder:
+        for k in _spread(np.arange(len(pairs)), limit):
+            rng = np.random.default_rng([seed, k])
+            first, second = pairs.draw(k, rng)
+            photo = backgrounds[int(rng.integers(len(backgrounds)))]
+            square = transforms.random_square(photo, size, rng)
+            share = math.exp(rng.uniform(*np.log(config.data.share)))
+            view = transforms.decode_view(records[second])
+            match = config.data.brightness_match
+            target, hole = transforms.paste(square, view, share, match, rng)
+            image, coverage = transforms.decode_view(records[first])
+            pictures = {
+                "object": _perturbed_object(config, image, coverage, rng),
+                "background": square,
+                "mask": _level(hole, mask_level, config),
+                "target": target,
+            }
+            group = records[first]["group"]
+            folder.write(_name(records[first], first), pictures, object_id=group, num=num)
+    return len(folder.lines)
+
+
+def rendered(
+    config,
+    views: Path,
+    scenes: Path,
+    out: Path,
+    *,
+    apart: tuple[float, float] = (0.0, 180.0),
+    num: int = 1,
+    limit: int | None = None,
+    mask_level: int = 0,
+    seed: int = 0,
+) -> int:
+    """Views of objects by themselves, to be put into rendered scenes that have them for truth.
+
+    Each scene gives an entry: one of its views is the truth, the same without the object the
+    background; the object is shown from a random one of the views that are `apart` from it.
+
+    Args:
+        config: Has `data.mask_sigmas`.
+        views: What `imprint data render MODELS` wrote.
+        scenes: What `imprint data render MODELS --scenes N` wrote of some of the same models.
+        out: Folder to make.
+        apart: Least and largest angle between the two directions of view, degrees; it ends the
+            entries' ids. Scenes that no view is so far apart from are left out.
+        num, limit, mask_level, seed: As `perturbed`.
+
+    Returns:
+        How many entries were written.
+
+    Raises:
+        InputError: `out` is not empty, or there is no scene, or no such view for any.
+    """
+    found = []
+    for path in sorted(scenes.glob("*/*/scene.json")):
+        object_id, number = path.parent.parent.name, path.parent.name
+        about = views / object_id / "views.json"
+        if not about.is_file():
+            continue
+        rng = np.random.default_rng([seed, zlib.crc32(f"{object_id}/{number}".encode())])
+        scene = json.loads(path.read_text())
+        frame = int(rng.integers(len(scene["azimuth"])))
+        seen = _directions(json.loads(about.read_text()))
+        wanted = _directions(scene)[frame]
+        angles = np.degrees(np.arccos(np.clip(seen @ wanted, -1, 1)))
+        choices = np.flatnonzero((angles >= apart[0]) & (angles <= apart[1]))
+        if choices.size:
+            view = int(rng.choice(choices))
+            found.append((object_id, path.parent, frame, view, float(angles[view])))
+    if not found:
+        raise InputError(
+            f"No scene in {scenes} has a view in {views} that is {apart[0]:g} to {apart[1]:g}"
+            " degrees apart; both must be rendered of the same models."
+        )
+    with _Folder(Path(out)) as folder:
+        for k in _spread(np.arange(len(found)), limit):
+            object_id, scene, frame, view, angle = found[k]
+            read = lambda name: images.read_image(next(scene.glob(name)))  # noqa: B023
+            target = read(f"{frame:03d}_target.*")[..., :3]
+            hole = images.read_mask(scene / f"{frame:03d}_mask.png", target.shape[:2])
+            pictures = {
+                "object": images.read_image(next((views / object_id).glob(f"{view:03d}.*"))),
+                "background": read(f"{frame:03d}_background.*")[..., :3],
+                "mask": _level(hole, mask_level, config),
+                "target": target,
+            }
+            name = f"{object_id}_{scene.name}_{angle:.0f}deg"
+            folder.write(name, pictures, object_id=object_id, num=num)
+    return len(folder.lines)
+
+
+def _directions(about: dict) -> np.ndarray:
+    """Unit vectors (n 3) from a model to the cameras, in its own frame, from a renderer's JSON."""
+    azimuth = np.radians(np.array(about["azimuth"]) - about.get("model_turn", 0.0))
+    elevation = np.radians(about["elevation"])
+    flat = np.cos(elevation)
+    return np.stack([np.sin(azimuth) * flat, np.sin(elevation), np.cos(azimuth) * flat], axis=1)
+
+
+def dreambooth(
+    pairs: Path,
+    objects: Path,
+    backgrounds: Path,
+    out: Path,
+    *,
+    masks: Path | None = None,
+    segmenter: Segmenter | None = None,
+    num: int = 1,
+) -> int:
+    """Objects in several backgrounds, from a list of pairs.
+
+    The list is a CSV file with the columns `COLUMNS`: a picture of an object, relative to the
+    folder of objects (as in google/dreambooth's `dataset/`: backpack/00.jpg), one of a background,
+    relative to theirs, and the hole's box in pixels of the background, half-open.
+
+    Args:
+        pairs: The list.
+        objects: Folder of the objects' pictures.
+        backgrounds: Folder of the backgrounds.
+        out: Folder to make.
+        masks: Folder of the objects' masks, named as their pictures but .png; not needed for
+            pictures with transparency.
+        segmenter: Finds the objects where there are no masks.
+        num: Pictures to make of each pair.
+
+    Returns:
+        How many entries were written.
+
+    Raises:
+        InputError: The list is wrong (its line is named), a picture cannot be read, or an object
+            has no mask.
+    """
+    rows = read_pairs(pairs)
+    with _Folder(Path(out)) as folder:
+        for number, row in enumerate(rows):
+            background = images.read_image(backgrounds / row["background"])[..., :3]
+            cut = _cut(objects / row["object"], masks, Path(row["object"]), segmenter)
+            box = [int(row[name]) for name in COLUMNS[2:]]
+            try:
+                geometry.box_mask(box, *background.shape[:2])
+            except InputError as error:
+                raise InputError(f"{pairs}, line {number + 2}: {error}") from error
+            stem = f"{number:03d}_{Path(row['object']).with_suffix('').as_posix()}"
+            pictures = {"object": cut, "background": background}
+            picture = Path(row["object"])
+            object_id = picture.parent.as_posix() if picture.parent.name else picture.stem
+            name = stem.replace("/", "_")
+            folder.write(name, pictures, object_id=object_id, box=box, num=num)
+    return len(folder.lines)
+
+
+def read_pairs(path: Path) -> list[dict[str, str]]:
+    """The rows of a list of pairs.
+
+    Raises:
+        InputError: It cannot be read, lacks columns, or a row is incomplete.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the pairs {path}: {error}.") from error
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise InputError(f"{path} must begin with the line {','.join(COLUMNS)}.")
+    for number, row in enumerate(rows, start=2):
+        whole = all((row[name] or "").strip().lstrip("-").isdecimal() for name in COLUMNS[2:])
+        if not whole or not row["object"] or not row["background"] or None in row:
+            raise InputError(f"{path}, line {number}: wants two paths and four whole numbers.")
+    if not rows:
+        raise InputError(f"{path} lists no pairs.")
+    return rows
+
+
+def _cut(path: Path, masks: Path | None, relative: Path, segmenter: Segmenter | None) -> np.ndarray:
+    """An object's picture with its mask as transparency, (h w 4) uint8."""
+    picture = images.read_image(path)
+    if picture.shape[2] == 4 and picture[..., 3].min() < 255:
+        return picture
+    picture = picture[..., :3]
+    if masks is not None:
+        mask = images.read_mask(masks / relative.with_suffix(".png"), picture.shape[:2])
+        return np.dstack([picture, mask.astype(np.uint8) * 255])
+    if segmenter is not None:
+        return segmenter.cut_out(picture, str(path))
+    raise InputError(f"{path} has no transparency: give --masks, or --segment to find the object.")
+
+
+def _perturbed_object(
+    config, image: np.ndarray, coverage: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """P(T(.)) of an object at its own size, with its soft mask as transparency, (h w 4) uint8."""
+    x0, y0, x1, y1 = geometry.bounding_box(coverage >= geometry.FAINT)
+    image, coverage = image[y0:y1, x0:x1], coverage[y0:y1, x0:x1]
+    image = transforms.recolor(image, transforms.random_colors(rng, config.data.color))
+    matrix = transforms.random_affine(rng, **config.data.affine)
+    return np.dstack(transforms.warp(image, coverage, matrix))
+
+
+def _level(hole: np.ndarray, level: int, config) -> np.ndarray:
+    return geometry.mask_level(hole, level, config.data.mask_sigmas)
+
+
+def _spread(numbers: np.ndarray, limit: int | None) -> Iterable[int]:
+    """At most `limit` of the numbers, evenly spread."""
+    if limit is not None and limit < len(numbers):
+        numbers = numbers[np.linspace(0, len(numbers) - 1, limit).round().astype(int)]
+    return [int(number) for number in numbers]
+
+
+def _name(record: Record, number: int) -> str:
+    """An id for a manifest: what the record shows, and its number."""
+    group = "".join(c if c.isalnum() or c in "-_" else "_" for c in record["group"])
+    return f"{group}_{record['instance']}_{number:05d}"

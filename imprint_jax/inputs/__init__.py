@@ -1,1 +1,0 @@
-"""From files to host batches: NumPy, Pillow and Grain, no jax."""

@@ -1,1 +1,0 @@
-"""What composites are measured by, one file a family."""

@@ -1,0 +1,1 @@
+"""Training views and scenes, rendered on the CPU."""

@@ -1,0 +1,1 @@
+"""Processes, memory and files: what runs, and what is published."""

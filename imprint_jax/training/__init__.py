@@ -1,0 +1,1 @@
+"""Both training stages: the loop, one step, and what a run keeps."""

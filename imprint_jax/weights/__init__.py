@@ -1,0 +1,1 @@
+"""Weights on disk: released folders, and public checkpoints to and from PyTorch."""

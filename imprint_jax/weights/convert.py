@@ -1,0 +1,176 @@
+"""`imprint convert`: public weights to a folder of ours, and a folder of ours to PyTorch's."""
+
+import json
+import logging
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from imprint_jax import config
+from imprint_jax.errors import InputError
+from imprint_jax.models import imprint
+from imprint_jax.weights import clip, dinov2, mapping, release, stable_diffusion
+from imprint_jax.weights.detect import LICENCES, Component, Source, find
+from imprint_jax.weights.tensors import write_tensors
+
+log = logging.getLogger(__name__)
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def convert(
+    src: Path, dst: Path, *, kind: str = "auto", to: str = "imprint", dtype: str | None = None
+) -> None:
+    """Converts weights.
+
+    Args:
+        src: A file or folder: see `sources.find`.
+        dst: Folder to make. Converting to "imprint" may add to a folder of ours that lacks these
+            components, so that Stable Diffusion and DINOv2 can share one.
+        kind: What `src` is; "auto" tells by what is there.
+        to: "imprint" makes config.json and one safetensors a component; "torch" makes folders that
+            diffusers and transformers load: unet/, vae/, dinov2/, and adapter/, imprint.json.
+        dtype: "float32", "float16" or "bfloat16"; None keeps each tensor's.
+
+    Raises:
+        InputError: Nothing known in `src`, tensors that do not fit, an unknown option, or `dst`
+            holds such a component already. Nothing is written then.
+    """
+    if to not in ("imprint", "torch"):
+        raise InputError(f'--to is {to!r}; use "imprint" or "torch".')
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"--dtype is {dtype!r}; use {', '.join(DTYPES)}.")
+    source = find(src, kind)
+    if not source.components:
+        raise InputError(f"{src} holds no weights.")
+    for part in source.components:
+        mapping.check(part.table, part.tensors, part.abstract, part.source)
+    if to == "torch":
+        if source.layout != "imprint":
+            raise InputError(f"{src} is in PyTorch's names already.")
+        _to_torch(source, dst, DTYPES.get(dtype))
+    else:
+        _to_imprint(source, dst, DTYPES.get(dtype))
+
+
+def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None) -> None:
+    released = _released(source, dst)
+    names = [part.name for part in source.components]
+    if there := [name for name in names if (dst / f"{name}.safetensors").exists()]:
+        raise InputError(f"{dst} holds {', '.join(there)} already; choose another folder.")
+    with _building(dst) as folder:
+        for part in source.components:
+            params = mapping.read(part.table, part.tensors, part.abstract, part.source, dtype)
+            release.write_component(folder, part.name, params)
+            log.info("%s: %s", part.source, release.component_file(dst, part.name))
+        release.write_config(folder, released)
+
+
+def _released(source: Source, dst: Path) -> dict:
+    """The config.json that `dst` will have: what is there, or the defaults, with what we found."""
+    found = {part.name: part.settings for part in source.components}
+    if "clip" in found:
+        return {"clip": found["clip"], "licences": {"clip": LICENCES["clip"]}}
+    if source.kind == "imprint":
+        return source.released
+    if (dst / "config.json").is_file():
+        released = release.load_config(dst).to_dict()
+    else:
+        released = release.released_fields(config.default())
+    released["model"] |= found
+    released["diffusion"] |= source.released.get("diffusion", {})
+    if not (dst / "adapter.safetensors").exists():
+        model = released["model"]
+        model["adapter"]["width_in"] = model["dinov2"]["width"]
+        model["adapter"]["width"] = model["unet"]["context_width"]
+    released.setdefault("licences", {}).update({name: LICENCES[name] for name in found})
+    return released
+
+
+def _to_torch(source: Source, dst: Path, dtype: np.dtype | None) -> None:
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise InputError(f"{dst} exists already; choose another folder.")
+    # Everything that can be refused is, before anything is written.
+    targets = {part.name: _torch_target(part, source.released) for part in source.components}
+    with _building(dst) as folder:
+        for part in source.components:
+            table, settings, file = targets[part.name]
+            params = mapping.read(part.table, part.tensors, part.abstract, part.source, dtype)
+            (folder / part.name).mkdir()
+            if settings:
+                _write_json(folder / part.name / "config.json", settings)
+            tensors = mapping.write(table, params)
+            # Without this mark transformers and diffusers refuse the file.
+            write_tensors(folder / part.name / file, tensors, {"format": "pt"})
+            log.info("%s: %s", part.source, dst / part.name / file)
+        _write_json(folder / "imprint.json", source.released)
+        release.write_card(folder, source.released)
+
+
+def _torch_target(part: Component, released: dict) -> tuple[mapping.Table, dict, str]:
+    """A component's names in PyTorch's libraries, its config.json there, and its file's name."""
+    match part.name:
+        case "unet":
+            diffusion = released["diffusion"]
+            orders = {polarity: order for order, polarity in stable_diffusion.INPAINTING.values()}
+            concatenates = diffusion["background_mode"] == "concat"
+            order = orders[diffusion["mask_channel"]] if concatenates else ()
+            side = released["image_size"] // imprint.latent_factor(released["model"])
+            table = stable_diffusion.diffusers_table(part.abstract, order)
+            return (
+                table,
+                stable_diffusion.unet_config(part.settings, side),
+                f"{stable_diffusion.STEM}.safetensors",
+            )
+        case "vae":
+            if released["model"]["autoencoder"] != "kl":
+                raise InputError(
+                    f"{part.source} is the closed-form codec, which PyTorch's libraries have not;"
+                    " only models with Stable Diffusion's VAE can be converted."
+                )
+            settings = stable_diffusion.vae_config(part.settings, released["image_size"])
+            return (
+                stable_diffusion.diffusers_table(part.abstract),
+                settings,
+                f"{stable_diffusion.STEM}.safetensors",
+            )
+        case "dinov2" if "projection" in part.settings:
+            raise InputError(
+                f"{part.source} is CLIP's; only models whose encoder is DINOv2 can be converted."
+            )
+        case "dinov2":
+            settings = dinov2.hf_config(part.settings)
+            return dinov2.hf_table(part.abstract), settings, "model.safetensors"
+        case "clip":
+            settings = clip.hf_config(part.settings)
+            return clip.hf_table(part.abstract), settings, "model.safetensors"
+        case "adapter":
+            return stable_diffusion.diffusers_table(part.abstract), {}, "adapter.safetensors"
+    raise AssertionError(part.name)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def _building(dst: Path):
+    """A folder beside `dst` whose content moves there at the end; gone after an exception."""
+    folder = dst.with_name(f".{dst.name}.{os.getpid()}")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        dst.mkdir(exist_ok=True)
+        # config.json last: without it the folder is no model yet.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+            os.replace(path, dst / path.name)
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,163 @@
+"""One table a family of checkpoints, used in both directions, strictly.
+
+A table says of each tensor of a checkpoint which part of which of our parameters it is, and how its
+axes are ordered there. Tensors are read one at a time: no direction holds more than a component and
+one tensor.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+from imprint_jax.errors import InputError
+from imprint_jax.weights.tensors import StoredTensor
+
+# How PyTorch orders the axes of a kernel, as a permutation of ours.
+SAME = ()
+LINEAR = (1, 0)  # (in out) -> (out in)
+CONV = (3, 2, 0, 1)  # (h w in out) -> (out in h w)
+
+
+class Piece(NamedTuple):
+    """A tensor of a checkpoint, and the part of our parameter that it is.
+
+    Attributes:
+        path: Our parameter within its component, joined by "/".
+        key: The checkpoint's tensor.
+        axes: SAME, LINEAR or CONV.
+        where: Index of the part into our array; empty for the whole.
+        extra: How many axes of length 1 the tensor has at its end that ours has not: a 1x1
+            convolution that is a linear layer here.
+        order: If not empty, the tensor's input channels in our order: ours[i] = theirs[order[i]].
+    """
+
+    path: str
+    key: str
+    axes: tuple[int, ...] = SAME
+    where: tuple = ()
+    extra: int = 0
+    order: tuple[int, ...] = ()
+
+    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape the tensor must have, given our parameter's."""
+        part = np.broadcast_to(False, ours)[self.where].shape
+        return tuple(part[i] for i in self.axes or range(len(part))) + (1,) * self.extra
+
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        """The tensor with our axes."""
+        tensor = tensor.reshape(tensor.shape[: tensor.ndim - self.extra])
+        tensor = tensor.transpose(np.argsort(self.axes)) if self.axes else tensor
+        return tensor[..., self.order, :] if self.order else tensor
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """The part of our array, contiguous, with the checkpoint's axes."""
+        array = array[self.where]
+        array = array[..., np.argsort(self.order), :] if self.order else array
+        array = array.transpose(self.axes) if self.axes else array
+        return np.ascontiguousarray(array.reshape(array.shape + (1,) * self.extra))
+
+
+class Table(NamedTuple):
+    """A family's names.
+
+    Attributes:
+        pieces: Every parameter's, those of one parameter side by side.
+        ignored: A regular expression for whole keys of tensors that are not part of the component.
+    """
+
+    pieces: list[Piece]
+    ignored: str = "(?!)"  # nothing
+
+
+def axes_of(path: str, ndim: int) -> tuple[int, ...]:
+    """The usual order of axes: kernels are transposed, all else is not."""
+    if not path.endswith("/kernel"):
+        return SAME
+    return LINEAR if ndim == 2 else CONV
+
+
+def own_table(abstract: dict) -> Table:
+    """Our own files: paths joined by dots, arrays as they are."""
+    paths = traverse_util.flatten_dict(abstract, sep="/")
+    return Table([Piece(path, path.replace("/", ".")) for path in paths])
+
+
+def check(table: Table, tensors: Mapping[str, StoredTensor], abstract: dict, name: str) -> None:
+    """Compares a checkpoint with a table; reads no values.
+
+    Args:
+        table: The family's.
+        tensors: The checkpoint.
+        abstract: Nested dict of the shapes our parameters must have.
+        name: What to call the checkpoint in an error.
+
+    Raises:
+        InputError: Lists every tensor that is missing, unknown, named twice, of the wrong shape or
+            of another dtype than the rest of its parameter.
+    """
+    shapes = {p: x.shape for p, x in traverse_util.flatten_dict(abstract, sep="/").items()}
+    keys = Counter(piece.key for piece in table.pieces)
+    ignored = re.compile(table.ignored)
+    wrong = [f"named twice: {key}" for key, count in keys.items() if count > 1]
+    wrong += [f"in no tensor: {path}" for path in shapes.keys() - {p.path for p in table.pieces}]
+    wrong += [f"missing: {key}" for key in keys if key not in tensors]
+    wrong += [f"unknown: {k}" for k in tensors if k not in keys and not ignored.fullmatch(k)]
+    dtypes = {}
+    for piece in table.pieces:
+        if piece.key not in tensors:
+            continue
+        found, wanted = tensors[piece.key], piece.shape(shapes[piece.path])
+        if found.shape != wanted:
+            wrong.append(f"shape: {piece.key} is {found.shape}, should be {wanted}")
+        if dtypes.setdefault(piece.path, found.dtype) != found.dtype:
+            wrong.append(f"dtype: {piece.key} is {found.dtype}, its like {dtypes[piece.path]}")
+    if wrong:
+        raise InputError(f"{name} does not fit. {'; '.join(sorted(wrong))}.")
+
+
+def read(
+    table: Table,
+    tensors: Mapping[str, StoredTensor],
+    abstract: dict,
+    name: str,
+    dtype: np.dtype | None = None,
+) -> dict:
+    """Our parameters of a checkpoint.
+
+    Args:
+        table, tensors, abstract, name: As in `check`.
+        dtype: Of the result; None keeps the checkpoint's.
+
+    Returns:
+        Nested dict of contiguous arrays.
+
+    Raises:
+        InputError: As `check`.
+    """
+    check(table, tensors, abstract, name)
+    shapes = {p: x.shape for p, x in traverse_util.flatten_dict(abstract, sep="/").items()}
+    flat = {}
+    for piece in table.pieces:
+        stored = tensors[piece.key]
+        # Before the tensor is read: the other order leaves holes in memory, twice the model's size.
+        if piece.path not in flat:
+            flat[piece.path] = np.empty(shapes[piece.path], dtype or stored.dtype)
+        flat[piece.path][piece.where] = piece.to_ours(stored.read())
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def write(table: Table, params: dict) -> dict[str, np.ndarray]:
+    """The checkpoint's tensors of our parameters, which are emptied on the way to save memory."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    params.clear()
+    tensors = {}
+    for i, piece in enumerate(table.pieces):
+        tensors[piece.key] = piece.to_torch(flat[piece.path])
+        last = i + 1 == len(table.pieces) or table.pieces[i + 1].path != piece.path
+        if last:
+            del flat[piece.path]
+    return tensors

@@ -1,0 +1,275 @@
+"""The released folder: config.json and one safetensors file a component, keys joined by dots.
+
+DIR/config.json  dinov2.safetensors  adapter.safetensors  unet.safetensors  vae.safetensors
+DIR/README.md    the card: what is in the folder, under which licences
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from imprint_jax.config import default
+from imprint_jax.diffusion import process
+from imprint_jax.errors import InputError
+from imprint_jax.models import imprint
+from imprint_jax.runtime.files import write_text
+from imprint_jax.training import checkpoint
+from imprint_jax.weights import mapping
+from imprint_jax.weights.tensors import file_hash, open_tensors, write_tensors
+
+log = logging.getLogger(__name__)
+
+# What of a configuration a model needs to be used; the rest is how it was trained.
+RELEASED_FIELDS = ("image_size", "object_size", "model", "diffusion", "sampling")
+# The models that ship with the package.
+SHIPPED = Path(__file__).parent.parent / "released"
+LICENCES = Path(__file__).parent.parent / "licences"
+
+
+def resolve(name: str | Path) -> Path:
+    """What a text means: the folder of the model that ships by this name ("mini"), or a path.
+
+    A `Path` is a path always; so is "./mini".
+    """
+    if isinstance(name, str) and name in _shipped():
+        if Path(name).exists():
+            log.warning("%s is the model that ships; ./%s is the one here", name, name)
+        return SHIPPED / name
+    return Path(name)
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder of a model: one that ships ("mini"), or a released folder's path.
+
+    Raises:
+        InputError: There is none.
+    """
+    folder = resolve(name)
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"There is no model {str(name)!r}: give {', '.join(_shipped())}, or a folder with a"
+            " config.json and one .safetensors a component."
+        )
+    return folder
+
+
+def _shipped() -> list[str]:
+    return sorted(p.name for p in SHIPPED.iterdir() if p.is_dir())
+
+
+def component_file(folder: Path, component: str) -> Path:
+    """Where a component's weights are."""
+    return folder / f"{component}.safetensors"
+
+
+def released_fields(config: ConfigDict) -> dict:
+    """The part of a configuration that a released folder keeps."""
+    fields = config.to_dict()
+    return {name: fields[name] for name in RELEASED_FIELDS}
+
+
+def save(
+    folder: Path,
+    config: ConfigDict,
+    params: dict,
+    licences: Mapping[str, str] | None = None,
+    dtype=np.float16,
+) -> None:
+    """Writes a released folder; each file is replaced when the new one is whole.
+
+    Args:
+        folder: Where to; created if it does not exist.
+        config: A whole configuration, of which `RELEASED_FIELDS` are kept.
+        params: {component: nested dict of arrays}.
+        licences: {component: licence} of the public weights it comes from, if any.
+        dtype: Of the stored arrays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for component, tree in params.items():
+        flat = traverse_util.flatten_dict(tree)
+        half = {path: np.asarray(x, dtype) for path, x in flat.items()}
+        write_component(folder, component, traverse_util.unflatten_dict(half))
+    write_config(folder, released_fields(config) | {"licences": dict(licences or {})})
+
+
+def write_component(folder: Path, component: str, params: dict) -> None:
+    """Writes one component's nested dict of NumPy arrays."""
+    flat = traverse_util.flatten_dict(params, sep=".")
+    flat = {key: np.ascontiguousarray(x) for key, x in flat.items()}
+    write_tensors(component_file(folder, component), flat)
+
+
+def write_config(folder: Path, released: dict) -> None:
+    """Writes config.json, and the card that says what the folder's weights may be used for."""
+    write_card(folder, released)
+    write_text(folder / "config.json", json.dumps(released, indent=2) + "\n")
+
+
+def write_card(folder: Path, released: dict) -> None:
+    """Writes README.md and the licences that go with the weights.
+
+    Args:
+        folder: Where to.
+        released: A config.json's content; read is `licences`, {component: name}.
+    """
+    licences = released.get("licences", {})
+    lines = [
+        "# Weights for imprint_jax",
+        "",
+        "| component | public weights' licence |",
+        "|---|---|",
+    ]
+    lines += [f"| {component} | {licence} |" for component, licence in licences.items()]
+    lines += ["| (all else) | as who trained it says |", ""]
+    for licence in sorted(set(licences.values())):
+        text = LICENCES / f"{licence.replace(' ', '-')}.txt"
+        if text.is_file():
+            shutil.copy(text, folder / f"LICENCE-{text.name}")
+            lines += [
+                f"Parts of this model are {licence} weights or were trained from them. The use"
+                f" restrictions of Attachment A in [LICENCE-{text.name}](LICENCE-{text.name}) hold"
+                " for this model and all that is derived from it, and must be passed on with it.",
+                "",
+            ]
+    (folder / "README.md").write_text("\n".join(lines))
+
+
+def load_config(folder: Path) -> ConfigDict:
+    """The content of a released folder's config.json.
+
+    Fields that came after the folder was written have their defaults, by which it was made.
+
+    Raises:
+        InputError: It is damaged, or of a single encoder.
+    """
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}.") from error
+    if lacking := [name for name in RELEASED_FIELDS if name not in content]:
+        raise InputError(f"{path} is no model's configuration: it lacks {', '.join(lacking)}.")
+    defaults = released_fields(default())
+    for section in ("diffusion", "sampling"):
+        content[section] = defaults[section] | content[section]
+    return ConfigDict(content)
+
+
+def load(folder: Path) -> tuple[ConfigDict, dict]:
+    """A released folder's configuration and parameters, float32 on the default device.
+
+    Raises:
+        InputError: A file is missing or damaged, or holds other tensors than the model has.
+    """
+    config = load_config(folder)
+    process.check_config(config)
+    files = {name: component_file(folder, name) for name in imprint.COMPONENTS}
+    if lacking := [str(file) for file in files.values() if not file.is_file()]:
+        raise InputError(
+            f"{folder} is not a whole model: {', '.join(lacking)} missing. Converted public weights"
+            " have no adapter; it comes from training."
+        )
+    params = {}
+    for name, file in files.items():
+        # Placed one by one: NumPy's copy of a tensor is gone before the next is read.
+        flat = {path: jnp.asarray(x) for path, x in _read(file, name, config.model)}
+        params[name] = traverse_util.unflatten_dict(flat, sep="/")
+    return config, params
+
+
+def load_component(source: str, component: str, abstract: dict) -> dict:
+    """One component's parameters, from a released folder or a training run's averaged weights.
+
+    A UNet without channels for a concatenated background starts one with them: their weights are 0.
+    A folder of converted CLIP weights is taken as the component "dinov2".
+
+    Args:
+        source: Path of the folder.
+        component: "dinov2", "adapter", "unet" or "vae".
+        abstract: The nested dict of shapes it must have.
+
+    Returns:
+        Nested dict of float32 NumPy arrays.
+
+    Raises:
+        InputError: The folder is neither, or its component has another shape.
+    """
+    folder = resolve(source)
+    if (folder / "checkpoints").is_dir():
+        params = checkpoint.load_component(folder, component)
+    elif component == "dinov2" and component_file(folder, "clip").is_file():
+        settings = json.loads((folder / "config.json").read_text())["clip"]
+        model = ConfigDict({"encoder": "clip", "dinov2": settings})
+        flat = dict(_read(component_file(folder, "clip"), component, model))
+        params = traverse_util.unflatten_dict(flat, sep="/")
+    else:
+        folder = model_folder(folder)
+        file = component_file(folder, component)
+        flat = dict(_read(file, component, load_config(folder).model))
+        params = traverse_util.unflatten_dict(flat, sep="/")
+    if component == "unet":
+        kernel, wanted = params["conv_in"]["kernel"], abstract["conv_in"]["kernel"]
+        more = wanted.shape[2] - kernel.shape[2]
+        if more == 1 + params["conv_out"]["kernel"].shape[3]:
+            params["conv_in"]["kernel"] = np.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
+    found = {k: x.shape for k, x in traverse_util.flatten_dict(params, sep=".").items()}
+    needed = {k: x.shape for k, x in traverse_util.flatten_dict(abstract, sep=".").items()}
+    if found != needed:
+        listed = ", ".join(f"{k} {shape}" for k, shape in sorted(found.items() ^ needed.items()))
+        raise InputError(f"{component} of {source} does not fit the configuration: {listed}.")
+    return params
+
+
+def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, np.ndarray]]:
+    """Paths and float32 arrays of a component's file, one by one, after checking all names."""
+    abstract = imprint.abstract(component, model)
+    tensors = open_tensors(file)
+    table = mapping.own_table(abstract)
+    mapping.check(table, tensors, abstract, str(file))
+    for piece in table.pieces:
+        yield piece.path, tensors[piece.key].read().astype(np.float32)
+
+
+def load_licences(source: str) -> dict[str, str]:
+    """{component: licence} of the public weights in a released folder or behind a training run.
+
+    Raises:
+        InputError: The folder is neither, or a run that does not say.
+    """
+    folder = resolve(source)
+    if (folder / "checkpoints").is_dir():
+        path = folder / "licences.json"
+        if not path.is_file():
+            raise InputError(
+                f"{path} is missing: copy it from the run that {source} is, or write"
+                ' {"component": "licence"} of the public weights it started from, {} for none.'
+            )
+        return json.loads(path.read_text())
+    if component_file(folder, "clip").is_file():  # which takes the place of DINOv2
+        return {"dinov2": json.loads((folder / "config.json").read_text())["licences"]["clip"]}
+    return load_config(model_folder(folder)).get("licences", {})
+
+
+def inherited_licences(init_from: Mapping[str, str]) -> dict[str, str]:
+    """The licences that a run's weights stand under: {component: licence}, of those that have one.
+
+    Args:
+        init_from: {component: source}, the section of a configuration.
+    """
+    found = {name: load_licences(source).get(name) for name, source in init_from.items() if source}
+    return {name: licence for name, licence in found.items() if licence}
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 over config.json and the weights of a released folder, hexadecimal."""
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    lines = "".join(f"{file_hash(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()

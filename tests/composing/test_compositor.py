@@ -1,0 +1,346 @@
+"""Composing with a tiny random model: what must hold whatever the weights are."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from imprint_jax import Compositor, Placement, Request, Settings, geometry
+from imprint_jax.composing import compositor as composing
+from imprint_jax.composing.compositor import CONTEXT, FEATHER
+from imprint_jax.errors import InputError
+from imprint_jax.weights import release
+
+RNG = np.random.default_rng(0)
+OBJECT = np.dstack([RNG.integers(0, 256, (30, 20, 3)), np.full((30, 20), 255)]).astype(np.uint8)
+OTHER = np.dstack([RNG.integers(0, 256, (20, 30, 3)), np.full((20, 30), 255)]).astype(np.uint8)
+PHOTO = RNG.integers(0, 256, (90, 140, 3), dtype=np.uint8)
+HOLE = geometry.box_mask((60, 30, 100, 55), 90, 140)
+
+
+@pytest.fixture(scope="module")
+def compositor(tiny_release):
+    return Compositor.from_pretrained(tiny_release)
+
+
+def request_of(seed=0, num=1, **changes) -> Request:
+    """A request whose pictures depend on its seed, of another size each."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(50, 120, 2)
+    photo = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    hole = geometry.box_mask((10, 12, 40, 36), height, width)
+    return Request(photo, [Placement(OBJECT, hole)], seed=seed, num=num, **changes)
+
+
+def changed(picture, photo=PHOTO) -> np.ndarray:
+    return np.any(np.asarray(picture) != photo, axis=-1)
+
+
+def test_only_the_hole_and_its_feather_change(compositor):
+    picture = compositor(OBJECT, PHOTO, HOLE)
+    assert isinstance(picture, Image.Image) and picture.size == (140, 90)
+    crop = geometry.context_crop(HOLE, CONTEXT)
+    feather = max(2, round(crop.side * FEATHER))
+    reach = np.zeros_like(HOLE)
+    reach[30 - feather : 55 + feather, 60 - feather : 100 + feather] = True
+    assert not changed(picture)[~reach].any()
+    assert changed(picture)[HOLE].mean() > 0.9
+
+
+def test_the_same_seed_gives_the_same_picture_and_another_another(compositor):
+    first, again, other = (np.asarray(compositor(OBJECT, PHOTO, HOLE, seed=s)) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert changed(first, other)[HOLE].mean() > 0.5
+
+
+def test_samples_are_different_and_the_first_is_the_single_one(compositor):
+    pictures = compositor.samples(OBJECT, PHOTO, HOLE, num=3, seed=4)
+    assert len(pictures) == 3
+    single = np.asarray(compositor(OBJECT, PHOTO, HOLE, seed=4)).astype(int)
+    # Other batch sizes round differently in float32, by one grey level at most.
+    assert np.abs(np.asarray(pictures[0]).astype(int) - single).max() <= 1
+    assert changed(pictures[0], np.asarray(pictures[1]))[HOLE].mean() > 0.5
+
+
+def test_what_is_in_the_hole_does_not_matter(compositor):
+    other = PHOTO.copy()
+    other[HOLE] = 255 - other[HOLE]
+    first = np.asarray(compositor(OBJECT, PHOTO, HOLE))
+    second = np.asarray(compositor(OBJECT, other, HOLE))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_object_and_its_mask_matter(compositor):
+    base = compositor(OBJECT, PHOTO, HOLE)
+    assert changed(compositor(OBJECT[::-1], PHOTO, HOLE), np.asarray(base)).any()
+    half = np.zeros(OBJECT.shape[:2], bool)
+    half[:15] = True
+    assert changed(compositor(OBJECT, PHOTO, HOLE, object_mask=half), np.asarray(base)).any()
+
+
+def test_pil_and_numpy_give_the_same(compositor):
+    from_pil = compositor(Image.fromarray(OBJECT), Image.fromarray(PHOTO), Image.fromarray(HOLE))
+    np.testing.assert_array_equal(from_pil, compositor(OBJECT, PHOTO, HOLE))
+
+
+@pytest.mark.parametrize(
+    "y0, y1, x0, x1", [(0, 10, 0, 140), (0, 90, 0, 140), (88, 90, 138, 140), (0, 90, 60, 62)]
+)
+def test_holes_of_any_shape_and_place(compositor, y0, y1, x0, x1):
+    hole = np.zeros_like(HOLE)
+    hole[y0:y1, x0:x1] = True
+    assert changed(compositor(OBJECT, PHOTO, hole))[hole].mean() > 0.5
+
+
+def test_steps_and_guidance_are_obeyed(compositor):
+    base = np.asarray(compositor(OBJECT, PHOTO, HOLE))
+    assert changed(compositor(OBJECT, PHOTO, HOLE, num_steps=2), base).any()
+    assert changed(compositor(OBJECT, PHOTO, HOLE, guidance_scale=7.0), base).any()
+
+
+def far(first, second) -> int:
+    """The largest difference of two pictures in grey levels."""
+    return int(np.abs(np.asarray(first).astype(int) - np.asarray(second)).max())
+
+
+def test_a_batch_is_what_each_request_is_alone(compositor):
+    """20 pictures of 11 requests of 11 sizes, on 8 devices, in two batches and alone."""
+    requests = [request_of(seed, num=1 + seed % 3) for seed in range(11)]
+    compositor.max_batch = 2
+    results = list(compositor.run(iter(requests)))
+    compositor.max_batch = 8
+    assert [result.request for result in results] == requests
+    for request, pictures in results:
+        assert [picture.size for picture in pictures] == [request.photo.shape[1::-1]] * request.num
+        (alone,) = compositor.run([request])
+        assert max(far(*pair) for pair in zip(pictures, alone.pictures, strict=True)) <= 1
+        assert len({picture.tobytes() for picture in pictures}) == request.num
+
+
+def test_bitwise_at_the_same_place_whatever_the_neighbours(compositor):
+    request = request_of(3)
+    others, strangers = ([request_of(s) for s in range(i, i + 15)] for i in (20, 40))
+    first = next(compositor.run([request, *others])).pictures[0]
+    assert far(next(compositor.run([request, *strangers])).pictures[0], first) == 0
+    # At another place by rounding: a CPU's kernels take the last rows of a batch in another way.
+    for place in (1, 9, 15):
+        results = list(compositor.run([*others[:place], request, *others[place:]]))
+        assert far(results[place].pictures[0], first) <= 1, place
+
+
+def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):
+    """Before it is rounded to grey levels: 1e-4 of a range of 2."""
+    choices = (4, "ddim", 0.0)
+    rng = np.random.default_rng(0)
+    b, size = 5, compositor.config.image_size
+    square = lambda s: rng.integers(0, 256, (b, s, s, 3), dtype=np.uint8)
+    batch = [square(28)[:, None], square(size), rng.random((b, size, size, 1)) < 0.5]
+    batch.append(np.array([(7, k, 0) for k in range(b)], np.uint32))
+
+    @jax.jit
+    def run(*batch):
+        bound = compositor.graphdef, compositor.config, choices, compositor.params
+        return composing.generate(*bound, *batch, 3.0)
+
+    together = run(*batch)
+    for i in (0, 3):
+        alone = run(*(x[i : i + 1] for x in batch))
+        assert float(jnp.abs(alone - together[i : i + 1]).max()) < 1e-4
+
+
+def test_nothing_recompiles_in_a_long_job(compositor, monkeypatch):
+    traced = []
+    original = compositor.generate
+
+    def counted(graphdef, config, choices, params, objects, *args):
+        traced.append(objects.shape[:2])
+        return original(graphdef, config, choices, params, objects, *args)
+
+    monkeypatch.setattr(compositor, "generate", counted)
+    fresh = Compositor(compositor.config, compositor.params, max_batch=2)
+    list(fresh.run(request_of(seed) for seed in range(3 * 16 + 5)))
+    assert traced == [(2, 1), (1, 1)]  # two full batches of 16 on 8 devices, then 5
+    list(fresh.run(request_of(seed) for seed in range(16 + 8)))
+    assert len(traced) == 2
+
+
+@pytest.mark.parametrize("size, expected", [(1, 1), (2, 2), (3, 4), (5, 6), (6, 6)])
+def test_buckets(size, expected):
+    assert composing.bucket(size, 6) == expected
+
+
+def test_requests_are_taken_as_they_are_needed(compositor):
+    taken = []
+
+    def requests():
+        for seed in range(40):
+            taken.append(seed)
+            yield request_of(seed)
+
+    compositor.max_batch = 1
+    results = compositor.run(requests())
+    next(results)
+    compositor.max_batch = 8
+    assert len(taken) == 16  # one batch of 8, and the next while it is computed
+
+
+def test_several_objects_each_see_the_ones_before(compositor):
+    left = geometry.box_mask((10, 30, 60, 60), 90, 140)
+    right = geometry.box_mask((50, 30, 110, 60), 90, 140)  # overlaps with the left one
+    both = Request(PHOTO, [Placement(OBJECT, left), Placement(OTHER, right)], seed=5)
+    (result,) = compositor.run([both])
+    (first,) = compositor.run([Request(PHOTO, [Placement(OBJECT, left)], seed=5)])
+    after = np.asarray(result.pictures[0])
+    before = np.asarray(first.pictures[0])
+    crop = geometry.context_crop(right, CONTEXT)
+    untouched = ~geometry.ring_around(right, crop.side * FEATHER + 1) & ~right
+    assert changed(before)[left].mean() > 0.9
+    assert far(after[untouched], before[untouched]) <= 1  # the first object stays ...
+    assert changed(after, before)[left & right].mean() > 0.9  # ... but where the second covers it
+    # The second object's surroundings are the first's picture, not the photo.
+    (second,) = compositor.run([Request(PHOTO, [Placement(OTHER, right)], seed=5)])
+    assert changed(after, np.asarray(second.pictures[0]))[right & ~left].mean() > 0.5
+
+
+def test_objects_and_views_of_all_numbers_in_one_batch(compositor):
+    hole = lambda x: geometry.box_mask((x, 30, x + 30, 60), 90, 140)
+    one, two = Placement(OBJECT, hole(5)), Placement([OBJECT, OTHER], hole(50))
+    three = Placement(OTHER, hole(95))
+    requests = [
+        Request(PHOTO, placements, seed=seed, num=num)
+        for seed, (placements, num) in enumerate(
+            [([one], 2), ([two], 1), ([one, two], 2), ([two, one, three], 1), ([three], 1)]
+        )
+    ]
+    for result in compositor.run(requests):
+        (alone,) = compositor.run([result.request])
+        for together, single in zip(result.pictures, alone.pictures, strict=True):
+            assert far(together, single) <= 1
+
+
+def test_views_of_one_object_are_all_seen(compositor):
+    single = compositor(OBJECT, PHOTO, HOLE)
+    several = compositor([OBJECT, OTHER], PHOTO, HOLE)
+    assert changed(several, np.asarray(single))[HOLE].any()
+    # Attention does not care for twins: the same view twice is the view.
+    assert far(compositor([OBJECT, OBJECT], PHOTO, HOLE), single) <= 1
+    masks = [np.ones(OBJECT.shape[:2], bool), np.ones(OTHER.shape[:2], bool)]
+    masked = compositor([OBJECT[..., :3], OTHER[..., :3]], PHOTO, HOLE, object_mask=masks)
+    assert far(masked, several) == 0
+
+
+def test_samplers_and_eta_are_obeyed(compositor):
+    base = np.asarray(compositor(OBJECT, PHOTO, HOLE))
+    assert changed(compositor(OBJECT, PHOTO, HOLE, sampler="dpm++2m"), base).any()
+    assert changed(compositor(OBJECT, PHOTO, HOLE, eta=1.0), base).any()
+
+
+def test_mask_levels_grow_the_hole(compositor):
+    ellipse = np.zeros((90, 140), np.uint8)
+    y, x = np.mgrid[:90, :140]
+    ellipse[((y - 45) / 20) ** 2 + ((x - 70) / 30) ** 2 <= 1] = 255
+    areas = [
+        changed(compositor(OBJECT, PHOTO, ellipse, mask_level=level)).sum() for level in range(4)
+    ]
+    assert areas == sorted(areas) and areas[3] > 1.1 * areas[0]
+    box = geometry.box_mask(geometry.bounding_box(ellipse > 0), 90, 140)
+    assert (
+        far(compositor(OBJECT, PHOTO, box), compositor(OBJECT, PHOTO, ellipse, mask_level=3)) == 0
+    )
+
+
+def test_matched_colours_are_nearer_to_the_photo_around_the_hole(compositor):
+    flat = np.full((90, 140, 3), 90, np.uint8)
+    drifted = np.full((32, 32, 3), 110, np.uint8)
+    crop = geometry.context_crop(HOLE, CONTEXT)
+    hole = geometry.extract(HOLE, crop, 32)[..., None]
+    given = composing._Inputs(None, None, hole, crop)
+    np.testing.assert_array_equal(compositor._match_colors(drifted, flat, given), 90)
+    plain = np.asarray(compositor(OBJECT, PHOTO, HOLE))
+    matched = np.asarray(compositor(OBJECT, PHOTO, HOLE, match_colors=True))
+    assert changed(matched, plain)[HOLE].any()
+    assert not changed(matched)[:20].any()
+
+
+@pytest.mark.parametrize(
+    "box, words",
+    [
+        ((70, 40, 71, 41), "too small"),
+        ((0, 0, 140, 88), "little is left"),
+        ((0, 0, 140, 90), "little is left"),
+    ],
+)
+def test_very_small_and_very_large_holes_are_composed_and_said(compositor, caplog, box, words):
+    hole = geometry.box_mask(box, 90, 140)
+    assert changed(compositor(OBJECT, PHOTO, hole))[hole].mean() > 0.5
+    assert words in caplog.text
+
+
+def test_a_large_crop_is_said_to_be_enlarged(compositor, caplog):
+    caplog.set_level(logging.INFO)
+    compositor(OBJECT, PHOTO, HOLE)
+    assert "composed at 32 pixels, enlarged to 70" in caplog.text
+
+
+def test_jax_arrays_are_taken_too(compositor):
+    expected = compositor(OBJECT, PHOTO, HOLE)
+    given = compositor(jnp.asarray(OBJECT), jnp.asarray(PHOTO), jnp.asarray(HOLE))
+    assert far(given, expected) == 0
+
+
+def test_half_precision_is_near_and_the_codec_stays_whole(tiny_release, compositor, caplog):
+    caplog.set_level(logging.INFO)
+    half = Compositor.from_pretrained(tiny_release, dtype=jnp.bfloat16)
+    assert "bfloat16" in caplog.text and "no faster" in caplog.text
+    dtypes = {x.dtype for part in ("dinov2", "adapter", "unet") for x in leaves(half.params[part])}
+    assert dtypes == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in leaves(half.params["vae"])} <= {jnp.dtype(jnp.float32)}
+    full = np.asarray(compositor(OBJECT, PHOTO, HOLE)).astype(int)
+    difference = np.abs(np.asarray(half(OBJECT, PHOTO, HOLE)).astype(int) - full)[HOLE]
+    assert 0 < difference.mean() < 8
+
+
+def leaves(tree):
+    return jax.tree.leaves(tree)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(num_steps=0), "steps must be 1 to 1000"),
+        (dict(num_steps=1001), "steps must be 1 to 1000"),
+        (dict(sampler="euler"), "must be ddim or"),
+        (dict(eta=2.0), "eta must be 0 to 1"),
+        (dict(sampler="dpm++2m", eta=0.1), "wants the sampler ddim"),
+        (dict(guidance_scale=float("nan")), "guidance scale must be a number"),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_request_is_taken(compositor, settings, message):
+    requests = (pytest.fail("a request was taken") for _ in range(1))
+    with pytest.raises(InputError, match=message):
+        next(compositor.run(requests, Settings(**settings)))
+
+
+def test_batches_of_nothing_are_refused(compositor):
+    with pytest.raises(InputError, match="batch size must be 1 or more"):
+        Compositor(compositor.config, compositor.params, max_batch=0)
+
+
+def test_a_released_folder_must_be_whole(tiny_release, tmp_path):
+    config, params = release.load(tiny_release)
+    release.save(tmp_path, config, params)
+    unet = tmp_path / "unet.safetensors"
+    unet.write_bytes(unet.read_bytes()[:-100])
+    with pytest.raises(InputError, match="damaged"):
+        release.load(tmp_path)
+    unet.unlink()
+    with pytest.raises(InputError, match=r"unet\.safetensors missing"):
+        release.load(tmp_path)
+    release.save(tmp_path, config, params | {"unet": params["adapter"]})
+    with pytest.raises(InputError, match=r"does not fit.*norm_in\.scale"):
+        release.load(tmp_path)
+    with pytest.raises(InputError, match="no model 'nothing'"):
+        release.model_folder("nothing")

@@ -1,0 +1,457 @@
+"""Every reader on a small tree in the set's own layout."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imprint_jax.data.preparation.masks import coco_masks
+from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.preparation.sources import READERS, in_order
+from imprint_jax.data.records import RecordSource
+from imprint_jax.errors import InputError
+from imprint_jax.images import decode_image
+
+HEIGHT, WIDTH = 60, 80
+
+
+def pixels(seed=0, height=HEIGHT, width=WIDTH):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def disc(x=40, y=30, radius=15):
+    """(60 80) bool."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    return np.hypot(rows - y, columns - x) < radius
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def white(mask):
+    return mask.astype(np.uint8) * 255
+
+
+def prepared(name, src, tmp_path, **options):
+    """Records of the train split and rejects as (path, reason)."""
+    counts = prepare(name, src, tmp_path / "records", **options)
+    lines = (tmp_path / "records" / "rejects.jsonl").read_text().splitlines()
+    rejects = [(r["path"], r["reason"]) for r in map(json.loads, lines)]
+    assert counts["rejects"] == {
+        reason: sum(r == reason for _, r in rejects) for reason in {r for _, r in rejects}
+    }
+    source = RecordSource(tmp_path / "records", "train")
+    return [source[i] for i in range(len(source))], rejects
+
+
+def ids(records):
+    return [(r["group"], r["instance"], r["frame"]) for r in records]
+
+
+def mask_of(record):
+    return decode_image(record["mask"], "")[..., 0]
+
+
+def test_names_are_sorted_by_their_numbers():
+    names = ["10.jpg", "2.jpg", "1.jpg", "a10", "a9", "a9b", "b", "\u0661\u0660", "02.jpg"]
+    assert in_order(names) == [
+        "1.jpg", "02.jpg", "2.jpg", "10.jpg", "a9", "a9b", "a10", "b", "\u0661\u0660",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["masks", "mask tree", "bg_removed"])
+def test_mvimgnet(tmp_path, layout):
+    src = tmp_path / "mvimgnet"
+    images = src / "image" if layout == "mask tree" else src
+    for number in (1, 2, 10):
+        folder = images / "7" / "0a00 01"
+        save(folder / "images" / f"{number:03d}.jpg", pixels(number))
+        mask = white(disc(x=20 + number))
+        if layout == "masks":
+            save(folder / "masks" / f"{number:03d}.png", mask)
+        elif layout == "mask tree":  # half the size, as some are
+            save(src / "mask" / "7" / "0a00 01" / f"{number:03d}.jpg.png", mask[::2, ::2])
+        else:
+            rgba = np.dstack([pixels(number), mask])
+            save(folder / "images" / f"{number:03d}_bg_removed.png", rgba)
+    save(images / "7" / "0b000002" / "images" / "001.jpg", pixels())
+    save(images / "7" / "0e000005" / "images" / "001.jpg", pixels())
+    save(images / "7" / "0e000005" / "images" / "001_bg_removed.png", pixels())
+    (images / "7" / "0c000003" / "images").mkdir(parents=True)
+    (images / "7" / "0d000004").mkdir()
+    (images / "mvi_00.zip").write_bytes(b"PK")
+    (images / "7" / "loop").symlink_to("loop")
+    records, rejects = prepared("mvimgnet", src, tmp_path)
+    assert ids(records) == [("7/0a00 01", 0, number) for number in (1, 2, 10)]
+    assert records[2]["image"] == (images / "7/0a00 01/images/010.jpg").read_bytes()
+    assert np.mean((mask_of(records[2]) >= 128) != disc(x=30)) < 0.02
+    below = "image/" if layout == "mask tree" else ""
+    assert sorted(rejects) == [
+        (f"{below}7/0b000002/images/001.jpg", "no mask"),
+        (f"{below}7/0c000003/images", "empty folder"),
+        (f"{below}7/0d000004", "empty folder"),
+        (f"{below}7/0e000005/images/001.jpg", "no alpha"),
+        (f"{below}7/loop", "broken link"),
+        (f"{below}mvi_00.zip", "archive"),
+    ]
+
+
+def test_youtubevos(tmp_path):
+    src = tmp_path / "train"
+    labels = disc(20).astype(np.uint8) + 2 * disc(60).astype(np.uint8)
+    for name in ("00000", "00005", "00100"):
+        save(src / "JPEGImages" / "ab12" / f"{name}.jpg", pixels())
+        image = Image.fromarray(disc(20).astype(np.uint8) if name == "00005" else labels)
+        image.putpalette(np.arange(768) % 256)
+        (src / "Annotations" / "ab12").mkdir(parents=True, exist_ok=True)
+        image.save(src / "Annotations" / "ab12" / f"{name}.png")
+    (src / "Annotations" / "ab12" / "00100.png").unlink()
+    save(src / "Annotations" / "ab12" / "00100.png", (labels + 3 * disc(40, 5, 5)).astype(np.uint8))
+    videos = {
+        "ab12": {
+            "objects": {
+                "1": {"category": "cat", "frames": ["00000", "00005", "00100", "00105"]},
+                "2": {"category": "dog", "frames": ["00005", "00000", "00100"]},
+            }
+        },
+        "gone": {"objects": {}},
+        "odd": {"objects": {"one": {}}},
+        "odd frames": {"objects": {"1": {"frames": [0, 5]}}},
+        "bare": {"objects": {}},
+    }
+    for name in ("odd", "odd frames", "bare", "unlisted"):
+        (src / "JPEGImages" / name).mkdir()
+    (src / "meta.json").write_text(json.dumps({"videos": videos}))
+    records, rejects = prepared("youtubevos", src, tmp_path)
+    assert ids(records) == [
+        ("ab12", 1, 0), ("ab12", 2, 0), ("ab12", 1, 5), ("ab12", 1, 100), ("ab12", 2, 100),
+    ]  # fmt: skip
+    np.testing.assert_array_equal(mask_of(records[1]), white(disc(60)))
+    assert records[0]["image"] == records[1]["image"]
+    assert rejects == [
+        ("JPEGImages/ab12/00005.jpg", "object not in mask"),
+        ("JPEGImages/ab12/00100.jpg", "object not in meta.json"),
+        ("JPEGImages/ab12/00105.jpg", "missing picture"),
+        ("JPEGImages/bare", "no object"),
+        ("JPEGImages/gone", "missing folder"),
+        ("JPEGImages/odd", "bad description"),
+        ("JPEGImages/odd frames", "bad description"),
+        ("JPEGImages/unlisted", "video not in meta.json"),
+    ]
+
+
+def test_the_listing_is_the_same_in_every_process(tmp_path):
+    names = [f"{frame:05d}" for frame in range(0, 100, 5)]
+    for folder in ("JPEGImages/cat", "Annotations"):
+        (tmp_path / folder).mkdir(parents=True)
+    content = {"videos": {"cat": {"objects": {"1": {"frames": names}}}}}
+    (tmp_path / "meta.json").write_text(json.dumps(content))
+    script = """
+import pathlib, sys
+from imprint_jax.inputs.sources import youtubevos_groups
+
+print(list(youtubevos_groups(pathlib.Path(sys.argv[1]))))
+"""
+    listings = {
+        subprocess.check_output(
+            [sys.executable, "-c", script, tmp_path], env=os.environ | {"PYTHONHASHSEED": seed}
+        )
+        for seed in ("1", "2")
+    }
+    assert len(listings) == 1
+
+
+def vipseg_labels():
+    """Stuff 15, a person 6100 and another 6101, void elsewhere."""
+    labels = np.zeros((HEIGHT, WIDTH), np.uint16)
+    labels[40:] = 15
+    labels[disc(20)], labels[disc(60)] = 6100, 6101
+    return labels
+
+
+def test_vipseg(tmp_path):
+    src = tmp_path / "VIPSeg"
+    for name in ("00000001", "00000010", "00000002"):
+        save(src / "imgs" / "0_w" / f"{name}.jpg", pixels())
+        save(src / "panomasks" / "0_w" / f"{name}.png", vipseg_labels())
+    save(src / "imgs" / "test_video" / "00000001.jpg", pixels())
+    save(src / "panomasks" / "0_w" / "00000010.png", vipseg_labels()[:-1])
+    save(src / "imgs" / "0_w" / "00000011.jpg", pixels())
+    save(src / "panomasks" / "0_w" / "00000011.png", np.minimum(vipseg_labels(), 15))
+    records, rejects = prepared("vipseg", src, tmp_path)
+    assert ids(records) == [("0_w", k, frame) for frame in (1, 2) for k in (6100, 6101)]
+    np.testing.assert_array_equal(mask_of(records[1]), white(disc(60)))
+    assert rejects == [
+        ("imgs/0_w/00000010.jpg", "mask of another size"),
+        ("imgs/0_w/00000011.jpg", "no object"),
+        ("imgs/test_video/00000001.jpg", "no mask"),
+    ]
+
+
+def test_vipseg_with_coloured_masks(tmp_path):
+    src = tmp_path / "VIPSeg_720P"
+    labels = vipseg_labels()
+    colours = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    for value, colour in ((15, (8, 255, 51)), (6100, (11, 200, 200)), (6101, (1, 2, 3))):
+        colours[labels == value] = colour
+    save(src / "images" / "v" / "1.jpg", pixels())
+    save(src / "panomasksRGB" / "v" / "1.png", colours)
+    number = lambda r, g, b: r + 256 * g + 65536 * b
+    segments = [
+        {"id": number(8, 255, 51), "category_id": 14},
+        {"id": number(11, 200, 200), "category_id": 60},
+        {"id": number(9, 9, 9), "category_id": 60},
+    ]
+    annotation = {"file_name": "1.png", "image_id": "1", "segments_info": segments}
+    content = {
+        "videos": [],
+        "annotations": [{"video_id": "v", "annotations": [annotation]}],
+        "categories": [{"id": 14, "isthing": 0}, {"id": 60, "isthing": 1}],
+    }
+    (src / "panoptic_gt_VIPSeg.json").write_text(json.dumps(content))
+    records, rejects = prepared("vipseg", src, tmp_path)
+    assert ids(records) == [("v", number(11, 200, 200), 1)]
+    np.testing.assert_array_equal(mask_of(records[0]), white(disc(20)))
+    assert rejects == [("images/v/1.jpg", "object not in mask")]
+
+
+def test_ppr10k(tmp_path):
+    src = tmp_path / "ppr10k"
+    for part, name in (("train", "0_0"), ("train", "0_12"), ("train", "0_2"), ("val", "1356_1")):
+        save(src / part / "target_a" / f"{name}.tif", pixels())
+        save(src / part / "masks" / f"{name}.png", white(disc()))
+    save(src / "train" / "target_a" / "0_0_1.tif", pixels())
+    records, rejects = prepared("ppr10k", src, tmp_path)
+    assert ids(records) == [("0", 0, 0), ("0", 0, 2), ("0", 0, 12), ("1356", 0, 1)]
+    assert records[0]["image"].startswith(b"\x89PNG")
+    np.testing.assert_array_equal(decode_image(records[0]["image"], ""), pixels())
+    assert rejects == [("train/target_a/0_0_1.tif", "unknown name")]
+
+
+def test_photos_with_masks(tmp_path):
+    src = tmp_path / "photos"
+    for name in ("one.jpg", "zwei Katzen ä.png", "plain.webp", "small.png"):
+        save(src / name, pixels())
+    save(src / "masks" / "one.png", white(disc()))
+    for number, x in ((1, 20), (2, 60)):
+        save(src / "masks" / "zwei Katzen ä" / f"{number}.png", white(disc(x)))
+    save(src / "masks" / "small.png", white(disc(radius=1)))
+    save(src / "masks" / "one_mask.png", white(disc()))
+    (src / "more").mkdir()
+    (src / "phone.HEIC").write_bytes(b"")
+    records, rejects = prepared("photos", src, tmp_path)
+    assert ids(records) == [
+        ("one", 0, 0), ("plain", 0, 0), ("zwei Katzen ä", 1, 0), ("zwei Katzen ä", 2, 0),
+    ]  # fmt: skip
+    assert [bool(mask_of(r).any()) for r in records] == [True, False, True, True]
+    assert rejects == [
+        ("small.png", "object too small"),
+        ("masks/one_mask.png", "no photo"),
+        ("phone.HEIC", "unknown format"),
+        ("more", "folder among photos"),
+    ]
+
+
+def test_a_photo_whose_mask_cannot_be_told_is_no_background(tmp_path):
+    src = tmp_path / "photos"
+    for name in ("upper.jpg", "bmp.jpg", "empty.jpg", "twice.jpg", "pair.jpg", "pair.png"):
+        save(src / name, pixels())
+    for name in ("upper.PNG", "bmp.bmp", "twice.png", "twice/1.png", "pair.png"):
+        save(src / "masks" / name, white(disc()))
+    (src / "masks" / "empty").mkdir()
+    records, rejects = prepared("photos", src, tmp_path)
+    assert ids(records) == [("bmp", 0, 0), ("upper", 0, 0)]
+    assert all(mask_of(r).any() for r in records)
+    assert sorted(rejects) == [
+        ("empty.jpg", "empty folder"),
+        ("pair.jpg", "two of one name"),
+        ("pair.png", "two of one name"),
+        ("twice.jpg", "two of one name"),
+    ]
+
+
+def test_views_of_other_formats_and_loose_ones_are_listed(tmp_path):
+    src = tmp_path / "views"
+    save(src / "lamp" / "000.png", np.dstack([pixels(), white(disc())]))
+    save(src / "lamp" / "001.jpg", pixels())
+    save(src / "loose.png", pixels())
+    records, rejects = prepared("objaverse", src, tmp_path)
+    assert ids(records) == [("lamp", 0, 0)]
+    assert rejects == [("lamp/001.jpg", "unknown format"), ("loose.png", "loose picture")]
+
+
+def runs(mask):
+    """Run lengths down the columns, the first of zeros."""
+    flat = mask.T.ravel().astype(int)
+    edges = np.flatnonzero(np.diff(flat, prepend=0, append=1 - flat[-1]))
+    return np.diff(edges, prepend=0).tolist()
+
+
+def compressed(counts):
+    """COCO's characters for run lengths."""
+    text = ""
+    for position, count in enumerate(counts):
+        number = count - counts[position - 2] if position > 2 else count
+        while True:
+            digit, number = number & 31, number >> 5
+            last = number == (-1 if digit & 16 else 0)
+            text += chr(48 + digit + 32 * (not last))
+            if last:
+                break
+    return text
+
+
+def test_run_lengths_are_read_as_they_were_written():
+    mask = disc(30, 25, 14) | disc(70, 50, 6)
+    for counts in (runs(mask), compressed(runs(mask))):
+        segmentation = {"size": [HEIGHT, WIDTH], "counts": counts}
+        ((number, got),) = coco_masks([(3, segmentation, 0)], pixels())
+        assert number == 3
+        np.testing.assert_array_equal(got, white(mask))
+
+
+def test_compressed_run_lengths_of_the_coco_kit():
+    # pycocotools 2.0: mask.encode(np.asfortranarray([[0, 1, 1, 0], [0, 1, 0, 0]], np.uint8))
+    segmentation = {"size": [2, 4], "counts": "233"}
+    ((_, got),) = coco_masks([(1, segmentation, 0)], np.zeros((2, 4, 3), np.uint8))
+    np.testing.assert_array_equal(got > 0, [[0, 1, 1, 0], [0, 1, 0, 0]])
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_photos_in_coco_format(tmp_path, nested):
+    src = tmp_path / "coco"
+    folder = src / "val2017" if nested else src
+    for name in ("000000000009.jpg", "000000000010.jpg", "000000000011.jpg"):
+        save(folder / name, pixels())
+    square = [20, 15, 59, 15, 59, 44, 20, 44]
+    annotations = [
+        {"id": 5, "image_id": 9, "segmentation": [square], "iscrowd": 0},
+        {"id": 6, "image_id": 9, "segmentation": {"size": [HEIGHT, WIDTH], "counts": runs(disc())}},
+        {"id": 7, "image_id": 9, "segmentation": {"size": [1, 1], "counts": [1]}, "iscrowd": 1},
+        {"id": 8, "image_id": 10, "segmentation": {"size": [9, 9], "counts": [81]}},
+        {"id": 9, "image_id": 10, "segmentation": [[1, "x"]]},
+        {"id": 10, "image_id": 99, "segmentation": []},
+        {"id": 11, "image_id": 10, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [10**13]}},
+        {"id": 12, "image_id": 13, "segmentation": [square]},
+    ]
+    save(folder / "000000000013.jpg", pixels())
+    images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (9, 10, 11, 12, 13)]
+    images[0] |= {"height": HEIGHT, "width": WIDTH}
+    images[4] |= {"height": 2 * HEIGHT, "width": 2 * WIDTH}
+    content = {"images": images, "annotations": annotations, "categories": []}
+    (src / "annotations").mkdir()
+    (src / "annotations" / "captions_val2017.json").write_text("{}")
+    place = src / "annotations" / "instances_val2017.json" if nested else src / "labels.json"
+    place.write_text(json.dumps(content))
+    records, rejects = prepared("photos", src, tmp_path)
+    below = "val2017/" if nested else ""
+    assert ids(records) == [
+        (f"{below}000000000009", 5, 0), (f"{below}000000000009", 6, 0),
+        (f"{below}000000000011", 0, 0),
+    ]  # fmt: skip
+    assert (mask_of(records[0])[15:45, 20:60] == 255).all() and mask_of(records[0]).mean() < 70
+    np.testing.assert_array_equal(mask_of(records[1]), white(disc()))
+    assert not mask_of(records[2]).any()
+    assert sorted(reason for _, reason in rejects) == [
+        "crowd", "mask of another size", "mask of another size", "missing picture",
+        "missing picture", "unreadable mask", "unreadable mask",
+    ]  # fmt: skip
+
+
+def test_coco_pictures_without_a_file_are_refused(tmp_path):
+    content = {"images": [{"id": 1, "file_name": None}], "annotations": []}
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"labels\.json is not in COCO's format"):
+        prepare("photos", tmp_path / "src", tmp_path / "records")
+
+
+def test_folder(tmp_path):
+    src = tmp_path / "pairs"
+    for name in ("a", "b", "c"):
+        save(src / "foreground" / f"{name}.png", pixels(1))
+        save(src / "foreground_mask" / f"{name}.png", white(disc()))
+        save(src / "background" / f"{name}.jpg", pixels(2))
+    for name in ("a", "b"):
+        save(src / "target" / f"{name}.png", pixels(3))
+    save(src / "mask" / "a.png", white(disc(20)))
+    (src / "bbox").mkdir()
+    (src / "bbox" / "b.txt").write_text("10 20 40 50 b_GT.png\n")
+    save(src / "background" / "nobody.jpg", pixels(2))
+    save(src / "foreground" / "d.png", pixels(1))
+    for suffix in ("jpg", "PNG"):
+        save(src / "target" / f"d.{suffix}", pixels(3))
+    save(src / "background" / "c.bmp", pixels(2))
+    records, rejects = prepared("folder", src, tmp_path)
+    assert ids(records) == [("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1), ("c", 0, 0)]
+    assert records[1]["background"] == (src / "background" / "a.jpg").read_bytes()
+    np.testing.assert_array_equal(mask_of(records[1]), white(disc(20)))
+    box = mask_of(records[3])
+    assert (box[20:50, 10:40] == 255).all() and np.count_nonzero(box) == 900
+    assert rejects == [
+        ("target/c.png", "no target"),
+        ("foreground/d.png", "two of one name"),
+        ("background/c.bmp", "unknown format"),
+        ("background/nobody.jpg", "no foreground"),
+    ]
+
+
+def test_pairs_of_a_folder_fit_and_stay_together(tmp_path):
+    src = tmp_path / "pairs"
+    names = [f"{k:02d}" for k in range(20)]
+    for name in names:
+        save(src / "foreground" / f"{name}.png", pixels(1))
+        save(src / "foreground_mask" / f"{name}.png", white(np.ones((HEIGHT, WIDTH), bool)))
+        save(src / "target" / f"{name}.png", pixels(3))
+        save(src / "mask" / f"{name}.png", white(disc()))
+    save(src / "background" / "03.jpg", pixels(2, height=HEIGHT - 8))
+    records, rejects = prepared(
+        "folder", src, tmp_path, split_by="photo", fractions=(0.5, 0.5, 0.0)
+    )
+    splits = json.loads((tmp_path / "records" / "splits.json").read_text())
+    assert sorted(splits["train"] + splits["validation"]) == names and splits["validation"]
+    whole = [pair for name in splits["train"] for pair in ((name, 0, 0), (name, 0, 1))]
+    assert ids(records) == [pair for pair in whole if pair != ("03", 0, 1)]
+    assert rejects == [("background/03.jpg", "background of another size")]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("youtubevos", "lacks JPEGImages, Annotations, meta.json"),
+        ("vipseg", "lacks imgs, panomasksRGB"),
+        ("ppr10k", "no folder target_a or source"),
+        ("folder", "lacks foreground, foreground_mask, background"),
+        ("mvimgnet", "no usable picture but archives .mvi_00.zip.*unpack"),
+        ("objaverse", "no usable picture but archives"),
+        ("photos", "no usable picture but archives"),
+    ],
+)
+def test_another_layout_is_refused(tmp_path, name, message):
+    src = tmp_path / "src"
+    src.mkdir()
+    (src / "mvi_00.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match=message):
+        prepare(name, src, tmp_path / "records")
+    assert os.listdir(tmp_path) == ["src"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"videos": []}'])
+def test_a_broken_description_is_refused(tmp_path, text):
+    for folder in ("JPEGImages", "Annotations"):
+        (tmp_path / "src" / folder).mkdir(parents=True)
+    (tmp_path / "src" / "meta.json").write_text(text)
+    with pytest.raises(InputError, match=r"meta\.json"):
+        prepare("youtubevos", tmp_path / "src", tmp_path / "records")
+
+
+def test_every_reader_says_where_its_layout_is_from():
+    for name, reader in READERS.items():
+        assert "Source:" in reader.groups.__doc__ or name in ("mvimgnet", "photos")
+        assert "SRC/" in reader.groups.__doc__

@@ -1,0 +1,112 @@
+"""What the losses see, and that gradients reach the trained parameters and no others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from imprint_jax import config
+from imprint_jax.diffusion import losses, process
+from imprint_jax.models import imprint, init
+from imprint_jax.training import optimizer
+from tests.tiny import random_batch, tiny_config
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(jnp.asarray, init.draw_all(tiny_config(1).model, 0))
+
+
+def per_sample(c, params, batch, draws=None):
+    graphdef, _ = imprint.split(c.model)
+    model = imprint.bind(graphdef, params)
+    shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
+    draws = draws or losses.draw(jax.random.key(5), batch["index"], shape, c)
+    schedule = jnp.asarray(process.noise_schedule(c.diffusion))
+    return losses.STAGE_LOSS[c.stage](model, batch, draws, schedule, c)
+
+
+@pytest.mark.parametrize("stage, recipe", [(1, "stage1"), (2, "stage2")])
+def test_gradients_reach_exactly_the_papers_trained_parameters(stage, recipe, params):
+    c = tiny_config(stage)
+    c.groups = config.load(recipe).groups
+    c.drop_probability = 0.5  # so that null token and tokens both take part
+    labels = optimizer.label_params(params, c.groups)
+    batch = random_batch(c)
+
+    dropped = losses.draw(jax.random.key(5), batch["index"], (8, 8, 16), c).drop
+    assert 0 < int(dropped.sum()) < len(dropped)
+    loss = lambda params: per_sample(c, params, batch).mean()
+    gradients = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
+    # DINOv2's mask token is in the checkpoints for its pre-training only.
+    unused = {path for path, g in gradients.items() if not np.abs(g).max() > 0}
+    assert unused == {"dinov2/mask_token"}
+
+    trained, _ = optimizer.partition(params, labels)
+    prefixes = {"/".join(path) for path in traverse_util.flatten_dict(trained)}
+    decoder = ("unet/up_blocks/", "unet/conv_norm_out/", "unet/conv_out/")
+    wanted = {
+        1: lambda path: path.startswith(("dinov2/", "adapter/", *decoder)),
+        2: lambda path: path.startswith(("adapter/", "unet/")),
+    }[stage]
+    assert prefixes == {path for path in gradients if wanted(path)}
+
+
+def test_losses_do_not_depend_on_how_samples_are_batched(params):
+    c = tiny_config(2)
+    batch = random_batch(c)
+    whole = per_sample(c, params, batch)
+    order = np.array([5, 2, 7])
+    some = per_sample(c, params, {key: value[order] for key, value in batch.items()})
+    np.testing.assert_allclose(some, whole[order], atol=1e-6)
+
+
+def test_stage_2_counts_the_hole_only(params):
+    c = tiny_config(2)
+    batch = random_batch(c)
+    share = batch["mask"][:, ::4, ::4].mean()
+    loss = per_sample(c, params, batch)
+    everywhere = per_sample(c, params, batch | {"mask": np.ones_like(batch["mask"])})
+    assert float(loss.mean()) < 1.5 * share * float(everywhere.mean())
+    nowhere = per_sample(c, params, batch | {"mask": np.zeros_like(batch["mask"])})
+    np.testing.assert_array_equal(nowhere, 0)
+
+
+def test_the_hole_hides_what_is_in_it_except_as_the_target(params):
+    """The network's input outside the hole must not know the target's inside."""
+    c = tiny_config(2)
+    c.diffusion.hole_fill = "grey"
+    graphdef, _ = imprint.split(c.model)
+    model = imprint.bind(graphdef, params)
+    batch = random_batch(c)
+    images = imprint.to_float(batch["target"])
+    changed = jnp.where(batch["mask"] > 0, -images, images)
+    first, mask = model.encode_background(images, batch["mask"], "grey")
+    second, _ = model.encode_background(changed, batch["mask"], "grey")
+    np.testing.assert_array_equal(first, second)
+    leaky, _ = model.encode_background(changed, batch["mask"], "none")
+    assert float(jnp.abs(leaky - first).max()) > 0.1
+    np.testing.assert_array_equal(mask, batch["mask"][:, ::4, ::4])
+
+
+def test_drop_replaces_whole_samples(params):
+    c = tiny_config(1)
+    model = imprint.bind(imprint.split(c.model)[0], params)
+    objects = imprint.to_float(random_batch(c)["object"])
+    drop = jnp.arange(8) % 3 == 0
+    context = losses.object_context(model, objects, drop)
+    null = params["adapter"]["null_token"]
+    is_null = np.all(np.asarray(context) == np.asarray(null), axis=(1, 2))
+    np.testing.assert_array_equal(is_null, drop)
+
+
+def test_draws_are_uniform_normal_and_dropped_as_often_as_told():
+    c = tiny_config(1)
+    c.drop_probability = 0.1
+    draws = losses.draw(jax.random.key(0), jnp.arange(4000), (2, 2, 1), c)
+    assert abs(float(draws.drop.mean()) - 0.1) < 0.02
+    histogram = np.histogram(draws.timesteps, bins=10, range=(0, 1000))[0]
+    assert draws.timesteps.min() >= 0 and draws.timesteps.max() <= 999
+    assert np.all(np.abs(histogram - 400) < 80)
+    assert abs(float(draws.noise.std()) - 1) < 0.02
