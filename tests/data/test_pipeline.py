@@ -342,7 +342,7 @@ def test_inputs_need_no_jax():
             assert not [n for n in names if n.split(".")[0] in ("jax", "flax", "optax")], file
     script = """
 import sys
-import imprint_jax.inputs.check, imprint_jax.inputs.prepare, imprint_jax.inputs.show
+import imprint_jax.data.preparation.check, imprint_jax.data.preparation.prepare, imprint_jax.data.preparation.show
 ours = {name for name in sys.modules if name.startswith("imprint_jax.")}
 allowed = {"errors", "files", "geometry", "host_memory", "images", "inputs", "processes"}
 assert {name.split(".")[1] for name in ours} == allowed, ours
