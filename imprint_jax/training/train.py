@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 from rich.table import Table
 
-from imprint_jax import images
+from imprint_jax import geometry, images
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
 from imprint_jax.diffusion import losses, process
@@ -155,6 +155,7 @@ RANGES = {
     **dict.fromkeys(("keep", "validation.batches", "preview.samples"), (1, math.inf)),
     **dict.fromkeys(("keep_every", "validation.every", "preview.every"), (0, math.inf)),
     "drop_probability": (0, 1),
+    "context": (geometry.MIN_CONTEXT, math.inf),
 }
 
 

@@ -27,7 +27,7 @@ from imprint_jax.weights.tensors import file_hash, open_tensors, write_tensors
 log = logging.getLogger(__name__)
 
 # What of a configuration a model needs to be used; the rest is how it was trained.
-RELEASED_FIELDS = ("image_size", "object_size", "model", "diffusion", "sampling")
+RELEASED_FIELDS = ("image_size", "object_size", "context", "model", "diffusion", "sampling")
 # The models that ship with the package.
 SHIPPED = Path(__file__).parent.parent / "released"
 LICENCES = Path(__file__).parent.parent / "licences"
@@ -154,9 +154,10 @@ def load_config(folder: Path) -> ConfigDict:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}.") from error
+    defaults = released_fields(default())
+    content = {"context": defaults["context"]} | content
     if lacking := [name for name in RELEASED_FIELDS if name not in content]:
         raise InputError(f"{path} is no model's configuration: it lacks {', '.join(lacking)}.")
-    defaults = released_fields(default())
     for section in ("diffusion", "sampling"):
         content[section] = defaults[section] | content[section]
     return ConfigDict(content)

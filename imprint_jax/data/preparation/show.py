@@ -27,6 +27,7 @@ KINDS = {
     "mvimgnet": "views",
     "objaverse": "views",
     "youtubevos": "video",
+    "davis": "video",
     "vipseg": "video",
     "ppr10k": "video",
     "photos": "photo",
