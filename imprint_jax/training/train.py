@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 from rich.table import Table
 
-from imprint_jax import images
+from imprint_jax import geometry, images
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
 from imprint_jax.diffusion import losses, process
@@ -23,7 +23,7 @@ from imprint_jax.models import imprint
 from imprint_jax.planning import accelerators
 from imprint_jax.runtime import distributed, host_memory
 from imprint_jax.runtime.files import atomic_file
-from imprint_jax.training import optimizer, sharding
+from imprint_jax.training import initialize, optimizer, sharding
 from imprint_jax.training.checkpoint import Checkpoints
 from imprint_jax.training.metrics import Meter
 from imprint_jax.training.state import Trainer, TrainState
@@ -78,8 +78,8 @@ def train(
     pipeline.check_sources(config)
     initial, licences = {}, None
     if not resuming:
-        licences = release.inherited_licences(config.init_from)
-        initial = _load_initial(config, trainer.abstract_params)
+        licences = initialize.inherited_licences(config.init_from)
+        initial = initialize.load_initial(config, trainer.abstract_params)
     distributed.wait_for_all("checked")
     if distributed.is_main():
         _prepare_workdir(workdir, config, licences, overwrite=overwrite)
@@ -156,6 +156,7 @@ RANGES = {
     **dict.fromkeys(("keep", "validation.batches", "preview.samples"), (1, math.inf)),
     **dict.fromkeys(("keep_every", "validation.every", "preview.every"), (0, math.inf)),
     "drop_probability": (0, 1),
+    "context": (geometry.MIN_CONTEXT, math.inf),
 }
 
 
@@ -261,18 +262,6 @@ def _prepare_workdir(
             file.write_text(json.dumps(licences, indent=2) + "\n")
     with atomic_file(workdir / "config.json") as file:
         file.write_text(config.to_json(indent=2) + "\n")
-
-
-def _load_initial(config, abstract_params: dict) -> dict:
-    loaded = {}
-    for component, source in config.init_from.items():
-        closed_form = component == "vae" and config.model.autoencoder != "kl"
-        otherwise = "its closed form" if closed_form else "random weights"
-        log.info("%s starts from %s", component, source or otherwise)
-        if source:
-            abstract = abstract_params[component]
-            loaded[component] = release.load_component(source, component, abstract)
-    return loaded
 
 
 class Observer:
