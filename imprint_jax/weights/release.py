@@ -27,7 +27,15 @@ from imprint_jax.weights.tensors import file_hash, open_tensors, write_tensors
 log = logging.getLogger(__name__)
 
 # What of a configuration a model needs to be used; the rest is how it was trained.
-RELEASED_FIELDS = ("image_size", "object_size", "context", "model", "diffusion", "sampling")
+RELEASED_FIELDS = (
+    "image_size",
+    "object_size",
+    "context",
+    "mask_sigmas",
+    "model",
+    "diffusion",
+    "sampling",
+)
 # The models that ship with the package.
 SHIPPED = Path(__file__).parent.parent / "released"
 LICENCES = Path(__file__).parent.parent / "licences"
@@ -72,6 +80,7 @@ def component_file(folder: Path, component: str) -> Path:
 def released_fields(config: ConfigDict) -> dict:
     """The part of a configuration that a released folder keeps."""
     fields = config.to_dict()
+    fields["mask_sigmas"] = list(fields["data"]["mask_sigmas"])
     return {name: fields[name] for name in RELEASED_FIELDS}
 
 
@@ -157,7 +166,7 @@ def load_config(folder: Path) -> ConfigDict:
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}.") from error
     defaults = released_fields(default())
-    content = {"context": defaults["context"]} | content
+    content = {name: defaults[name] for name in ("context", "mask_sigmas")} | content
     if lacking := [name for name in RELEASED_FIELDS if name not in content]:
         raise InputError(f"{path} is no model's configuration: it lacks {', '.join(lacking)}.")
     for section in ("diffusion", "sampling"):
