@@ -21,7 +21,8 @@ from scipy import stats
 from imprint_jax.composing.manifest import Entry
 from imprint_jax.data.records import check_unused
 from imprint_jax.errors import InputError
-from imprint_jax.evaluation.evaluate import find_shots, read_result
+from imprint_jax.evaluation.evaluate import find_shots
+from imprint_jax.evaluation.measures import read_result
 from imprint_jax.evaluation.report import object_picture, page, thumbnail
 
 # What is asked of each pair, after the paper's two sides of quality (Sec. 4.2). Ours.
