@@ -21,6 +21,7 @@ from imprint_jax.evaluation.baselines import BASELINES
 from imprint_jax.evaluation.batched import Cache
 from imprint_jax.evaluation.identity import Identity
 from imprint_jax.evaluation.measures import Measure, Missing, Scores, Shot, Store, read_result
+from imprint_jax.runtime.files import atomic_file
 from imprint_jax.weights import release
 
 # The name of the targets among the baselines.
@@ -191,7 +192,8 @@ def baseline_results(baseline: str, entries: list[Entry], out: Path, track: Call
             for part in request.parts:
                 picture = BASELINES[baseline](picture, *part.views[0], part.hole)
         for name in entry.names():
-            images.write_png(out / name, picture)
+            with atomic_file(out / name) as file:
+                file.write_bytes(images.encode_png(picture))
 
 
 def find_shots(entries: Iterable[Entry], results: dict[str, Path]) -> list[Shot]:

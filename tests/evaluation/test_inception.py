@@ -15,6 +15,7 @@ from imprint_jax import images
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import distribution, inception, measures
 from imprint_jax.evaluation.batched import Cache
+from tests.pictures import write_png
 
 # Kernels of the convolutions whose names do not say them.
 KERNELS = {"branch7x7_2": (1, 7), "branch7x7_3": (7, 1), "branch7x7dbl_2": (7, 1),
@@ -180,7 +181,7 @@ def test_fid_of_folders_is_the_references(networks, tmp_path):
         for folder, offset, paths in (("photos", 0, photos), ("results", 50, shots)):
             (tmp_path / folder).mkdir(exist_ok=True)
             paths.append(tmp_path / folder / f"{seed}.png")
-            images.write_png(paths[-1], picture(seed + offset, 200, 160))
+            write_png(paths[-1], picture(seed + offset, 200, 160))
     permuted = [measures.Shot("same", None, 0, path) for path in photos[::-1]]
     results = [measures.Shot("other", None, 0, path) for path in shots]
     store = measures.Store(Cache(tmp_path / "cache"), lambda items, *_: items)
