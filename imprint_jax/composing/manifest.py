@@ -68,7 +68,12 @@ class ObjectEntry:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a manifest; the fields are explained above, `line` is the line as it was read."""
+    """One line of a manifest; the fields are explained above.
+
+    Attributes:
+        line: As it was read.
+        mask_sigmas: Of mask levels 1 and 2, as in `Request`.
+    """
 
     id: str
     background: Path
@@ -78,6 +83,7 @@ class Entry:
     num: int = 1
     target: Path | None = None
     line: dict = field(default_factory=dict, compare=False, repr=False)
+    mask_sigmas: tuple[float, float] = Request.mask_sigmas
 
     def names(self) -> list[str]:
         """The file names of its pictures."""
@@ -111,6 +117,7 @@ class Entry:
             seed=self.seed,
             num=self.num,
             mask_level=self.mask_level if mask_level is None else mask_level,
+            mask_sigmas=self.mask_sigmas,
             **options,
         )
 

@@ -147,8 +147,9 @@ def compose_results(
         InputError: No such model, other pictures in `out`, or an entry that cannot be composed.
     """
     folder = release.model_folder(model)
-    filled = settings.filled(release.load_config(folder))
-    how = job.provenance(folder, filled, {}, np.float32)
+    config = release.load_config(folder)
+    filled = settings.filled(config)
+    how = job.provenance(folder, config, filled, {}, np.float32)
     todo = job.unfinished(entries, out, how)
     if not todo:
         return

@@ -110,26 +110,29 @@ def far(first, second) -> int:
 def test_a_batch_is_what_each_request_is_alone(compositor):
     """20 pictures of 11 requests of 11 sizes, on 8 devices, in two batches and alone."""
     requests = [request_of(seed, num=1 + seed % 3) for seed in range(11)]
-    compositor.max_batch = 2
+    compositor.batching.per_device = 2
     results = list(compositor.run(iter(requests)))
-    compositor.max_batch = 8
-    assert [result.request for result in results] == requests
-    for request, pictures in results:
+    compositor.batching.per_device = 8
+    assert [(result.request, result.number) for result in results] == [
+        (request, number) for request in requests for number in range(request.num)
+    ]
+    for request in requests:
+        pictures = [result.picture for result in results if result.request is request]
         assert [picture.size for picture in pictures] == [request.photo.shape[1::-1]] * request.num
-        (alone,) = compositor.run([request])
-        assert max(far(*pair) for pair in zip(pictures, alone.pictures, strict=True)) <= 1
+        alone = [result.picture for result in compositor.run([request])]
+        assert max(far(*pair) for pair in zip(pictures, alone, strict=True)) <= 1
         assert len({picture.tobytes() for picture in pictures}) == request.num
 
 
 def test_bitwise_at_the_same_place_whatever_the_neighbours(compositor):
     request = request_of(3)
     others, strangers = ([request_of(s) for s in range(i, i + 15)] for i in (20, 40))
-    first = next(compositor.run([request, *others])).pictures[0]
-    assert far(next(compositor.run([request, *strangers])).pictures[0], first) == 0
+    first = next(compositor.run([request, *others])).picture
+    assert far(next(compositor.run([request, *strangers])).picture, first) == 0
     # At another place by rounding: a CPU's kernels take the last rows of a batch in another way.
     for place in (1, 9, 15):
         results = list(compositor.run([*others[:place], request, *others[place:]]))
-        assert far(results[place].pictures[0], first) <= 1, place
+        assert far(results[place].picture, first) <= 1, place
 
 
 def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):
@@ -144,7 +147,7 @@ def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):
     @jax.jit
     def run(*batch):
         bound = compositor.graphdef, compositor.config, choices, compositor.params
-        return composing.generate(*bound, 3.0, *batch)
+        return composing.generate(*bound, 3.0, *batch)[0]
 
     together = run(*batch)
     for i in (0, 3):
@@ -168,11 +171,6 @@ def test_nothing_recompiles_in_a_long_job(compositor, monkeypatch):
     assert len(traced) == 2
 
 
-@pytest.mark.parametrize("size, expected", [(1, 1), (2, 2), (3, 4), (5, 6), (6, 6)])
-def test_buckets(size, expected):
-    assert composing.bucket(size, 6) == expected
-
-
 def test_requests_are_taken_as_they_are_needed(compositor):
     taken = []
 
@@ -181,10 +179,10 @@ def test_requests_are_taken_as_they_are_needed(compositor):
             taken.append(seed)
             yield request_of(seed)
 
-    compositor.max_batch = 1
+    compositor.batching.per_device = 1
     results = compositor.run(requests())
     next(results)
-    compositor.max_batch = 8
+    compositor.batching.per_device = 8
     assert len(taken) == 16  # one batch of 8, and the next while it is computed
 
 
@@ -194,8 +192,8 @@ def test_several_objects_each_see_the_ones_before(compositor):
     both = Request(PHOTO, [Placement(OBJECT, left), Placement(OTHER, right)], seed=5)
     (result,) = compositor.run([both])
     (first,) = compositor.run([Request(PHOTO, [Placement(OBJECT, left)], seed=5)])
-    after = np.asarray(result.pictures[0])
-    before = np.asarray(first.pictures[0])
+    after = np.asarray(result.picture)
+    before = np.asarray(first.picture)
     crop = geometry.context_crop(right, compositor.config.context)
     untouched = ~geometry.ring_around(right, crop.side * FEATHER + 1) & ~right
     assert changed(before)[left].mean() > 0.9
@@ -203,7 +201,7 @@ def test_several_objects_each_see_the_ones_before(compositor):
     assert changed(after, before)[left & right].mean() > 0.9  # ... but where the second covers it
     # The second object's surroundings are the first's picture, not the photo.
     (second,) = compositor.run([Request(PHOTO, [Placement(OTHER, right)], seed=5)])
-    assert changed(after, np.asarray(second.pictures[0]))[right & ~left].mean() > 0.5
+    assert changed(after, np.asarray(second.picture))[right & ~left].mean() > 0.5
 
 
 def test_objects_and_views_of_all_numbers_in_one_batch(compositor):
@@ -216,10 +214,9 @@ def test_objects_and_views_of_all_numbers_in_one_batch(compositor):
             [([one], 2), ([two], 1), ([one, two], 2), ([two, one, three], 1), ([three], 1)]
         )
     ]
-    for result in compositor.run(requests):
-        (alone,) = compositor.run([result.request])
-        for together, single in zip(result.pictures, alone.pictures, strict=True):
-            assert far(together, single) <= 1
+    for request, number, picture in compositor.run(requests):
+        alone = list(compositor.run([request]))
+        assert far(picture, alone[number].picture) <= 1
 
 
 def test_views_of_one_object_are_all_seen(compositor):
@@ -289,8 +286,8 @@ def test_matched_colours_are_nearer_to_the_photo_around_the_hole(compositor):
     drifted = np.full((32, 32, 3), 110, np.uint8)
     crop = geometry.context_crop(HOLE, compositor.config.context)
     hole = geometry.extract(HOLE, crop, 32)[..., None]
-    given = composing._Inputs(None, None, hole, None, crop)
-    np.testing.assert_array_equal(compositor._match_colors(drifted, flat, given), 90)
+    square = geometry.extract(flat, crop, 32)
+    np.testing.assert_array_equal(compositor._match_colors(drifted, square, hole), 90)
     plain = np.asarray(compositor(OBJECT, PHOTO, HOLE))
     matched = np.asarray(compositor(OBJECT, PHOTO, HOLE, match_colors=True))
     assert changed(matched, plain)[HOLE].any()
@@ -350,7 +347,14 @@ def leaves(tree):
         (dict(strength=1.5), "strength must be above 0 and at most 1"),
         (dict(strength=0.5, num_steps=501), "1 to 500 at a strength of 0.5"),
         (dict(sampler="dpm++2m", eta=0.1), "wants the sampler ddim"),
-        (dict(guidance_scale=float("nan")), "guidance scale must be a number"),
+        (dict(guidance_scale=float("nan")), "guidance scale must be 0 to 100"),
+        (dict(guidance_scale=1e38), "guidance scale must be 0 to 100"),
+        (dict(guidance_scale=-1.0), "guidance scale must be 0 to 100"),
+        (dict(guidance_scale="3"), "guidance_scale must be a number, not '3'"),
+        (dict(num_steps=20.0), "num_steps must be a whole number, not 20.0"),
+        (dict(num_steps="20"), "num_steps must be a whole number, not '20'"),
+        (dict(eta=None), "eta must be a number"),
+        (dict(match_colors="no"), "match_colors must be true or false"),
     ],
 )
 def test_impossible_settings_are_refused_before_any_request_is_taken(compositor, settings, message):
