@@ -114,7 +114,7 @@ def check_single(path: Path, names: Iterable[str], inputs: Iterable[Path]) -> No
     Raises:
         InputError: It cannot be written, or would replace anything but an earlier result.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"--out {path} is a folder: give the name of a .png file.")
     if path.suffix.lower() != ".png":
         raise InputError(
@@ -196,7 +196,9 @@ def _results(path: Path) -> Iterator[tuple[dict, str]]:
     try:
         texts = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read {path}: {error}.") from error
+        raise InputError(
+            f"{path} is not a list of results of `imprint compose` ({error}): give another --out."
+        ) from error
     for number, text in enumerate(texts[:-1], start=1):  # a run may have ended in the last one
         try:
             line = json.loads(text)

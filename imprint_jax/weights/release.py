@@ -80,7 +80,8 @@ def component_file(folder: Path, component: str) -> Path:
 def released_fields(config: ConfigDict) -> dict:
     """The part of a configuration that a released folder keeps."""
     fields = config.to_dict()
-    fields["mask_sigmas"] = list(fields["data"]["mask_sigmas"])
+    if "data" in fields:  # else it is that of a released folder already
+        fields["mask_sigmas"] = list(fields["data"]["mask_sigmas"])
     return {name: fields[name] for name in RELEASED_FIELDS}
 
 
