@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import imprint_jax
+import imprint_jax  # noqa: E402
 
 PACKAGE = Path(imprint_jax.__path__[0])
 
