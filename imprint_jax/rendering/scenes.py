@@ -9,7 +9,6 @@ what is seen of it. Everything random comes from the seed. Needs the extra `[ren
 import dataclasses
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,15 @@ from PIL import Image
 
 from imprint_jax.errors import InputError
 from imprint_jax.images import MASK_THRESHOLD, read_image
+from imprint_jax.rendering.panoramas import (
+    CAMERA,
+    Place,
+    find_panoramas,
+    light_of,
+    read_panorama,
+    shades,
+    turned,
+)
 from imprint_jax.rendering.raytracer import (
     FIELD_OF_VIEW,
     FILL,
@@ -41,6 +49,7 @@ from imprint_jax.rendering.raytracer import (
 )
 from imprint_jax.rendering.rooms import (
     Caster,
+    Plane,
     Room,
     light_maps,
     panorama,
@@ -57,8 +66,10 @@ from imprint_jax.rendering.views import (
     random_light,
     run_jobs,
 )
+from imprint_jax.runtime.files import atomic_folder, remove_unfinished
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+PANORAMA_SHARE = 0.7  # of the scenes, where there are panoramas
 WALL_TURN = 25.0  # degrees, of the wall behind, either way
 MAX_VIEWS = 12  # more would lead the camera beside the walls
 FRONT = 45.0  # degrees: views of all scenes of an object look at one side of it, more or less
@@ -92,7 +103,7 @@ class Scene:
         directions: (num_views 3) unit, from the object to the camera.
         eyes: (num_views 3) where the camera is.
         light: What lights it.
-        room: Floor, walls and photo.
+        room: Floor, walls and photo, or a panorama.
         about: What scene.json says of it.
     """
 
@@ -101,7 +112,7 @@ class Scene:
     directions: np.ndarray
     eyes: np.ndarray
     light: Light
-    room: Room
+    room: Room | Place
     about: dict
 
 
@@ -114,6 +125,7 @@ def random_scene(
     front: float = 0.0,
     others: Sequence[str | os.PathLike] = (),
     photos: Sequence[str | os.PathLike] = (),
+    panoramas: Sequence[str | os.PathLike] = (),
     up: str = "y",
     samples: int = 4,
 ) -> Scene:
@@ -128,6 +140,8 @@ def random_scene(
             path's middle is at most 45 degrees from it.
         others: Models that stand beside and behind it where there is room.
         photos: Pictures to take textures and backdrops from; without any they are procedural.
+        panoramas: Places of which one takes the place of floor, walls and light in
+            `PANORAMA_SHARE` of the scenes.
         up: The models' upward axis, "y" or "z".
         samples: Rays a pixel.
 
@@ -167,6 +181,17 @@ def random_scene(
 
     about = {"others": names, "photos": []}
 
+    if panoramas and rng.random() < PANORAMA_SHARE:
+        path = panoramas[rng.integers(len(panoramas))]
+        about["panorama"] = Path(path).name
+        sphere = turned(read_panorama(path), rng)
+        light = light_of(sphere, rng)
+        ground = Plane(np.zeros(3), np.array([1.0, 0, 0]), np.array([0, 0, -1.0]), [], 1.0)
+        maps = light_maps(ground, light, Caster(model), Caster(other) if other else None)
+        room = Place(sphere, rng.uniform(*CAMERA), shades(maps))
+        about |= _in_words(directions, turn, distance, light)
+        return Scene(model, other, directions, eyes, light, room, about)
+
     def photo() -> np.ndarray:
         path = photos[rng.integers(len(photos))]
         about["photos"].append(Path(path).name)
@@ -201,13 +226,17 @@ def random_scene(
     planes = place_planes(away, end, walls, textures)
     casters = Caster(model), Caster(other) if other else None
     room = Room(planes, [light_maps(plane, light, *casters) for plane in planes], backdrop)
-    about |= {
+    about |= _in_words(directions, turn, distance, light)
+    return Scene(model, other, directions, eyes, light, room, about)
+
+
+def _in_words(directions: np.ndarray, turn: float, distance: float, light: Light) -> dict:
+    return {
         **path_in_words(directions),
         "model_turn": round(float(np.degrees(turn)) % 360, 3),
         "distance": round(float(distance), 4),
         "light": light_in_words(light),
     }
-    return Scene(model, other, directions, eyes, light, room, about)
 
 
 def scene_views(scene: Scene, size: int, samples: int) -> Iterator[View]:
@@ -253,6 +282,7 @@ def render_scenes(
     *,
     num_scenes: int,
     photos_dir: str | os.PathLike | None = None,
+    panoramas_dir: str | os.PathLike | None = None,
     num_others: int = 2,
     num_views: int = 8,
     size: int = 256,
@@ -274,6 +304,7 @@ def render_scenes(
         out_dir: Made when missing.
         num_scenes: Of each model.
         photos_dir: Pictures for textures and backdrops; None: textures are procedural.
+        panoramas_dir: Places, as in `random_scene`, in Radiance's format (.hdr); None: none.
         num_others: Other models of `models_dir` that stand in a scene, at most.
         num_views: As in `random_scene`.
         size: As in `random_scene`.
@@ -299,6 +330,7 @@ def render_scenes(
     models_dir, out_dir = Path(models_dir), Path(out_dir)
     models = find_models(models_dir)
     photos = _find_photos(Path(photos_dir)) if photos_dir is not None else []
+    panoramas = find_panoramas(panoramas_dir) if panoramas_dir is not None else []
     choice = [name for name, _ in models] if num_others else []
     settings = {
         "num_views": num_views,
@@ -308,16 +340,18 @@ def render_scenes(
         "up": up,
         "num_others": num_others,
         # What there was to choose from, in short.
-        "choice": zlib.crc32("/".join(choice + [photo.name for photo in photos]).encode()),
+        "choice": zlib.crc32("/".join(choice + [p.name for p in (*photos, *panoramas)]).encode()),
     }
     out_dir.mkdir(parents=True, exist_ok=True)
+    for folder in (out_dir, *(out_dir / object_id for object_id, _ in models)):
+        remove_unfinished(folder)
     jobs = []
     for object_id, path in models[:limit]:
         others = [other for _, other in models if other != path] if num_others else []
         for number in range(num_scenes):
             folder = out_dir / object_id / f"{number:03d}"
             if not (folder / "scene.json").exists():
-                jobs.append((path, number, models_dir, folder, others, photos, settings))
+                jobs.append((path, number, models_dir, folder, others, photos, panoramas, settings))
                 continue
             found = json.loads((folder / "scene.json").read_text())["settings"]
             if found != settings:
@@ -336,47 +370,44 @@ def _render_scene(
     folder: Path,
     others: list[Path],
     photos: list[Path],
+    panoramas: list[Path],
     settings: dict,
 ) -> Result:
     """One scene to one folder, built beside its place and moved there when whole."""
     object_id = folder.parent.name
     scene_id, source = f"{object_id}/{folder.name}", str(path.relative_to(models_dir))
-    building = folder.parent.with_name(f".{object_id}.{folder.name}.part")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
     seed = zlib.crc32(f"{settings['seed']}/{scene_id}".encode())
     front = zlib.crc32(f"{settings['seed']}/{object_id}".encode()) % 360
     rng = np.random.default_rng([seed, 1])
     size, samples = settings["size"], settings["samples"]
     count = min(int(rng.integers(settings["num_others"] + 1)), len(others))
     try:
-        scene = random_scene(
-            path,
-            settings["num_views"],
-            size,
-            seed,
-            front=front,
-            others=[others[i] for i in rng.choice(len(others), count, replace=False)],
-            photos=photos,
-            up=settings["up"],
-            samples=samples,
-        )
-        for index, view in enumerate(scene_views(scene, size, samples)):
-            if (view.mask >= MASK_THRESHOLD).mean() < MIN_COVERAGE:
-                detail = "less than 1 % of a view shows the object, or it is see-through"
-                raise RejectedModel(path, "hidden", detail)
-            for name, picture in (("target", view.target), ("background", view.background)):
-                file = building / f"{index:03d}_{name}.webp"
-                Image.fromarray(picture).save(file, quality=QUALITY, method=4)
-            Image.fromarray(view.mask).save(building / f"{index:03d}_mask.png")
+        with atomic_folder(folder) as building:
+            scene = random_scene(
+                path,
+                settings["num_views"],
+                size,
+                seed,
+                front=front,
+                others=[others[i] for i in rng.choice(len(others), count, replace=False)],
+                photos=photos,
+                panoramas=panoramas,
+                up=settings["up"],
+                samples=samples,
+            )
+            for index, view in enumerate(scene_views(scene, size, samples)):
+                if (view.mask >= MASK_THRESHOLD).mean() < MIN_COVERAGE:
+                    detail = "less than 1 % of a view shows the object, or it is see-through"
+                    raise RejectedModel(path, "hidden", detail)
+                for name, picture in (("target", view.target), ("background", view.background)):
+                    file = building / f"{index:03d}_{name}.webp"
+                    Image.fromarray(picture).save(file, quality=QUALITY, method=4)
+                Image.fromarray(view.mask).save(building / f"{index:03d}_mask.png")
+            chosen = [Path(p).relative_to(models_dir).as_posix() for p in scene.about["others"]]
+            about = {"source": source, "settings": settings, **scene.about, "others": chosen}
+            (building / "scene.json").write_text(json.dumps(about) + "\n")
     except RejectedModel as error:
-        shutil.rmtree(building)
         return Result(scene_id, source, "rejected", error.reason, error.detail)
-    others = [Path(other).relative_to(models_dir).as_posix() for other in scene.about["others"]]
-    about = {"source": source, "settings": settings, **scene.about, "others": others}
-    (building / "scene.json").write_text(json.dumps(about) + "\n")
-    folder.parent.mkdir(exist_ok=True)
-    os.replace(building, folder)
     return Result(scene_id, source, "rendered")
 
 

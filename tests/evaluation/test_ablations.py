@@ -21,7 +21,7 @@ from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import ablations, evaluate
 from imprint_jax.models import imprint, init
-from imprint_jax.training import sharding
+from imprint_jax.training import initialize, sharding
 from imprint_jax.training.state import Trainer
 from imprint_jax.training.train import check_config
 from imprint_jax.weights import release
@@ -150,7 +150,7 @@ def test_every_ablation_can_train(tmp_path, monkeypatch):
         trainer = Trainer(c, sharding.make_mesh(c.fsdp))
         check_config(c, trainer.mesh.size)
         loaded = {
-            name: release.load_component(source, name, trainer.abstract_params[name])
+            name: initialize.load_component(source, name, trainer.abstract_params[name])
             for name, source in c.init_from.items()
             if source
         }
@@ -235,7 +235,7 @@ def test_mistakes_are_found_before_any_training(tmp_path, monkeypatch):
             tmp_path / "out",
             test_set=test_set,
             records=None,
-            networks=None,
+            measures=None,
             settings=Settings(num_steps=num_steps),
             command="imprint ablate",
             console=None,
@@ -275,13 +275,13 @@ def test_with_several_trainings_the_spread_is_theirs():
 def test_a_run_that_was_trained_anew_is_exported_anew(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(ablations.checkpoint, "load_params", lambda run: (run, None))
-    monkeypatch.setattr(ablations.pretrained, "load_licences", lambda run: {})
+    monkeypatch.setattr(ablations.initialize, "load_licences", lambda run: {})
 
     def save(folder, *_):
         folder.mkdir(parents=True)
         saved.append(folder)
 
-    monkeypatch.setattr(ablations.pretrained, "save", save)
+    monkeypatch.setattr(ablations.release, "save", save)
     notes = tmp_path / "run" / "checkpoints" / "10" / "_CHECKPOINT_METADATA"
     notes.parent.mkdir(parents=True)
     results = tmp_path / "results"
@@ -306,7 +306,7 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
             out,
             test_set=test_set,
             records=RecordSource(stage1.data.sources[0]["records"], "test"),
-            networks=evaluate.load_networks(ours=tiny_release),
+            measures=evaluate.load_measures(encoder=tiny_release),
             settings=Settings(num_steps=2),
             command="imprint ablate",
             console=Console(quiet=True),
@@ -316,7 +316,7 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
     table = run(names).read_text()
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
     assert "| 2 + 2 |" in rows["full"] and "| - |" in rows["paste"]
-    assert "ours ↑" in rows["variant"] and "probe_map ↑" in rows["variant"]
+    assert "tiny_encoder ↑" in rows["variant"] and "probe_map ↑" in rows["variant"]
     assert (
         "4 entries of 2 objects. Means over pictures; ± is the standard error over objects" in table
     )
@@ -324,7 +324,7 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
     runs = sorted(path.name.rpartition("-")[0] for path in (out / "runs").iterdir())
     assert runs == ["full-stage1", "full-stage2"]
     summary = json.loads((out / "summary.json").read_text())
-    assert len(summary["methods"]["full"]["ours"]["seeds"]) == 2
+    assert len(summary["methods"]["full"]["tiny_encoder"]["seeds"]) == 2
     assert (out / "index.html").is_file()
 
     caplog.clear()

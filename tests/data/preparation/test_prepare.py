@@ -15,6 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from imprint_jax.data.preparation import chunks as chunks_module
 from imprint_jax.data.preparation import prepare as prepare_module
 from imprint_jax.data.preparation.filters import Filters, Reject, largest_part, sharpness
 from imprint_jax.data.preparation.prepare import prepare
@@ -106,7 +107,7 @@ def test_checksums_are_as_sha256sum_reads_them(tmp_path, renders):
 
 KILLED = """
 import os, signal, sys
-from imprint_jax.inputs.prepare import prepare
+from imprint_jax.data.preparation.prepare import prepare
 
 def die(done, total):
     if done >= 3:
@@ -132,7 +133,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, workers):
     done = list(chunks.glob("[0-9]*"))
     assert 3 <= len(done) < 24 and not (tmp_path / "killed").exists()
     before = {path: (path / "about.json").stat().st_mtime_ns for path in done}
-    (chunks / ".000023.part").mkdir(exist_ok=True)  # as a process killed in its work leaves
+    (chunks / ".0123.tmp").mkdir(exist_ok=True)  # as a process killed in its work leaves
     merge_shards = prepare_module.merge_shards
 
     def stop(*arguments):
@@ -195,7 +196,7 @@ def test_a_run_killed_when_it_had_finished_does_not_end_the_next(tmp_path, rende
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module.os, "replace", stop)
+        patch.setattr(os, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare("objaverse", renders, tmp_path / "d")
     whole = contents(tmp_path / "d")
@@ -434,7 +435,7 @@ def test_prepare_photos_takes_its_own_part_of_the_splits(tmp_path):
 
 def test_masks_are_png_without_filters():
     mask = view()[:50, :, 3]
-    png = prepare_module._encode_mask(mask)
+    png = chunks_module._encode_mask(mask)
     with Image.open(io.BytesIO(png)) as picture:
         assert picture.format == "PNG" and picture.mode == "L"
         np.testing.assert_array_equal(np.asarray(picture), mask)
@@ -504,15 +505,15 @@ def test_a_chunk_that_beam_asks_for_twice_is_done_once(tmp_path, renders, monkey
     from imprint_jax.data.preparation import beam
 
     def late(job, number, groups):
-        prepare_module.chunk_folder(job, number).mkdir(parents=True)
-        raise OSError("Directory not empty")
+        chunks_module.chunk_folder(job, number).mkdir(parents=True)
+        raise InputError("Directory not empty")
 
     monkeypatch.setattr(beam, "do_chunk", late)
-    job = prepare_module.Job("", renders, tmp_path, None, None, "video", None, (), None)
+    job = chunks_module.Job("", renders, tmp_path, None, None, "video", None, (), None)
     beam._do((0, []), job)
     beam._do((0, []), job)
-    monkeypatch.setattr(beam, "do_chunk", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(beam, "do_chunk", lambda *a: (_ for _ in ()).throw(InputError("disk full")))
+    with pytest.raises(InputError, match="disk full"):
         beam._do((1, []), job)
 
 
