@@ -25,6 +25,9 @@ def default() -> ConfigDict:
     c.batch_size = 256  # over all devices (Sec. 4.1)
     c.image_size = 512  # pixels, side of target and output (Sec. 3)
     c.object_size = 224  # pixels, side of the object image (open)
+    # Side of the square that the network sees over the longer side of the hole's box, in composing
+    # and, where `data.share` is empty, in training (open).
+    c.context = 1.75
     c.dtype = "bfloat16"  # of the computation; parameters in training stay float32
     # Weights to start from: {component: path of a released folder or of a training run}. From a
     # run the averaged (EMA) weights are taken. What is not named starts at random.
@@ -100,7 +103,9 @@ def default() -> ConfigDict:
     # The affine perturbation T of the object image: degrees, log of the stretch, degrees,
     # probability of mirroring (open).
     c.data.affine = ConfigDict(dict(rotate=15.0, scale=0.2, shear=8.0, flip=0.0))
-    c.data.share = (0.03, 0.35)  # of the target's area the object covers; log-uniform (open)
+    # Of the target's area the object covers, log-uniform (open). (): the target is the square that
+    # composing cuts, by `context`, and some boxes are wider or taller than their objects.
+    c.data.share = (0.03, 0.35)
     c.data.brightness_match = 0.5  # how far a pasted object's brightness follows the photo's (open)
     # Blur of mask levels 1 and 2, over the square root of the bounding box's area (open).
     c.data.mask_sigmas = (0.04, 0.12)

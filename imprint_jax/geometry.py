@@ -153,12 +153,16 @@ def context_crop(mask: np.ndarray, context: float, least_side: int = 1) -> Crop:
     Raises:
         InputError: The mask is empty, or `context` is below 1.
     """
+    return crop_around(bounding_box(mask), *mask.shape, context, least_side)
+
+
+def crop_around(box: Box, height: int, width: int, context: float, least_side: int = 1) -> Crop:
+    """As `context_crop`, of a hole's bounding box in an image of that height and width."""
     if context < 1:
         raise InputError(
             f"The context is {context} but the crop must hold the hole; use 1 or more."
         )
-    x0, y0, x1, y1 = bounding_box(mask)
-    height, width = mask.shape
+    x0, y0, x1, y1 = box
     hole = max(x1 - x0, y1 - y0)
     least = min(math.ceil(hole * MIN_CONTEXT), max(height, width))
     side = max(min(max(round(hole * context), least_side), min(height, width)), least)

@@ -132,8 +132,7 @@ def run_ours(folder: Path, name: str) -> tuple[np.ndarray, float]:
 
     component, method, _ = CASES[name]
     model = release.load_config(folder / "ours").model
-    abstract = imprint.abstract(component, model)
-    params = release.load_component(str(folder / "ours"), component, abstract)
+    params = release.load_component(folder / "ours", component)
     flat = traverse_util.flatten_dict(params)
     del params
     for path in flat:  # one by one, so that each array is in memory once

@@ -142,6 +142,7 @@ def _compose_one(
 ) -> None:
     from imprint_jax import images
     from imprint_jax.composing import job
+    from imprint_jax.runtime.files import atomic_file
 
     if out.suffix.lower() != ".png":
         raise InputError(
@@ -156,7 +157,8 @@ def _compose_one(
     for number, (name, picture) in enumerate(zip(entry.names(), result.pictures, strict=True)):
         text = job.png_text(how, entry.seed, number)
         path = out.with_name(name).with_suffix(out.suffix)
-        images.write_png(path, np.asarray(picture), text)
+        with atomic_file(path) as file:
+            file.write_bytes(images.encode_png(np.asarray(picture), text))
         note(f"wrote {path}")
 
 

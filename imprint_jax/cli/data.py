@@ -78,8 +78,8 @@ def prepare(
     name: Annotated[
         str,
         typer.Argument(
-            help="The layout of SRC: mvimgnet, objaverse, youtubevos, vipseg, ppr10k, photos,"
-            " folder or scenes; docs/data_sets.md shows each."
+            help="The layout of SRC: mvimgnet, objaverse, youtubevos, davis, vipseg, ppr10k,"
+            " photos, folder or scenes; docs/data_sets.md shows each."
         ),
     ],
     src: Annotated[Path, typer.Argument(help="The data set as downloaded or rendered.")],

@@ -113,9 +113,9 @@ def export(
     ema: Annotated[bool, typer.Option(help="The averaged weights, or the last step's.")] = True,
 ) -> None:
     """Write a run's newest weights as a released folder, in half precision."""
-    from imprint_jax.training import checkpoint
+    from imprint_jax.training import checkpoint, initialize
     from imprint_jax.weights import release
 
-    licences = release.load_licences(str(workdir))
+    licences = initialize.load_licences(str(workdir))
     release.save(dst, *checkpoint.load_params(workdir, ema=ema), licences)
     note(f"wrote {dst}")

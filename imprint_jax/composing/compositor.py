@@ -40,8 +40,6 @@ from imprint_jax.weights import release
 
 log = logging.getLogger(__name__)
 
-# Side of the crop the network sees over the longer side of the hole's box. Ours.
-CONTEXT = 1.75
 # A crop is enlarged this many times at most: further there is no scene left to see. Ours.
 MAX_ENLARGED = 8
 # The paste's edge fades over this share of the crop's side. Ours.
@@ -278,7 +276,7 @@ class Compositor:
     def _inputs(self, sample: _Sample, index: int) -> _Inputs:
         views, hole = sample.request.parts[index]
         size = self.config.image_size
-        crop = geometry.context_crop(hole, CONTEXT, math.ceil(size / MAX_ENLARGED))
+        crop = geometry.context_crop(hole, self.config.context, math.ceil(size / MAX_ENLARGED))
         # Filled before resizing too, so that what is in the hole cannot leak into its rim.
         mode = self.config.diffusion.hole_fill
         filled = geometry.fill_hole(sample.photo, hole[..., None], mode, grey=128)

@@ -3,7 +3,8 @@
 kind of source    data sets              object from         target
 views, pasted     mvimgnet, objaverse    a view              another, `window` frames away at most;
                                                              itself with a `window` of 0
-video             youtubevos, vipseg     a frame             any other frame of the object
+video             youtubevos, vipseg,    a frame             any other frame of the object
+                  davis
 video             ppr10k                 a photo             any other photo of the group
 pair              folder                 the foreground      the target
 scenes            scenes                 a view              any other of the object, of any scene

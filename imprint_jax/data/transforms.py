@@ -23,7 +23,9 @@ from imprint_jax.geometry import (
     Box,
     Crop,
     bounding_box,
+    box_mask,
     centre,
+    crop_around,
     cut_out,
     extract,
     mask_level,
@@ -52,6 +54,10 @@ SHADOW_REACH = 0.5
 OVERSIZE = 1.25
 # Limits of the factor by which a pasted object is made darker or brighter.
 MAX_GAIN = 1.6
+# How often a hole is a box that its object does not fill, and how many times as wide or as tall as
+# the object such a box is at most. Ours.
+LOOSE_SHARE = 0.15
+MAX_LOOSE = 2.5
 
 
 def random_colors(rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -158,14 +164,35 @@ def paste(
         The composite (s s 3) uint8 and the hole that holds the object (s s) bool.
     """
     size = photo.shape[0]
-    image, mask = view
+    _, mask = view
     x0, y0, x1, y1 = bounding_box(mask >= FAINT)
     scale = math.sqrt(share * size * size / (mask.sum() / 255))
     scale = min(scale, size / MIN_CONTEXT / max(x1 - x0, y1 - y0))
     width, height = (max(round(side * scale), 1) for side in (x1 - x0, y1 - y0))
+    x0, y0 = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
+    return paste_into(photo, view, (x0, y0, x0 + width, y0 + height), match)
+
+
+def paste_into(
+    photo: np.ndarray, view: tuple[np.ndarray, np.ndarray], box: Box, match: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pastes an object with its soft edge into a photo, so that it fills a box.
+
+    Args:
+        photo: As in `paste`.
+        view: Likewise.
+        box: Inside the photo.
+        match: As in `paste`.
+
+    Returns:
+        As `paste`.
+    """
+    size = photo.shape[0]
+    image, mask = view
+    x0, y0, x1, y1 = bounding_box(mask >= FAINT)
+    width, height = box[2] - box[0], box[3] - box[1]
     color, coverage = resize_cut(image[y0:y1, x0:x1], mask[y0:y1, x0:x1], width, height)
-    x0, y0 = rng.integers(size - width + 1), rng.integers(size - height + 1)
-    there = np.s_[y0 : y0 + height, x0 : x0 + width]
+    there = np.s_[box[1] : box[3], box[0] : box[2]]
 
     alpha = coverage.astype(np.float32)[..., None] / 255
     old = photo[there].astype(np.float32)
@@ -192,9 +219,11 @@ def random_square(photo: Record, size: int, rng: np.random.Generator) -> np.ndar
 
 
 def square_of(image: Image.Image, crop: Crop, size: int) -> np.ndarray:
-    """A square inside of an image of mode "RGB", resized to (size size 3) uint8."""
+    """A square of an image of mode "RGB", resized to (size size 3) uint8; edges go on outside."""
     # Cropped first: turning all of a photo into an array costs half as much as decoding it.
     box = (crop.x0, crop.y0, crop.x0 + crop.side, crop.y0 + crop.side)
+    if box[0] < 0 or box[1] < 0 or box[2] > image.width or box[3] > image.height:
+        return extract(np.asarray(image), crop, size)
     return resize(np.asarray(image.crop(box)), size, size)
 
 
@@ -249,6 +278,89 @@ def random_context(there: Outline, side: int, rng: np.random.Generator) -> Crop:
 
     (x0, y0, x1, y1), (height, width) = there.box, there.inside.shape
     return Crop(start(x0, x1, width, 0), start(y0, y1, height, 1), side)
+
+
+class AnyShare(NamedTuple):
+    """A random square of a photo around an object, of which the object covers some share."""
+
+    share: float  # of its area, but see `context_side`
+
+    def side(self, there: Outline) -> int:
+        """The square's side, in pixels."""
+        return context_side(there, self.share)
+
+    def square(self, there: Outline, rng: np.random.Generator) -> Crop:
+        """The square."""
+        return random_context(there, self.side(there), rng)
+
+    def box(self, there: Outline) -> Box | None:
+        """The hole's box where it is not the object's: none."""
+        del there
+
+
+class AsComposed(NamedTuple):
+    """The square that composing cuts around a hole, which may be a box larger than the object.
+
+    The object stands on the box's lower edge.
+    """
+
+    context: float  # of `config.context`
+    wider: float = 1.0  # times the object's width
+    taller: float = 1.0  # times its height
+    left: float = 0.5  # of the room beside the object, the share on its left
+
+    def side(self, there: Outline) -> int:
+        """The square's side, in pixels."""
+        return self._square(there).side
+
+    def square(self, there: Outline, rng: np.random.Generator) -> Crop:
+        """The square, which may reach outside of the photo; nothing about it is random."""
+        del rng
+        return self._square(there)
+
+    def _square(self, there: Outline) -> Crop:
+        return crop_around(self.box(there) or there.box, *there.inside.shape, self.context)
+
+    def box(self, there: Outline) -> Box | None:
+        """The hole's box, inside the photo, where it is not the object's."""
+        if self.wider == self.taller == 1:
+            return None
+        x0, y0, x1, y1 = there.box
+        room = (self.wider - 1) * (x1 - x0)
+        x0, x1 = x0 - round(self.left * room), x1 + round((1 - self.left) * room)
+        y0 = y0 - round((self.taller - 1) * (y1 - y0))
+        return max(x0, 0), max(y0, 0), min(x1, there.inside.shape[1]), y1
+
+    def place(self, width: float, height: float, size: int) -> tuple[Box, Box]:
+        """Where an object is pasted.
+
+        Args:
+            width: The object's.
+            height: The object's.
+            size: Side of the square.
+
+        Returns:
+            The object's box and the hole's, which has its middle in the square's middle.
+        """
+        wide, tall = self.wider * width, self.taller * height
+        scale = size / self.context / max(wide, tall)
+        wide, tall, width, height = (
+            max(round(scale * side), 1) for side in (wide, tall, width, height)
+        )
+        x0, y0 = (size - wide) // 2, (size - tall) // 2
+        left, top = x0 + round(self.left * (wide - width)), y0 + tall - height
+        return (left, top, left + width, top + height), (x0, y0, x0 + wide, y0 + tall)
+
+
+def random_framing(config, rng: np.random.Generator) -> AnyShare | AsComposed:
+    """How a sample shows its object, by `config.data.share`."""
+    if config.data.share:
+        return AnyShare(math.exp(rng.uniform(*np.log(config.data.share))))
+    if rng.random() >= LOOSE_SHARE:
+        return AsComposed(config.context)
+    factor = math.exp(rng.uniform(0, math.log(MAX_LOOSE)))
+    wider, taller = (factor, 1.0) if rng.random() < 0.5 else (1.0, factor)
+    return AsComposed(config.context, wider, taller, rng.random())
 
 
 def decode_view(record: Record) -> tuple[np.ndarray, np.ndarray]:
@@ -345,6 +457,23 @@ def view_on_black(record: Record, colors: np.ndarray, size: int) -> np.ndarray:
     return centre(cut_out(recolor(image, colors), mask), size)
 
 
+def object_on_black(record: Record, colors: np.ndarray, size: int, context: float) -> np.ndarray:
+    """A record's object, (size size 3) uint8, as `view_on_black`, but as large as when composed.
+
+    Its longer side is `size` / `context`.
+    """
+    there = outline(decode_coverage(record))
+    x0, y0, x1, y1 = there.box
+    longest = size / context
+    image, there = open_outlined(record, there, longest / max(x1 - x0, y1 - y0))
+    x0, y0, x1, y1 = there.box
+    scale = longest / max(x1 - x0, y1 - y0)
+    width, height = (max(round(side * scale), 1) for side in (x1 - x0, y1 - y0))
+    cut, edge = np.asarray(image.crop(there.box)), there.coverage[y0:y1, x0:x1]
+    cut, edge = resize_cut(cut, edge, width, height)
+    return centre(cut_out(recolor(cut, colors), edge), size)
+
+
 class Scene(NamedTuple):
     """A sample but for the level of its mask."""
 
@@ -353,10 +482,11 @@ class Scene(NamedTuple):
     hole: np.ndarray  # (h h) bool, the object's outline in the target
     records: tuple[int, int]  # the object's and the target's
     background: np.ndarray | None = None  # (h h 3) uint8, the target without object and shadow
+    box: np.ndarray | None = None  # (h h) bool, the hole if it is a box larger than the object's
 
 
 class ViewPair(grain.transforms.RandomMap):
-    """Stage 1: pair number -> the object from one view, the whole other view on black as target.
+    """Stage 1: pair number -> the object from one view, the other view on black as target.
 
     Both views get the same colours, so that the object's are to be kept.
     """
@@ -374,7 +504,11 @@ class ViewPair(grain.transforms.RandomMap):
         same = Perturbation(random_colors(rng, self.config.data.color), np.eye(2))
         crop = object_of(self.config, self.records[first], same)
         size = self.config.image_size
-        target = view_on_black(self.records[second], same.colors, size)
+        if self.config.data.share:
+            target = view_on_black(self.records[second], same.colors, size)
+        else:
+            context = self.config.context
+            target = object_on_black(self.records[second], same.colors, size, context)
         return Scene(crop, target, np.ones((size, size), bool), (first, second))
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -403,10 +537,16 @@ class Pasted(grain.transforms.RandomMap):
         crop = object_of(config, self.records[first], random_perturbation(data, rng))
         photo = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
         photo = random_square(photo, config.image_size, rng)
-        share = math.exp(rng.uniform(*np.log(data.share)))
+        framing = random_framing(config, rng)
         view = decode_view(self.records[second])
-        target, hole = paste(photo, view, share, data.brightness_match, rng)
-        return Scene(crop, target, hole, (first, second))
+        if isinstance(framing, AnyShare):
+            target, hole = paste(photo, view, framing.share, data.brightness_match, rng)
+            return Scene(crop, target, hole, (first, second))
+        x0, y0, x1, y1 = bounding_box(view[1] >= FAINT)
+        place, box = framing.place(x1 - x0, y1 - y0, config.image_size)
+        target, hole = paste_into(photo, view, place, data.brightness_match)
+        loose = None if box == place else box_mask(box, *hole.shape)
+        return Scene(crop, target, hole, (first, second), box=loose)
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return _with_random_level(self.scene(k, rng), self.config, rng)
@@ -431,10 +571,10 @@ class InPlace(grain.transforms.RandomMap):
         config, size = self.config, self.config.image_size
         first, second = self.pairs.draw(k, rng)
         perturbation = random_perturbation(config.data, rng)
-        share = math.exp(rng.uniform(*np.log(config.data.share)))
+        framing = random_framing(config, rng)
         record = self.records[second]
         there = outline(decode_coverage(record))
-        scale = size / context_side(there, share)
+        scale = size / framing.side(there)
         if first == second:
             scale = max(scale, object_scale(there, config.object_size))
         image, there = open_outlined(record, there, scale)
@@ -442,9 +582,12 @@ class InPlace(grain.transforms.RandomMap):
             crop = perturbed_object(image, there, perturbation, config.object_size)
         else:
             crop = object_of(config, self.records[first], perturbation)
-        square = random_context(there, context_side(there, share), rng)
+        square = framing.square(there, rng)
         target = square_of(image, square, size)
-        return Scene(crop, target, extract(there.inside, square, size), (first, second))
+        hole = extract(there.inside, square, size)
+        return Scene(
+            crop, target, hole, (first, second), box=loose_box(framing, there, square, size)
+        )
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return _with_random_level(self.scene(k, rng), self.config, rng)
@@ -482,15 +625,16 @@ class InScene(grain.transforms.RandomMap):
         record = self.records[second]
         if not record["background"]:
             raise InputError(f'{record["group"]} has no background; the kind "scenes" needs it.')
-        share = math.exp(rng.uniform(*np.log(self.config.data.share)))
+        framing = random_framing(self.config, rng)
         there = outline(decode_coverage(record))
-        square = random_context(there, context_side(there, share), rng)
+        square = framing.square(there, rng)
         pictures = (open_rgb(record[key], record["group"]) for key in ("image", "background"))
         target, background = (square_of(picture, square, size) for picture in pictures)
         hole = extract(there.inside, square, size)
         if rng.random() < SHADOW_SHARE:
             hole = with_shadow(target, background, hole)
-        return Scene(crop, target, hole, (first, second), background)
+        loose = loose_box(framing, there, square, size)
+        return Scene(crop, target, hole, (first, second), background, loose)
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return _with_random_level(self.scene(k, rng), self.config, rng)
@@ -518,7 +662,17 @@ def with_shadow(target: np.ndarray, background: np.ndarray, hole: np.ndarray) ->
     return result
 
 
+def loose_box(
+    framing: AnyShare | AsComposed, there: Outline, square: Crop, size: int
+) -> np.ndarray | None:
+    """The hole in a square, (size size) bool, if it is a box larger than the object's."""
+    box = framing.box(there)
+    return None if box is None else extract(box_mask(box, *there.inside.shape), square, size)
+
+
 def _with_random_level(scene: Scene, config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    if scene.box is not None:
+        return make_sample(scene, scene.box)
     return make_sample(scene, mask_level(scene.hole, int(rng.integers(4)), config.data.mask_sigmas))
 
 

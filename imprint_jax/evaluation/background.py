@@ -12,7 +12,8 @@ from scipy import ndimage
 from imprint_jax import config, geometry
 
 # Around a hole results may fade into the photo over this share of the longer side of its box.
-# Ours; `compose` fades over at most 0.037 (FEATHER x CONTEXT), more where a small hole is enlarged.
+# Ours; `compose` fades over at most 0.037 (FEATHER x a context of 1.75), more where a small hole
+# is enlarged.
 RIM = 0.06
 # A pixel has changed if a channel has by so many grey levels; fewer are a JPEG's noise. Ours.
 CHANGED = 12

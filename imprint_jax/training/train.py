@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 from rich.table import Table
 
-from imprint_jax import images
+from imprint_jax import geometry, images
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
 from imprint_jax.diffusion import losses, process
@@ -22,8 +22,8 @@ from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.planning import accelerators
 from imprint_jax.runtime import distributed, host_memory
-from imprint_jax.runtime.files import write_text
-from imprint_jax.training import optimizer, sharding
+from imprint_jax.runtime.files import atomic_file
+from imprint_jax.training import initialize, optimizer, sharding
 from imprint_jax.training.checkpoint import Checkpoints
 from imprint_jax.training.metrics import Meter
 from imprint_jax.training.state import Trainer, TrainState
@@ -78,8 +78,8 @@ def train(
     pipeline.check_sources(config)
     initial, licences = {}, None
     if not resuming:
-        licences = release.inherited_licences(config.init_from)
-        initial = _load_initial(config, trainer.abstract_params)
+        licences = initialize.inherited_licences(config.init_from)
+        initial = initialize.load_initial(config, trainer.abstract_params)
     distributed.wait_for_all("checked")
     if distributed.is_main():
         _prepare_workdir(workdir, config, licences, overwrite=overwrite)
@@ -124,7 +124,8 @@ def train(
                 batches.check_batch(host_batch, config)
                 if distributed.is_main():
                     picture = batches.picture(host_batch)
-                    images.write_png(workdir / "first_batch.png", picture)
+                    with atomic_file(workdir / "first_batch.png") as file:
+                        file.write_bytes(images.encode_png(picture))
             batch = batches.to_device(host_batch, sharding.batch_sharding(mesh))
             state, metrics = train_step(state, batch)
             # One step ahead of the device and no more: running further ahead takes batches faster
@@ -155,6 +156,7 @@ RANGES = {
     **dict.fromkeys(("keep", "validation.batches", "preview.samples"), (1, math.inf)),
     **dict.fromkeys(("keep_every", "validation.every", "preview.every"), (0, math.inf)),
     "drop_probability": (0, 1),
+    "context": (geometry.MIN_CONTEXT, math.inf),
 }
 
 
@@ -256,20 +258,10 @@ def _prepare_workdir(
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if licences is not None:
-        write_text(workdir / "licences.json", json.dumps(licences, indent=2) + "\n")
-    write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
-
-
-def _load_initial(config, abstract_params: dict) -> dict:
-    loaded = {}
-    for component, source in config.init_from.items():
-        closed_form = component == "vae" and config.model.autoencoder != "kl"
-        otherwise = "its closed form" if closed_form else "random weights"
-        log.info("%s starts from %s", component, source or otherwise)
-        if source:
-            abstract = abstract_params[component]
-            loaded[component] = release.load_component(source, component, abstract)
-    return loaded
+        with atomic_file(workdir / "licences.json") as file:
+            file.write_text(json.dumps(licences, indent=2) + "\n")
+    with atomic_file(workdir / "config.json") as file:
+        file.write_text(config.to_json(indent=2) + "\n")
 
 
 class Observer:
@@ -323,7 +315,8 @@ class Observer:
             picture = self._picture(state)
             if distributed.is_main():
                 (self.workdir / "previews").mkdir(exist_ok=True)
-                images.write_png(self.workdir / "previews" / f"{step:08d}.png", picture)
+                with atomic_file(self.workdir / "previews" / f"{step:08d}.png") as file:
+                    file.write_bytes(images.encode_png(picture))
                 meter.add_picture("preview", picture)
             meter.restart_clock()
 

@@ -145,7 +145,7 @@ def _component(name: str, settings: dict, tensors, make_table, source: str) -> C
 
 def _find_sd(path: Path, kind: str) -> Source:
     if path.is_file():
-        unet, vae, _ = stable_diffusion.open_compvis(path)
+        unet, vae = stable_diffusion.open_compvis(path)
         parts = {"unet": (unet, {}), "vae": (vae, {})}
     else:
         folders = {name: path / name for name in ("unet", "vae") if (path / name).is_dir()}

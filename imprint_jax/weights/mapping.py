@@ -30,8 +30,6 @@ class Piece(NamedTuple):
         key: The checkpoint's tensor.
         axes: SAME, LINEAR or CONV.
         where: Index of the part into our array; empty for the whole.
-        extra: How many axes of length 1 the tensor has at its end that ours has not: a 1x1
-            convolution that is a linear layer here.
         order: If not empty, the tensor's input channels in our order: ours[i] = theirs[order[i]].
     """
 
@@ -39,17 +37,15 @@ class Piece(NamedTuple):
     key: str
     axes: tuple[int, ...] = SAME
     where: tuple = ()
-    extra: int = 0
     order: tuple[int, ...] = ()
 
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
         """The shape the tensor must have, given our parameter's."""
         part = np.broadcast_to(False, ours)[self.where].shape
-        return tuple(part[i] for i in self.axes or range(len(part))) + (1,) * self.extra
+        return tuple(part[i] for i in self.axes or range(len(part)))
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         """The tensor with our axes."""
-        tensor = tensor.reshape(tensor.shape[: tensor.ndim - self.extra])
         tensor = tensor.transpose(np.argsort(self.axes)) if self.axes else tensor
         return tensor[..., self.order, :] if self.order else tensor
 
@@ -58,7 +54,7 @@ class Piece(NamedTuple):
         array = array[self.where]
         array = array[..., np.argsort(self.order), :] if self.order else array
         array = array.transpose(self.axes) if self.axes else array
-        return np.ascontiguousarray(array.reshape(array.shape + (1,) * self.extra))
+        return np.ascontiguousarray(array)
 
 
 class Table(NamedTuple):

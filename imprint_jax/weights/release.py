@@ -20,15 +20,14 @@ from imprint_jax.config import default
 from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
-from imprint_jax.runtime.files import write_text
-from imprint_jax.training import checkpoint
+from imprint_jax.runtime.files import atomic_file
 from imprint_jax.weights import mapping
 from imprint_jax.weights.tensors import file_hash, open_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
 # What of a configuration a model needs to be used; the rest is how it was trained.
-RELEASED_FIELDS = ("image_size", "object_size", "model", "diffusion", "sampling")
+RELEASED_FIELDS = ("image_size", "object_size", "context", "model", "diffusion", "sampling")
 # The models that ship with the package.
 SHIPPED = Path(__file__).parent.parent / "released"
 LICENCES = Path(__file__).parent.parent / "licences"
@@ -110,7 +109,8 @@ def write_component(folder: Path, component: str, params: dict) -> None:
 def write_config(folder: Path, released: dict) -> None:
     """Writes config.json, and the card that says what the folder's weights may be used for."""
     write_card(folder, released)
-    write_text(folder / "config.json", json.dumps(released, indent=2) + "\n")
+    with atomic_file(folder / "config.json") as file:
+        file.write_text(json.dumps(released, indent=2) + "\n")
 
 
 def write_card(folder: Path, released: dict) -> None:
@@ -139,7 +139,8 @@ def write_card(folder: Path, released: dict) -> None:
                 " for this model and all that is derived from it, and must be passed on with it.",
                 "",
             ]
-    (folder / "README.md").write_text("\n".join(lines))
+    with atomic_file(folder / "README.md") as file:
+        file.write_text("\n".join(lines), encoding="utf-8")
 
 
 def load_config(folder: Path) -> ConfigDict:
@@ -155,9 +156,10 @@ def load_config(folder: Path) -> ConfigDict:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}.") from error
+    defaults = released_fields(default())
+    content = {"context": defaults["context"]} | content
     if lacking := [name for name in RELEASED_FIELDS if name not in content]:
         raise InputError(f"{path} is no model's configuration: it lacks {', '.join(lacking)}.")
-    defaults = released_fields(default())
     for section in ("diffusion", "sampling"):
         content[section] = defaults[section] | content[section]
     return ConfigDict(content)
@@ -185,47 +187,27 @@ def load(folder: Path) -> tuple[ConfigDict, dict]:
     return config, params
 
 
-def load_component(source: str, component: str, abstract: dict) -> dict:
-    """One component's parameters, from a released folder or a training run's averaged weights.
-
-    A UNet without channels for a concatenated background starts one with them: their weights are 0.
-    A folder of converted CLIP weights is taken as the component "dinov2".
+def load_component(folder: Path, component: str) -> dict:
+    """One component's parameters, a nested dict of float32 NumPy arrays.
 
     Args:
-        source: Path of the folder.
-        component: "dinov2", "adapter", "unet" or "vae".
-        abstract: The nested dict of shapes it must have.
-
-    Returns:
-        Nested dict of float32 NumPy arrays.
+        folder: A released folder, which may lack the other components.
+        component: One of `imprint.COMPONENTS`.
 
     Raises:
-        InputError: The folder is neither, or its component has another shape.
+        InputError: A file is missing or damaged, or holds other tensors than the model has.
     """
-    folder = resolve(source)
-    if (folder / "checkpoints").is_dir():
-        params = checkpoint.load_component(folder, component)
-    elif component == "dinov2" and component_file(folder, "clip").is_file():
-        settings = json.loads((folder / "config.json").read_text())["clip"]
-        model = ConfigDict({"encoder": "clip", "dinov2": settings})
-        flat = dict(_read(component_file(folder, "clip"), component, model))
-        params = traverse_util.unflatten_dict(flat, sep="/")
-    else:
-        folder = model_folder(folder)
-        file = component_file(folder, component)
-        flat = dict(_read(file, component, load_config(folder).model))
-        params = traverse_util.unflatten_dict(flat, sep="/")
-    if component == "unet":
-        kernel, wanted = params["conv_in"]["kernel"], abstract["conv_in"]["kernel"]
-        more = wanted.shape[2] - kernel.shape[2]
-        if more == 1 + params["conv_out"]["kernel"].shape[3]:
-            params["conv_in"]["kernel"] = np.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
-    found = {k: x.shape for k, x in traverse_util.flatten_dict(params, sep=".").items()}
-    needed = {k: x.shape for k, x in traverse_util.flatten_dict(abstract, sep=".").items()}
-    if found != needed:
-        listed = ", ".join(f"{k} {shape}" for k, shape in sorted(found.items() ^ needed.items()))
-        raise InputError(f"{component} of {source} does not fit the configuration: {listed}.")
-    return params
+    file = component_file(folder, component)
+    flat = dict(_read(file, component, load_config(folder).model))
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def load_clip(folder: Path) -> dict:
+    """As `load_component`, of a folder of converted CLIP weights: as the component "dinov2"."""
+    settings = json.loads((folder / "config.json").read_text())["clip"]
+    model = ConfigDict({"encoder": "clip", "dinov2": settings})
+    flat = dict(_read(component_file(folder, "clip"), "dinov2", model))
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, np.ndarray]]:
@@ -238,34 +220,15 @@ def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, 
         yield piece.path, tensors[piece.key].read().astype(np.float32)
 
 
-def load_licences(source: str) -> dict[str, str]:
-    """{component: licence} of the public weights in a released folder or behind a training run.
+def load_licences(folder: Path) -> dict[str, str]:
+    """{component: licence} of the public weights in a released folder, or one of converted CLIP.
 
     Raises:
-        InputError: The folder is neither, or a run that does not say.
+        InputError: There is no such folder.
     """
-    folder = resolve(source)
-    if (folder / "checkpoints").is_dir():
-        path = folder / "licences.json"
-        if not path.is_file():
-            raise InputError(
-                f"{path} is missing: copy it from the run that {source} is, or write"
-                ' {"component": "licence"} of the public weights it started from, {} for none.'
-            )
-        return json.loads(path.read_text())
     if component_file(folder, "clip").is_file():  # which takes the place of DINOv2
         return {"dinov2": json.loads((folder / "config.json").read_text())["licences"]["clip"]}
     return load_config(model_folder(folder)).get("licences", {})
-
-
-def inherited_licences(init_from: Mapping[str, str]) -> dict[str, str]:
-    """The licences that a run's weights stand under: {component: licence}, of those that have one.
-
-    Args:
-        init_from: {component: source}, the section of a configuration.
-    """
-    found = {name: load_licences(source).get(name) for name, source in init_from.items() if source}
-    return {name: licence for name, licence in found.items() if licence}
 
 
 def model_hash(folder: Path) -> str:

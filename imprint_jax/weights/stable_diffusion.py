@@ -177,12 +177,11 @@ def old_attention(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {pattern.sub(rename, key): tensor for key, tensor in tensors.items()}
 
 
-def open_compvis(path: Path) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor], bool]:
+def open_compvis(path: Path) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
     """The UNet and the VAE of an original checkpoint, in diffusers' names.
 
     Returns:
-        The UNet's tensors: the averaged ones (EMA) where there are any; the VAE's; and whether the
-        file is Paint-by-Example's.
+        The UNet's tensors: the averaged ones (EMA) where there are any; and the VAE's.
 
     Raises:
         InputError: The file is damaged, is no such checkpoint, or holds tensors of unknown use.
@@ -201,7 +200,7 @@ def open_compvis(path: Path) -> tuple[dict[str, StoredTensor], dict[str, StoredT
     if any(averaged.values()) and lacking:
         raise InputError(f"{path} lacks the averaged (EMA) {', '.join(lacking)}.")
     unet = trained if lacking else averaged
-    return _unet_names(unet), _vae_names(vae), "learnable_vector" in tensors
+    return _unet_names(unet), _vae_names(vae)
 
 
 def _take(tensors: dict[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:

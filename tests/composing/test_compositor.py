@@ -10,7 +10,7 @@ from PIL import Image
 
 from imprint_jax import Compositor, Placement, Request, Settings, geometry
 from imprint_jax.composing import compositor as composing
-from imprint_jax.composing.compositor import CONTEXT, FEATHER
+from imprint_jax.composing.compositor import FEATHER
 from imprint_jax.errors import InputError
 from imprint_jax.weights import release
 
@@ -42,7 +42,7 @@ def changed(picture, photo=PHOTO) -> np.ndarray:
 def test_only_the_hole_and_its_feather_change(compositor):
     picture = compositor(OBJECT, PHOTO, HOLE)
     assert isinstance(picture, Image.Image) and picture.size == (140, 90)
-    crop = geometry.context_crop(HOLE, CONTEXT)
+    crop = geometry.context_crop(HOLE, compositor.config.context)
     feather = max(2, round(crop.side * FEATHER))
     reach = np.zeros_like(HOLE)
     reach[30 - feather : 55 + feather, 60 - feather : 100 + feather] = True
@@ -195,7 +195,7 @@ def test_several_objects_each_see_the_ones_before(compositor):
     (first,) = compositor.run([Request(PHOTO, [Placement(OBJECT, left)], seed=5)])
     after = np.asarray(result.pictures[0])
     before = np.asarray(first.pictures[0])
-    crop = geometry.context_crop(right, CONTEXT)
+    crop = geometry.context_crop(right, compositor.config.context)
     untouched = ~geometry.ring_around(right, crop.side * FEATHER + 1) & ~right
     assert changed(before)[left].mean() > 0.9
     assert far(after[untouched], before[untouched]) <= 1  # the first object stays ...
@@ -255,7 +255,7 @@ def test_mask_levels_grow_the_hole(compositor):
 def test_matched_colours_are_nearer_to_the_photo_around_the_hole(compositor):
     flat = np.full((90, 140, 3), 90, np.uint8)
     drifted = np.full((32, 32, 3), 110, np.uint8)
-    crop = geometry.context_crop(HOLE, CONTEXT)
+    crop = geometry.context_crop(HOLE, compositor.config.context)
     hole = geometry.extract(HOLE, crop, 32)[..., None]
     given = composing._Inputs(None, None, hole, crop)
     np.testing.assert_array_equal(compositor._match_colors(drifted, flat, given), 90)

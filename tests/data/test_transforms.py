@@ -8,10 +8,12 @@ from scipy.interpolate import RegularGridInterpolator
 
 from imprint_jax.data.pairs import WindowPartners, make_pairs
 from imprint_jax.data.transforms import (
+    AsComposed,
     context_side,
     decode_coverage,
     decode_view,
     object_of,
+    object_on_black,
     open_shrunk,
     outline,
     paste,
@@ -25,7 +27,7 @@ from imprint_jax.data.transforms import (
     warp,
 )
 from imprint_jax.errors import InputError
-from imprint_jax.geometry import bounding_box, cut_out
+from imprint_jax.geometry import bounding_box, context_crop, cut_out
 from imprint_jax.images import encode_png
 from tests.data.preparation.test_sources import white
 from tests.data.test_records import record, view
@@ -328,6 +330,35 @@ def test_random_context_holds_the_object_anywhere(rng, share):
     left = [random_context(there, 30, rng).x0 for _ in range(3000)]
     np.testing.assert_allclose(np.bincount(left)[20:41], 3000 / 21, atol=60)
     assert min(left) == 20 and max(left) == 40
+
+
+def test_a_sample_as_composed_is_cut_as_composing_cuts(rng):
+    mask = np.zeros((200, 300), bool)
+    mask[60:100, 100:160] = True
+    there = outline(white(mask))
+    assert AsComposed(1.3).box(there) is None
+    assert AsComposed(1.3).square(there, rng) == context_crop(mask, 1.3)
+    # Twice as wide, three quarters of the room on the left; 1.5 times as tall, on the same ground.
+    assert AsComposed(1.3, wider=2.0, left=0.75).box(there) == (55, 60, 175, 100)
+    assert AsComposed(1.3, taller=1.5).box(there) == (100, 40, 160, 100)
+    assert AsComposed(1.3, taller=9.0).box(there) == (100, 0, 160, 100)  # inside the photo
+    wide = np.zeros_like(mask)
+    wide[60:100, 55:175] = True
+    assert AsComposed(1.3, wider=2.0, left=0.75).square(there, rng) == context_crop(wide, 1.3)
+
+
+def test_a_pasted_object_is_as_large_as_composed():
+    place, box = AsComposed(1.25, wider=2.0, left=0.0).place(30, 20, 100)
+    assert box == (10, 36, 90, 63) and place == (10, 36, 50, 63)
+    place, box = AsComposed(1.25, taller=2.0).place(30, 20, 100)
+    assert box == (20, 10, 80, 90) and place == (20, 50, 80, 90)
+
+
+def test_an_object_on_black_is_as_large_as_composed(rng):
+    made = object_on_black(record(view(3)), random_colors(rng, 0.0), 50, 1.25)
+    x0, y0, x1, y1 = bounding_box(made.any(axis=-1))
+    assert 39 <= max(x1 - x0, y1 - y0) <= 40
+    assert abs(x0 + x1 - 50) <= 1 and abs(y0 + y1 - 50) <= 1
 
 
 def test_random_context_is_never_empty(rng):

@@ -21,7 +21,7 @@ from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import ablations, evaluate
 from imprint_jax.models import imprint, init
-from imprint_jax.training import sharding
+from imprint_jax.training import initialize, sharding
 from imprint_jax.training.state import Trainer
 from imprint_jax.training.train import check_config
 from imprint_jax.weights import release
@@ -150,7 +150,7 @@ def test_every_ablation_can_train(tmp_path, monkeypatch):
         trainer = Trainer(c, sharding.make_mesh(c.fsdp))
         check_config(c, trainer.mesh.size)
         loaded = {
-            name: release.load_component(source, name, trainer.abstract_params[name])
+            name: initialize.load_component(source, name, trainer.abstract_params[name])
             for name, source in c.init_from.items()
             if source
         }
@@ -275,13 +275,13 @@ def test_with_several_trainings_the_spread_is_theirs():
 def test_a_run_that_was_trained_anew_is_exported_anew(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(ablations.checkpoint, "load_params", lambda run: (run, None))
-    monkeypatch.setattr(ablations.pretrained, "load_licences", lambda run: {})
+    monkeypatch.setattr(ablations.initialize, "load_licences", lambda run: {})
 
     def save(folder, *_):
         folder.mkdir(parents=True)
         saved.append(folder)
 
-    monkeypatch.setattr(ablations.pretrained, "save", save)
+    monkeypatch.setattr(ablations.release, "save", save)
     notes = tmp_path / "run" / "checkpoints" / "10" / "_CHECKPOINT_METADATA"
     notes.parent.mkdir(parents=True)
     results = tmp_path / "results"

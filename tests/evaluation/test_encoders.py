@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from flax import traverse_util
-from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from imprint_jax.errors import InputError
@@ -156,18 +155,6 @@ def test_a_model_with_clip_is_released_and_found_again(tmp_path):
     assert np.isfinite(found).all()
     with pytest.raises(InputError, match="is CLIP's; only models whose encoder is DINOv2"):
         convert(tmp_path / "model", tmp_path / "torch", to="torch")
-
-
-def test_training_starts_from_converted_clip(clip_folder):
-    abstract = imprint.abstract("dinov2", clip_config(2).model)
-    loaded = release.load_component(str(clip_folder), "dinov2", abstract)
-    expected = init.draw("dinov2", ConfigDict(clip_config(2).model.to_dict()), 0)
-    np.testing.assert_array_equal(
-        loaded["blocks"]["attn"]["qkv"]["kernel"], expected["blocks"]["attn"]["qkv"]["kernel"]
-    )
-    with pytest.raises(InputError, match="does not fit the configuration"):
-        abstract = imprint.abstract("dinov2", tiny_config(2).model)
-        release.load_component(str(clip_folder), "dinov2", abstract)
 
 
 @pytest.mark.parametrize("network", ["alex", "vgg"])

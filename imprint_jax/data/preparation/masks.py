@@ -80,6 +80,15 @@ def one_mask(path: Path, image: np.ndarray, *, instance: int = 0) -> Iterator:
         yield instance, reject
 
 
+def is_palette(path: Path) -> bool:
+    """Whether a file is a picture of a palette's numbers; false if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.mode == "P"
+    except OSError:  # the reader that follows says what is wrong with it
+        return False
+
+
 def label_masks(
     path: Path, image: np.ndarray, *, known: Callable[[np.ndarray], Iterable[int]]
 ) -> Iterator:

@@ -26,6 +26,7 @@ from imprint_jax.data.preparation.masks import (
     Masks,
     box_file,
     coco_masks,
+    is_palette,
     label_masks,
     one_mask,
     own_alpha,
@@ -313,6 +314,44 @@ def _listed_masks(path: Path, image: np.ndarray, *, objects: list[int], known) -
             yield label, Reject("object not in meta.json", f"{path} has pixels of object {label}.")
 
 
+# ---------------------------------------------------------------------------- DAVIS
+
+
+def davis_groups(src: Path) -> Iterator[Group | Reject]:
+    """DAVIS 2016 and 2017: videos with one object, or several.
+
+    SRC/JPEGImages/480p/<video>/NNNNN.jpg and SRC/Annotations/480p/<video>/NNNNN.png; another
+    resolution's folder ("1080p", "Full-Resolution") where there is no "480p". Source: the readme
+    of fperazzi/davis and davis2017/davis.py of davisvideochallenge/davis2017-evaluation, whose
+    void label is 255.
+    """
+    _need(src, "JPEGImages", "Annotations")
+    sizes = in_order(p.name for p in (src / "JPEGImages").iterdir() if p.is_dir())
+    if not sizes:
+        raise InputError(f"{src / 'JPEGImages'} holds no folder 480p.")
+    size = "480p" if "480p" in sizes else sizes[0]
+    _need(src, f"Annotations/{size}")
+    for folder in _folders(src / "JPEGImages" / size):
+        if isinstance(folder, Reject):
+            yield folder
+        else:
+            yield Group(folder.name, folder, src / "Annotations" / size / folder.name)
+
+
+def davis_pictures(group: Group) -> Iterator[Picture | Reject]:
+    """The frames of a video."""
+    masks = lambda path: partial(_davis_masks, group.about / f"{path.stem}.png")
+    return _group_pictures(group.folder, masks)
+
+
+def _davis_masks(path: Path, image: np.ndarray) -> Iterator:
+    """A palette's numbers are objects (2017); other masks are of one object, white (2016)."""
+    if is_palette(path):
+        known = lambda present: present[(present > 0) & (present < 255)].tolist()
+        return label_masks(path, image, known=known)
+    return scaled_mask(path, image)
+
+
 # ---------------------------------------------------------------------------- VIPSeg
 
 
@@ -595,6 +634,7 @@ READERS: dict[str, Reader] = {
         Filters(min_area=0.0, max_area=1.0, min_component=0.0, min_sharpness=0.0),
     ),
     "youtubevos": Reader(youtubevos_groups, youtubevos_pictures, labels=True),
+    "davis": Reader(davis_groups, davis_pictures, group_size=70, labels=True),
     "vipseg": Reader(vipseg_groups, vipseg_pictures, labels=True),
     # Pieces are several people, who stay together.
     "ppr10k": Reader(ppr10k_groups, ppr10k_pictures, Filters(min_component=0.0), group_size=7),

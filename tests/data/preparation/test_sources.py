@@ -154,7 +154,7 @@ def test_the_listing_is_the_same_in_every_process(tmp_path):
     (tmp_path / "meta.json").write_text(json.dumps(content))
     script = """
 import pathlib, sys
-from imprint_jax.inputs.sources import youtubevos_groups
+from imprint_jax.data.preparation.sources import youtubevos_groups
 
 print(list(youtubevos_groups(pathlib.Path(sys.argv[1]))))
 """
@@ -165,6 +165,33 @@ print(list(youtubevos_groups(pathlib.Path(sys.argv[1]))))
         for seed in ("1", "2")
     }
     assert len(listings) == 1
+
+
+def test_davis_2016(tmp_path):
+    src = tmp_path / "DAVIS"
+    for name in ("00000", "00001", "00010"):
+        save(src / "JPEGImages" / "480p" / "swan" / f"{name}.jpg", pixels())
+        save(src / "Annotations" / "480p" / "swan" / f"{name}.png", disc(20)[::2, ::2])
+    (src / "Annotations" / "480p" / "swan" / "00001.png").unlink()
+    save(src / "JPEGImages" / "1080p" / "swan" / "00000.jpg", pixels())
+    records, rejects = prepared("davis", src, tmp_path)
+    assert ids(records) == [("swan", 0, 0), ("swan", 0, 10)]
+    assert np.mean((mask_of(records[1]) >= 128) != disc(20)) < 0.02
+    assert rejects == [("JPEGImages/480p/swan/00001.jpg", "no mask")]
+
+
+def test_davis_2017(tmp_path):
+    src = tmp_path / "DAVIS"
+    labels = disc(20).astype(np.uint8) + 2 * disc(60).astype(np.uint8)
+    labels[:2] = 255  # void
+    image = Image.fromarray(labels)
+    image.putpalette(np.arange(768) % 256)
+    save(src / "JPEGImages" / "Full-Resolution" / "dogs" / "00000.jpg", pixels())
+    (src / "Annotations" / "Full-Resolution" / "dogs").mkdir(parents=True)
+    image.save(src / "Annotations" / "Full-Resolution" / "dogs" / "00000.png")
+    records, rejects = prepared("davis", src, tmp_path)
+    assert (ids(records), rejects) == ([("dogs", 1, 0), ("dogs", 2, 0)], [])
+    np.testing.assert_array_equal(mask_of(records[1]), white(disc(60)))
 
 
 def vipseg_labels():
@@ -439,7 +466,7 @@ def test_another_layout_is_refused(tmp_path, name, message):
     (src / "mvi_00.zip").write_bytes(b"PK")
     with pytest.raises(InputError, match=message):
         prepare(name, src, tmp_path / "records")
-    assert os.listdir(tmp_path) == ["src"]
+    assert {*os.listdir(tmp_path)} <= {"src", "records.rejects.jsonl"}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"videos": []}'])

@@ -1,0 +1,111 @@
+"""Where a run's first weights come from: released folders, converted CLIP, other runs."""
+
+import json
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+from flax import traverse_util
+
+from imprint_jax.errors import InputError
+from imprint_jax.training import checkpoint
+from imprint_jax.weights import release
+
+log = logging.getLogger(__name__)
+
+
+def load_initial(config, abstract_params: dict) -> dict:
+    """The components that `config.init_from` names a source for.
+
+    Args:
+        config: A whole configuration.
+        abstract_params: {component: nested dict of the shapes it must have}.
+
+    Returns:
+        {component: nested dict of float32 NumPy arrays}.
+
+    Raises:
+        InputError: As `load_component`.
+    """
+    loaded = {}
+    for component, source in config.init_from.items():
+        closed_form = component == "vae" and config.model.autoencoder != "kl"
+        otherwise = "its closed form" if closed_form else "random weights"
+        log.info("%s starts from %s", component, source or otherwise)
+        if source:
+            loaded[component] = load_component(source, component, abstract_params[component])
+    return loaded
+
+
+def load_component(source: str, component: str, abstract: dict) -> dict:
+    """One component's parameters, from a released folder or a training run's averaged weights.
+
+    A UNet without channels for a concatenated background starts one with them: their weights are 0.
+    A folder of converted CLIP weights is taken as the component "dinov2".
+
+    Args:
+        source: Path of the folder.
+        component: "dinov2", "adapter", "unet" or "vae".
+        abstract: The nested dict of shapes it must have.
+
+    Returns:
+        Nested dict of float32 NumPy arrays.
+
+    Raises:
+        InputError: The folder is neither, or its component has another shape.
+    """
+    folder = release.resolve(source)
+    if (folder / "checkpoints").is_dir():
+        params = checkpoint.load_component(folder, component)
+    elif component == "dinov2" and release.component_file(folder, "clip").is_file():
+        params = release.load_clip(folder)
+    else:
+        params = release.load_component(release.model_folder(folder), component)
+    if component == "unet":
+        params = _with_background_channels(params, abstract)
+    shapes = {k: x.shape for k, x in traverse_util.flatten_dict(params, sep=".").items()}
+    needed = {k: x.shape for k, x in traverse_util.flatten_dict(abstract, sep=".").items()}
+    if shapes != needed:
+        listed = ", ".join(f"{k} {shape}" for k, shape in sorted(shapes.items() ^ needed.items()))
+        raise InputError(f"{component} of {source} does not fit the configuration: {listed}.")
+    return params
+
+
+def _with_background_channels(unet: dict, abstract: dict) -> dict:
+    """The UNet with zeros for the channels of mask and background, where only those are missing."""
+    kernel, wanted = unet["conv_in"]["kernel"], abstract["conv_in"]["kernel"]
+    more = wanted.shape[2] - kernel.shape[2]
+    if more != 1 + unet["conv_out"]["kernel"].shape[3]:
+        return unet
+    padded = np.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
+    return unet | {"conv_in": unet["conv_in"] | {"kernel": padded}}
+
+
+def load_licences(source: str) -> dict[str, str]:
+    """{component: licence} of the public weights in a released folder or behind a training run.
+
+    Raises:
+        InputError: The folder is neither, or a run that does not say.
+    """
+    folder = release.resolve(source)
+    if not (folder / "checkpoints").is_dir():
+        return release.load_licences(folder)
+    path = folder / "licences.json"
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing: copy it from the run that {source} is, or write"
+            ' {"component": "licence"} of the public weights it started from, {} for none.'
+        )
+    return json.loads(path.read_text())
+
+
+def inherited_licences(init_from: Mapping[str, str]) -> dict[str, str]:
+    """The licences that a run's weights stand under: {component: licence}, of those that have one.
+
+    Args:
+        init_from: {component: source}, the section of a configuration.
+    """
+    licences = {
+        name: load_licences(source).get(name) for name, source in init_from.items() if source
+    }
+    return {name: licence for name, licence in licences.items() if licence}

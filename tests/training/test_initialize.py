@@ -1,0 +1,60 @@
+"""What a run may start from."""
+
+import json
+
+import numpy as np
+import pytest
+
+from imprint_jax.errors import InputError
+from imprint_jax.models import imprint, init
+from imprint_jax.training import initialize
+from imprint_jax.weights import release
+from tests.tiny import tiny_config
+
+CLIP = dict(
+    image_size=28,
+    patch_size=14,
+    width=32,
+    depth=2,
+    num_heads=2,
+    mlp_width=64,
+    projection=16,
+    activation="quick_gelu",
+)
+
+
+def test_a_four_channel_unet_starts_one_with_nine(tmp_path):
+    c = tiny_config(2)
+    release.save(tmp_path, c, init.draw_all(c.model, 0), {"unet": "CreativeML OpenRAIL-M"})
+    load = lambda: initialize.load_component(
+        str(tmp_path), "unet", imprint.abstract("unet", c.model)
+    )
+    few = load()["conv_in"]["kernel"]
+    channels = c.model.unet.out_channels
+    c.model.unet.in_channels = 2 * channels + 1
+    many = load()["conv_in"]["kernel"]
+    np.testing.assert_array_equal(many[:, :, :channels], few)
+    assert many.shape[2] == 2 * channels + 1 and not many[:, :, channels:].any()
+    c.model.unet.in_channels = channels + 3
+    with pytest.raises(InputError, match=rf"conv_in.kernel \(3, 3, {channels}, 16\)"):
+        load()
+    licences = initialize.inherited_licences({"unet": str(tmp_path), "adapter": ""})
+    assert licences == {"unet": "CreativeML OpenRAIL-M"}
+
+
+def test_converted_clip_takes_the_place_of_dinov2(tmp_path):
+    c = tiny_config(2)
+    c.model.encoder = "clip"
+    with c.model.unlocked():
+        c.model.dinov2 = CLIP
+    params = init.draw("dinov2", c.model, 0)
+    release.write_component(tmp_path, "clip", params)
+    settings = {"clip": CLIP, "licences": {"clip": "MIT"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    loaded = initialize.load_component(str(tmp_path), "dinov2", imprint.abstract("dinov2", c.model))
+    kernel = lambda params: params["blocks"]["attn"]["qkv"]["kernel"]
+    np.testing.assert_array_equal(kernel(loaded), kernel(params))
+    assert initialize.inherited_licences({"dinov2": str(tmp_path)}) == {"dinov2": "MIT"}
+    with pytest.raises(InputError, match="does not fit the configuration"):
+        abstract = imprint.abstract("dinov2", tiny_config(2).model)
+        initialize.load_component(str(tmp_path), "dinov2", abstract)
