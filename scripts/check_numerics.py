@@ -13,7 +13,11 @@ import check_part
 import check_training
 import numpy as np
 
+from imprint_jax.data import batch as batches
+
 SAMPLES = 2
+# Kernels are not timed before they are chosen: these programs run once.
+QUICK = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "diffusers", "transformers")
 
 
@@ -38,17 +42,66 @@ def smoke() -> None:
         memory=stats.get("bytes_limit", 0) / check_part.GIB,
         versions=versions,
     )
-    c = check_part.case("mini", 2, "bfloat16").unlock()
-    c.batch_size, c.sampling.num_steps = SAMPLES, 2
-    trainer = Trainer(c.lock(), sharding.make_mesh(1))
+    c = check_training.config("mini", 2, "bfloat16", SAMPLES)
+    trainer = Trainer(c, sharding.make_mesh(1))
     state = trainer.init(trainer.initial_params({}))
-    batch = check_training.random_batch(c)
-    pictures = trainer.preview_step()(state, batch, np.float32(3.0))
-    _, metrics = trainer.train_step()(state, batch)
+    _, metrics = trainer.train_step()(state, check_training.random_batch(c))
     loss = float(metrics["loss"])
     if not np.isfinite(loss):
         raise FloatingPointError(f"the loss of a small step is {loss}")
-    check_part.report(loss=loss, pictures_mean=float(np.mean(pictures)))
+    check_part.report(loss=loss)
+
+
+def lower(size: str, stage: int, mesh):
+    """Both programs, for the devices of a mesh, which need not be in this machine.
+
+    Returns:
+        The trainer that is checked and its program, to be compiled: (trained, frozen, batch) ->
+        loss, gradients; the plain trainer and its program: (trained, frozen, batch, gradients) ->
+        loss, {group: the norms of the given gradients, of its own, and of their difference}.
+    """
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import traverse_util
+
+    from imprint_jax.training import optimizer, sharding
+    from imprint_jax.training.state import Trainer
+
+    c = check_training.config(size, stage, "bfloat16", SAMPLES)
+    plain = c.copy_and_resolve_references().unlock()
+    plain.dtype, plain.attention = "float32", "plain"
+    plain.remat.update(dinov2=False, unet=False)
+    checked, plain = Trainer(c, mesh), Trainer(plain.lock(), mesh)
+    groups = sorted(set(checked.labels.values()) - {optimizer.FROZEN})
+
+    def of_group(tree, group: str):
+        flat = traverse_util.flatten_dict(tree, sep="/")
+        return [x for path, x in flat.items() if checked.labels[path] == group]
+
+    def step(trainer, trained, frozen, batch):
+        grads, found = trainer.gradients(trained, frozen, batch, jax.random.key(0))
+        return jnp.mean(found.values), grads
+
+    def reference(trained, frozen, batch, grads):
+        with jax.default_matmul_precision("highest"):  # NVIDIA's GPUs take TF32 else
+            loss, exact = step(plain, trained, frozen, batch)
+        norms = {}
+        for group in groups:
+            first, second = of_group(grads, group), of_group(exact, group)
+            difference = optax.tree.norm(jax.tree.map(jnp.subtract, first, second))
+            norms[group] = (optax.tree.norm(first), optax.tree.norm(second), difference)
+        return loss, norms
+
+    where = sharding.replicated(mesh)
+    placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    spec = batches.batch_spec(c, SAMPLES)
+    inputs = lambda trainer: jax.tree.map(
+        placed, (trainer.abstract_state.trained, trainer.abstract_state.frozen, spec)
+    )
+    first = jax.jit(partial(step, checked)).lower(*inputs(checked))
+    second = jax.jit(reference).lower(*inputs(plain), inputs(checked)[0])
+    return checked, first, plain, second
 
 
 def gradients(size: str, stage: int) -> None:
@@ -60,63 +113,24 @@ def gradients(size: str, stage: int) -> None:
     """
     import jax
     import jax.numpy as jnp
-    import optax
-    from flax import traverse_util
 
     from imprint_jax.training import optimizer, sharding
-    from imprint_jax.training.state import Trainer
 
-    def trainer(**fields) -> Trainer:
-        c = check_part.case(size, stage, "bfloat16").unlock()
-        c.batch_size, c.accumulation = SAMPLES, 1
-        c.update(fields)
-        return Trainer(c.lock(), sharding.make_mesh(1))
-
-    as_trained = trainer()
-    plain = trainer(dtype="float32", attention="plain", remat=dict(dinov2=False, unet=False))
-    groups = sorted(set(as_trained.labels.values()) - {optimizer.FROZEN})
-
-    def of_group(tree, group: str):
-        flat = traverse_util.flatten_dict(tree, sep="/")
-        return [x for path, x in flat.items() if as_trained.labels[path] == group]
-
-    def step(trainer, trained, frozen, batch):
-        grads, found = trainer.gradients(trained, frozen, batch, jax.random.key(0))
-        return jnp.mean(found.values), grads
-
-    def reference(trained, frozen, batch, grads):
-        """Also compares; so that both gradients need not be compared by a third program."""
-        with jax.default_matmul_precision("highest"):
-            loss, exact = step(plain, trained, frozen, batch)
-        norms = {}
-        for group in groups:
-            ours, theirs = of_group(grads, group), of_group(exact, group)
-            difference = optax.tree.norm(jax.tree.map(jnp.subtract, ours, theirs))
-            norms[group] = (optax.tree.norm(ours), optax.tree.norm(theirs), difference)
-        return loss, norms
-
-    batch = check_training.random_batch(as_trained.config)
-    shapes = lambda t: (t.abstract_state.trained, t.abstract_state.frozen, batch)
-    lowered = [
-        jax.jit(partial(step, as_trained)).lower(*shapes(as_trained)),
-        jax.jit(reference, donate_argnums=3).lower(
-            *shapes(plain), as_trained.abstract_state.trained
-        ),
-    ]
+    checked, first, plain, second = lower(size, stage, sharding.make_mesh(1))
     start = check_part.clock()
     with ThreadPoolExecutor() as pool:
-        programs = list(pool.map(lambda x: x.compile(), lowered))
+        first, second = pool.map(lambda x: x.compile(compiler_options=QUICK), (first, second))
     seconds = check_part.clock() - start
 
     check_part.take_memory()
     params = jax.tree.map(jnp.asarray, plain.initial_params({}))
     trained, frozen = optimizer.partition(params, plain.labels)
-    rounded = jax.tree.map(
-        lambda x, to: x.astype(to.dtype), frozen, as_trained.abstract_state.frozen
+    rounded = lambda x, to: x.astype(to.dtype)
+    batch = check_training.random_batch(checked.config)
+    loss, grads = first(
+        trained, jax.tree.map(rounded, frozen, checked.abstract_state.frozen), batch
     )
-    loss, grads = programs[0](trained, rounded, batch)
-    del rounded
-    exact, norms = jax.device_get(programs[1](trained, frozen, batch, grads))
+    exact, norms = jax.device_get(second(trained, frozen, batch, grads))
     check_part.report(what="loss", bfloat16=float(loss), float32=float(exact), compile=seconds)
     for group, (ours, theirs, difference) in norms.items():
         check_part.report(

@@ -40,27 +40,29 @@ def measure(call: Callable[[], np.ndarray], batch: int, picture: str) -> dict[st
     return {"batch": batch, "rate": batch / statistics.median(seconds)}
 
 
-def ours(size: str, batches: Sequence[int], num_steps: int, dtype: str, pictures: str) -> None:
-    """This package: programs of all batch sizes are compiled first, at the same time.
+def lower(c, batch: int, num_steps: int, mesh):
+    """Our program from pictures and weights to pictures, for the first device of a mesh.
 
     Args:
-        size: Of the networks.
-        batches: Batch sizes, in the order in which they are measured.
+        c: A whole configuration.
+        batch: Pictures.
         num_steps: Guided steps of DDIM.
-        dtype: Of the computation.
-        pictures: Folder for a batch's first picture.
+        mesh: From `sharding.make_mesh`; its devices need not be in this machine.
+
+    Returns:
+        The program, to be compiled; the shapes of the parameters it takes first; its FLOPs.
     """
     import jax
     import jax.numpy as jnp
+    from imprint_jax.models.attention import Attention, Target
 
     from imprint_jax.diffusion import sampling
-    from imprint_jax.models import imprint, init
-    from imprint_jax.training import flops
+    from imprint_jax.models import imprint
+    from imprint_jax.training import flops, sharding
 
-    c = check_part.case(size, 2, dtype)
-    graphdef, abstract = imprint.split(c.model, jnp.dtype(dtype))
-    # As `Compositor` keeps them.
-    stored = {part: jnp.float32 if part == "vae" else jnp.dtype(dtype) for part in abstract}
+    dtype = jnp.dtype(c.dtype)
+    attention = Attention(Target.of(mesh.devices.flat[0]), c.attention)
+    graphdef, abstract = imprint.split(c.model, dtype, attention=attention)
 
     @jax.jit
     def run(params, objects, squares, holes, keys):
@@ -79,36 +81,57 @@ def ours(size: str, batches: Sequence[int], num_steps: int, dtype: str, pictures
             config=c,
         )
 
-    shapes = {
-        part: jax.tree.map(lambda x, to=stored[part]: jax.ShapeDtypeStruct(x.shape, to), tree)
+    where = sharding.replicated(mesh)
+    placed = lambda x, to=None: jax.ShapeDtypeStruct(x.shape, to or x.dtype, sharding=where)
+    params = {  # as `Compositor` keeps them
+        part: jax.tree.map(
+            lambda x, to=jnp.float32 if part == "vae" else dtype: placed(x, to), tree
+        )
         for part, tree in abstract.items()
     }
-    arrays = {batch: (*inputs(c, batch).values(), _keys(batch)) for batch in batches}
-    lowered = {batch: run.lower(shapes, *arrays[batch]) for batch in batches}
-    work = flops.count(run, shapes, *arrays[batches[0]]) / batches[0]
+    arguments = (params, *map(placed, inputs(c, batch).values()), placed(_keys(batch)))
+    return run.lower(*arguments), params, flops.count(run, *arguments)
+
+
+def ours(size: str, batches: Sequence[int], num_steps: int, dtype: str, pictures: str) -> None:
+    """This package: programs of all batch sizes are compiled first, at the same time.
+
+    Args:
+        size: Of the networks.
+        batches: Batch sizes, in the order in which they are measured.
+        num_steps: Guided steps of DDIM.
+        dtype: Of the computation.
+        pictures: Folder for a batch's first picture.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from imprint_jax.models import init
+    from imprint_jax.training import sharding
+
+    c = check_part.case(size, 2, dtype)
+    mesh = sharding.make_mesh(1)
+    lowered = {batch: lower(c, batch, num_steps, mesh) for batch in batches}
 
     def compiled(batch: int) -> tuple[Callable, float]:
         start = time.monotonic()
-        return lowered[batch].compile(), time.monotonic() - start
+        return lowered[batch][0].compile(), time.monotonic() - start
 
     with ThreadPoolExecutor() as pool:
         programs = dict(zip(batches, pool.map(compiled, batches), strict=True))
 
     check_part.take_memory()
     params = {}
-    for part in abstract:
-        drawn = init.draw(part, c.model, 0)
+    for part, shapes in lowered[batches[0]][1].items():
         # Rounded on the device: NumPy takes ten times as long.
-        params[part] = jax.tree.map(lambda x, to=stored[part]: jnp.asarray(x).astype(to), drawn)
+        rounded = lambda x, to: jnp.asarray(x).astype(to.dtype)
+        params[part] = jax.tree.map(rounded, init.draw(part, c.model, 0), shapes)
     for batch in batches:
         program, seconds = programs[batch]
-        common = {
-            "batch": batch,
-            "compile": seconds,
-            "flops": work,
-            "planned": check_part.planned_memory(program),
-        }
-        call = lambda program=program, batch=batch: np.asarray(program(params, *arrays[batch]))
+        arrays = (*inputs(c, batch).values(), _keys(batch))
+        common = {"batch": batch, "compile": seconds, "flops": lowered[batch][2] / batch}
+        common["planned"] = check_part.planned_memory(program)
+        call = lambda program=program, arrays=arrays: np.asarray(program(params, *arrays))
         try:
             rate = measure(call, batch, f"{pictures}/ours_{batch}.npy")
         except jax.errors.JaxRuntimeError as error:

@@ -12,18 +12,19 @@ from imprint_jax.data import batch as batches
 STEPS = 10  # timed after two that warm up; the median counts
 
 
-def random_batch(config) -> dict[str, np.ndarray]:
+def random_batch(c) -> dict[str, np.ndarray]:
     """A batch of noise in the right shapes."""
     rng = np.random.default_rng(0)
-    spec = batches.batch_spec(config, config.batch_size)
+    spec = batches.batch_spec(c, c.batch_size)
     batch = {k: rng.integers(0, 2, x.shape).astype(x.dtype) for k, x in spec.items()}
-    batch["index"] = np.arange(config.batch_size, dtype=np.int32)
-    if config.stage == 1:
+    batch["index"] = np.arange(c.batch_size, dtype=np.int32)
+    if c.stage == 1:
         batch["mask"][:] = 1
     return batch
 
 
-def _config(size: str, stage: int, dtype: str, batch: int):
+def config(size: str, stage: int, dtype: str, batch: int):
+    """A stage's configuration with so many samples a step, in one part."""
     c = check_part.case(size, stage, dtype).unlock()
     c.batch_size, c.accumulation, c.fsdp = batch, 1, 1
     return c.lock()
@@ -53,6 +54,26 @@ def _halving(measure: Callable[[int], None], batch: int, error: type[Exception])
         batch //= 2
 
 
+def lower(c, mesh):
+    """Our step for the devices of a mesh, which need not be in this machine.
+
+    Returns:
+        The trainer, and its step's program, to be compiled.
+    """
+    import jax
+
+    from imprint_jax.training import sharding
+    from imprint_jax.training.state import Trainer
+
+    trainer = Trainer(c, mesh)
+    where = sharding.batch_sharding(mesh)
+    placed = lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies)
+    state = jax.tree.map(placed, trainer.abstract_state, trainer.state_sharding)
+    spec = batches.batch_spec(c, c.batch_size)
+    batch = {key: placed(x, where) for key, x in spec.items()}
+    return trainer, trainer.train_step().lower(state, batch)
+
+
 def ours(size: str, stage: int, dtype: str, batch: int) -> None:
     """Our step. "host" is the milliseconds until its call returns, which waits for no result.
 
@@ -66,19 +87,13 @@ def ours(size: str, stage: int, dtype: str, batch: int) -> None:
 
     from imprint_jax.runtime import host_memory
     from imprint_jax.training import sharding
-    from imprint_jax.training.state import Trainer
 
     if jax.default_backend() == "cpu":
         host_memory.keep_freed()  # as imprint_jax.training.train does
 
     def measure(batch: int) -> None:
-        c = _config(size, stage, dtype, batch)
-        trainer = Trainer(c, sharding.make_mesh(1))
-        where = sharding.batch_sharding(trainer.mesh)
-        placed = lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies)
-        state = jax.tree.map(placed, trainer.abstract_state, trainer.state_sharding)
-        spec = {key: placed(x, where) for key, x in batches.batch_spec(c, batch).items()}
-        lowered = trainer.train_step().lower(state, spec)
+        c = config(size, stage, dtype, batch)
+        trainer, lowered = lower(c, sharding.make_mesh(1))
         start = check_part.clock()
         program = lowered.compile()
         seconds = check_part.clock() - start
@@ -86,6 +101,7 @@ def ours(size: str, stage: int, dtype: str, batch: int) -> None:
 
         check_part.take_memory()
         state = trainer.init(trainer.initial_params({}))
+        where = sharding.batch_sharding(trainer.mesh)
         arrays, host = random_batch(c), []
 
         def step() -> float:
@@ -101,7 +117,7 @@ def ours(size: str, stage: int, dtype: str, batch: int) -> None:
             compile=seconds,
             flops=flops,
             host=1000 * statistics.median(host[2:]),
-            tensors=len(jax.tree.leaves(state)),
+            tensors=len(jax.tree.leaves(state.params(ema=False))),
             memory=check_part.jax_memory(),
             planned=check_part.planned_memory(program),
         )
@@ -144,7 +160,7 @@ def peer(size: str, stage: int, dtype: str, batch: int, eager: bool, memory_shar
     from imprint_jax.diffusion import process
 
     check_torch.limit_memory(memory_share)
-    c = _config(size, stage, dtype, batch)
+    c = config(size, stage, dtype, batch)
     model = check_torch.Peer(c.model).train()
     trained = _freeze(model, stage, getattr(torch, dtype))
     # In stage 2 DINOv2 is frozen: there is nothing to recompute.
@@ -162,7 +178,7 @@ def peer(size: str, stage: int, dtype: str, batch: int, eager: bool, memory_shar
     alphas = check_torch.on_device(np.asarray(process.noise_schedule(c.diffusion), np.float32))
 
     def measure(batch: int) -> None:
-        c = _config(size, stage, dtype, batch)
+        c = config(size, stage, dtype, batch)
         host = random_batch(c) | _draws(c)
 
         def step() -> float:

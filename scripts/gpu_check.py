@@ -274,6 +274,7 @@ class Check:
             "PYTHONPATH": os.pathsep.join(paths),
             "JAX_COMPILATION_CACHE_DIR": str(self.out / "cache/jax"),
             "TORCHINDUCTOR_CACHE_DIR": str(self.out / "cache/torch"),
+            "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{self.memory_share:.2f}",
         }
@@ -334,7 +335,8 @@ def markdown(record: dict, pictures: Path) -> str:
     ours, peer = ({x["batch"]: x for x in found.get(n, [])} for n in _pair("sampling"))
     for batch in sorted(ours | peer):
         cells = _compared(ours.get(batch, {}), peer.get(batch, {}), peak)
-        lines.append(_row(str(batch), *cells, _difference(pictures, batch)))
+        difference = largest_difference(pictures, batch)
+        lines.append(_row(str(batch), *cells, "-" if difference is None else f"{difference:.1e}"))
 
     lines += ["", "## Training"]
     lines += _table("stage", "batch", "samples/s", *common, "first loss", "host ms a step")
@@ -351,13 +353,12 @@ def _pair(name: str) -> tuple[str, str]:
     return name, f"{name}, PyTorch"
 
 
-def _difference(pictures: Path, batch: int) -> str:
-    """Mean and largest difference of both sides' first picture, of a range of 2."""
+def largest_difference(pictures: Path, batch: int) -> float | None:
+    """Of both sides' first picture, of a range of 2; None where one is missing."""
     files = [pictures / f"{side}_{batch}.npy" for side in ("ours", "torch")]
     if not all(file.exists() for file in files):
-        return "-"
-    difference = np.abs(np.subtract(*map(np.load, files)))
-    return f"{difference.mean():.1e}, at most {difference.max():.1e}"
+        return None
+    return float(np.abs(np.subtract(*map(np.load, files))).max())
 
 
 def _compared(ours: dict, peer: dict, peak: float | None) -> tuple[str, ...]:
