@@ -71,6 +71,13 @@ def compose(
         str | None, typer.Option(help="ddim or dpm++2m (default: the model's own, ddim).")
     ] = None,
     eta: Annotated[float, typer.Option(help="Fresh noise of ddim, 0 to 1.")] = 0.0,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="1 starts from pure noise (the paper), less from the object pasted into the hole:"
+            " the object's own look and pose (default: the model's own)."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16.")] = "float32",
     batch_size: Annotated[int, typer.Option(help="Pictures at once on a device, at most.")] = 8,
 ) -> None:
@@ -89,7 +96,7 @@ def compose(
 
     # Everything that can be wrong is found before the model is loaded, or anything written.
     folder = release.model_folder(model)
-    settings = Settings(steps, guidance, sampler, eta, match_colors)
+    settings = Settings(steps, guidance, sampler, eta, match_colors, strength)
     settings = settings.filled(release.load_config(folder))
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}.")
