@@ -4,11 +4,10 @@ startup  seconds from the command to the picture with `mini`, with an empty comp
          with a filled one, and the process's peak memory
 steps    mini's composites by number of steps and sampler: distance to 200 steps of DDIM
 memory   what a full-size composite needs, as XLA plans it for this backend
-models   attention and the full-size networks beside PyTorch (needs 20 GB of disk, 12 GB of memory)
 scaling  samples/s of mini's first stage in 1, 2 and 4 processes, and what is planned to be sent
 data     samples/s of the input pipeline at 512 px, beside PyTorch's DataLoader with albumentations
 
-Sampling and training beside PyTorch: `gpu_check.py`.
+Beside PyTorch: sampling and training by `gpu_check.py`, each full-size network by `full_size.py`.
 """
 
 import argparse
@@ -22,11 +21,10 @@ import time
 from pathlib import Path
 
 import benchmark_data
-import benchmark_models
 import benchmark_sampling
 import benchmark_scaling
 
-WHAT = ("startup", "steps", "memory", "models", "scaling", "data")
+WHAT = ("startup", "steps", "memory", "scaling", "data")
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
 
@@ -67,16 +65,11 @@ def main() -> None:
         "--repeats", type=int, default=3, help="of startup: warm runs; of data: turns"
     )
     parser.add_argument("--workers", type=int, default=2, help="of data: processes of each loader")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/full_size"), help="of models: for the weights"
-    )
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
     print(f"Python {platform.python_version()}, jax {importlib.metadata.version('jax')}")
     if options.what == "startup":
         startup(options.repeats)
-    elif options.what == "models":
-        benchmark_models.models(options.folder)
     elif options.what == "scaling":
         benchmark_scaling.scaling()
     elif options.what == "data":

@@ -8,7 +8,9 @@ message in JSON: a result, or a request, which a line on its standard input answ
 import contextlib
 import json
 import resource
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from imprint_jax import config
@@ -71,6 +73,17 @@ def alone() -> Iterator[None]:
         yield
     finally:
         report(request="together")
+
+
+def seconds_of(call: Callable, runs: int) -> float:
+    """The median time of a call, while all other parts stand still."""
+    seconds = []
+    with alone():
+        for _ in range(runs):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def take_memory() -> None:

@@ -1,7 +1,5 @@
 """Parts of `gpu_check.py`: pictures end to end, by networks with random weights."""
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,13 +29,7 @@ def inputs(c, batch: int) -> dict[str, np.ndarray]:
 def measure(call: Callable[[], np.ndarray], batch: int, picture: str) -> dict[str, float]:
     """Pictures a second of `call`, whose first picture is saved as the file `picture`."""
     np.save(picture, call()[0])
-    seconds = []
-    with check_part.alone():
-        for _ in range(RUNS):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
-    return {"batch": batch, "rate": batch / statistics.median(seconds)}
+    return {"batch": batch, "rate": batch / check_part.seconds_of(call, RUNS)}
 
 
 def lower(c, batch: int, num_steps: int, mesh):
@@ -113,12 +105,11 @@ def ours(size: str, batches: Sequence[int], num_steps: int, dtype: str, pictures
     mesh = sharding.make_mesh(1)
     lowered = {batch: lower(c, batch, num_steps, mesh) for batch in batches}
 
-    def compiled(batch: int) -> tuple[Callable, float]:
-        start = time.monotonic()
-        return lowered[batch][0].compile(), time.monotonic() - start
-
+    start = check_part.clock()
     with ThreadPoolExecutor() as pool:
-        programs = dict(zip(batches, pool.map(compiled, batches), strict=True))
+        compiled = pool.map(lambda batch: lowered[batch][0].compile(), batches)
+        programs = dict(zip(batches, compiled, strict=True))
+    seconds = check_part.clock() - start
 
     check_part.take_memory()
     params = {}
@@ -127,7 +118,7 @@ def ours(size: str, batches: Sequence[int], num_steps: int, dtype: str, pictures
         rounded = lambda x, to: jnp.asarray(x).astype(to.dtype)
         params[part] = jax.tree.map(rounded, init.draw(part, c.model, 0), shapes)
     for batch in batches:
-        program, seconds = programs[batch]
+        program = programs[batch]
         arrays = (*inputs(c, batch).values(), _keys(batch))
         common = {"batch": batch, "compile": seconds, "flops": lowered[batch][2] / batch}
         common["planned"] = check_part.planned_memory(program)

@@ -33,13 +33,7 @@ def config(size: str, stage: int, dtype: str, batch: int):
 def _measure(step: Callable[[], float], batch: int) -> dict[str, float]:
     """Samples a second of a function that does one step, waits for it and returns its loss."""
     first, _ = step(), step()
-    seconds = []
-    with check_part.alone():
-        for _ in range(STEPS):
-            start = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - start)
-    return {"batch": batch, "rate": batch / statistics.median(seconds), "loss": first}
+    return {"batch": batch, "rate": batch / check_part.seconds_of(step, STEPS), "loss": first}
 
 
 def _halving(measure: Callable[[int], None], batch: int, error: type[Exception]) -> None:
