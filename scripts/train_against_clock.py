@@ -32,9 +32,9 @@ LOG_EVERY = 5  # steps of a trial
 
 @dataclass(frozen=True)
 class Speed:
-    """What a trial measured, in seconds: before the first step (not compiling), of a step, of saving.
+    """What a trial measured, in seconds: before the first step, of a step, of saving.
 
-    What the trial compiled, the run finds in the cache.
+    Without the time for compiling: what the trial compiled, the run finds in the cache.
     """
 
     start: float
