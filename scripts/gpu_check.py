@@ -30,7 +30,7 @@ import check_part
 import numpy as np
 
 from imprint_jax.planning.accelerators import PEAK_FLOPS
-from imprint_jax.runtime.files import write_text
+from imprint_jax.runtime.files import atomic_file
 
 SCRIPTS = Path(__file__).resolve().parent
 
@@ -165,8 +165,13 @@ class Check:
             entry |= {"state": state, "seconds": round(seconds, 1)}
             if result:
                 entry["results"].append(result)
-            write_text(self.out / "results.json", json.dumps(self.record, indent=1) + "\n")
-            write_text(self.out / "results.md", markdown(self.record, self.out / PICTURES))
+            results = {
+                "results.json": json.dumps(self.record, indent=1) + "\n",
+                "results.md": markdown(self.record, self.out / PICTURES),
+            }
+            for file, text in results.items():
+                with atomic_file(self.out / file) as partial:
+                    partial.write_text(text)
 
     def run_rows(self, rows: Sequence[Sequence[Part]]) -> None:
         """Runs rows beside each other, and kills what runs when the time is over."""
