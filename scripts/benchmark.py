@@ -3,7 +3,6 @@
 startup  seconds from the command to the picture with `mini`, with an empty compilation cache and
          with a filled one, and the process's peak memory
 steps    mini's composites by number of steps and sampler: distance to 200 steps of DDIM
-memory   what a full-size composite needs, as XLA plans it for this backend
 scaling  samples/s of mini's first stage in 1, 2 and 4 processes, and what is planned to be sent
 data     samples/s of the input pipeline at 512 px, beside PyTorch's DataLoader with albumentations
 
@@ -24,7 +23,7 @@ import benchmark_data
 import benchmark_sampling
 import benchmark_scaling
 
-WHAT = ("startup", "steps", "memory", "scaling", "data")
+WHAT = ("startup", "steps", "scaling", "data")
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
 
@@ -75,7 +74,7 @@ def main() -> None:
     elif options.what == "data":
         benchmark_data.data(options.workers, options.repeats)
     else:
-        getattr(benchmark_sampling, options.what)()
+        benchmark_sampling.steps()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""What `benchmark.py` says of sampling: what steps are worth, and the memory of a composite."""
-
-from functools import partial
+"""`benchmark.py steps`: what the number of steps and the sampler are worth."""
 
 import numpy as np
 
@@ -43,48 +41,3 @@ def steps() -> None:
             for sampler in ("ddim", "dpm++2m")
         ]
         print(f"| {count} | {cells[0]:.2f} | {cells[1]:.2f} |", flush=True)
-
-
-def memory() -> None:
-    """Bytes of a full-size composite as XLA plans them for this backend; nothing is allocated."""
-    import jax
-    import jax.numpy as jnp
-
-    from imprint_jax import config
-    from imprint_jax.composing import compositor
-    from imprint_jax.models import imprint
-
-    c = config.default()
-    print("| dtype | batch | parameters, inputs | temporary | all |")
-    print("|---|---|---|---|---|")
-    for dtype in (jnp.float32, jnp.bfloat16):
-        graphdef, abstract = imprint.split(c.model, dtype)
-        params = {
-            part: jax.tree.map(
-                lambda x, to=jnp.float32 if part == "vae" else dtype: jax.ShapeDtypeStruct(
-                    x.shape, to
-                ),
-                tree,
-            )
-            for part, tree in abstract.items()
-        }
-        for b in (1, 4):
-            shape = jax.ShapeDtypeStruct
-            run = partial(compositor.generate, graphdef, c, (2, "ddim", 0.0))
-            plan = (
-                jax.jit(run)
-                .lower(
-                    params,
-                    shape((b, 1, c.object_size, c.object_size, 3), jnp.uint8),
-                    shape((b, c.image_size, c.image_size, 3), jnp.uint8),
-                    shape((b, c.image_size, c.image_size, 1), jnp.bool_),
-                    shape((b, 3), jnp.uint32),
-                    shape((), jnp.float32),
-                )
-                .compile()
-                .memory_analysis()
-            )
-            sizes = [plan.argument_size_in_bytes, plan.temp_size_in_bytes]
-            sizes.append(sum(sizes) + plan.output_size_in_bytes)
-            cells = " | ".join(f"{size / 2**30:.1f} GiB" for size in sizes)
-            print(f"| {jnp.dtype(dtype).name} | {b} | {cells} |", flush=True)
