@@ -87,7 +87,7 @@ def build(studio: Studio, examples: Path | None = None) -> gr.Blocks:
                         1,
                         defaults.strength,
                         step=0.05,
-                        label="Strength: 1 paints anew, less keeps the object's own pose and detail",
+                        label="Strength: 1 paints anew, less keeps pose and detail",
                     )
                 with gr.Row():
                     start = gr.Button("Compose", variant="primary", elem_id="compose")
