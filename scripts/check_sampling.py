@@ -46,10 +46,10 @@ def lower(c, batch: int, num_steps: int, mesh):
     """
     import jax
     import jax.numpy as jnp
-    from imprint_jax.models.attention import Attention, Target
 
     from imprint_jax.diffusion import sampling
     from imprint_jax.models import imprint
+    from imprint_jax.models.attention import Attention, Target
     from imprint_jax.training import flops, sharding
 
     dtype = jnp.dtype(c.dtype)
