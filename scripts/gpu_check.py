@@ -183,8 +183,9 @@ class Check:
             for thread in threads:
                 thread.join(max(self.left + RESERVE / 2, 0))
         finally:
-            for process in list(self.processes.values()):
+            for name, process in list(self.processes.items()):
                 _signal(process, signal.SIGKILL)
+                self.note(name, "killed at the end")
 
     def _run_row(self, row: Sequence[Part]) -> None:
         for part in row:
@@ -291,8 +292,9 @@ class Check:
 
 def _signal(process: subprocess.Popen, number: int) -> None:
     """To a part and all processes that it started."""
-    if process.poll() is None:
-        os.killpg(process.pid, number)
+    if process.returncode is None:  # else its number may be another's
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
 
 
 def _last_line(log: Path) -> str:
