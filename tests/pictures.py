@@ -1,5 +1,6 @@
 """Picture files for tests."""
 
+import functools
 import struct
 from pathlib import Path
 
@@ -14,6 +15,7 @@ def write_png(path: Path, array: np.ndarray, text: dict[str, str] | None = None)
     Path(path).write_bytes(encode_png(array, text))
 
 
+@functools.cache  # LittleCMS writes the time into a profile
 def display_p3() -> bytes:
     """An ICC profile like Display P3: sRGB's with other primaries (adapted to D50)."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())

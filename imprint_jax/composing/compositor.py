@@ -39,7 +39,8 @@ from imprint_jax.composing.start import paste_object
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
-from imprint_jax.runtime.devices import local
+from imprint_jax.models.attention import Attention, Target
+from imprint_jax.runtime import devices
 from imprint_jax.weights import release
 
 log = logging.getLogger(__name__)
@@ -183,7 +184,8 @@ class Compositor:
         if not is_whole(max_batch) or max_batch < 1:
             raise InputError(f"The batch size must be 1 or more, not {max_batch}.")
         self.config = config
-        self.graphdef, abstract = imprint.split(config.model, dtype)
+        attention = Attention(Target.of(devices.local()[0]))
+        self.graphdef, abstract = imprint.split(config.model, dtype, attention=attention)
         self._cell = imprint.bind(self.graphdef, abstract).vae.factor  # pixels
         self.dtype = jnp.dtype(dtype)
         cast = lambda tree, dtype: jax.tree.map(lambda x: x.astype(dtype, copy=False), tree)
@@ -202,11 +204,10 @@ class Compositor:
             InputError: There is no such model, or its files are missing or damaged.
         """
         folder = release.model_folder(name)
-        devices = local()
+        first, count = devices.local()[0], len(devices.local())
         compositor = cls(*release.load(folder), dtype=dtype, max_batch=max_batch)
-        kind = devices[0].device_kind
-        log.info("model %s on %d x %s, %s", folder, len(devices), kind, compositor.dtype)
-        if devices[0].platform == "cpu" and compositor.dtype != jnp.float32:
+        log.info("model %s on %d x %s, %s", folder, count, first.device_kind, compositor.dtype)
+        if first.platform == "cpu" and compositor.dtype != jnp.float32:
             log.warning(
                 "on CPU XLA computes %s in float32: no faster, more memory", compositor.dtype
             )
