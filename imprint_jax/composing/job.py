@@ -96,11 +96,11 @@ def _text(how: dict, seed: int, number: int) -> dict:
 
 def recorded(folder: Path) -> dict:
     """How the pictures of a folder were composed, as far as its results.jsonl says; else {}."""
-    path = folder / "results.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    if len(lines) < 2:  # no whole line
+    try:
+        line, _ = next(_results(folder / "results.jsonl"), ({}, ""))
+    except InputError:  # another tool's
         return {}
-    return {key: x for key, x in json.loads(lines[0]).items() if key in _RECORDED}
+    return {key: line[key] for key in _RECORDED if key in line}
 
 
 def check_single(path: Path, names: Iterable[str], inputs: Iterable[Path]) -> None:

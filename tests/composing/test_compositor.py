@@ -1,5 +1,6 @@
 """Composing with a tiny random model: what must hold whatever the weights are."""
 
+import io
 import logging
 
 import jax
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imprint_jax import Compositor, Placement, Request, Settings, geometry
+from imprint_jax import Compositor, Placement, Request, Settings, geometry, images
 from imprint_jax.composing import compositor as composing
 from imprint_jax.composing.compositor import FEATHER
 from imprint_jax.composing.start import paste_object
 from imprint_jax.errors import InputError
+from imprint_jax.models.unet import UNet
 from imprint_jax.weights import release
+from tests.pictures import display_p3
 
 RNG = np.random.default_rng(0)
 OBJECT = np.dstack([RNG.integers(0, 256, (30, 20, 3)), np.full((30, 20), 255)]).astype(np.uint8)
@@ -361,6 +364,81 @@ def test_impossible_settings_are_refused_before_any_request_is_taken(compositor,
     requests = (pytest.fail("a request was taken") for _ in range(1))
     with pytest.raises(InputError, match=message):
         next(compositor.run(requests, Settings(**settings)))
+
+
+@pytest.mark.parametrize(
+    "component, stage", [("adapter", "the object's tokens"), ("unet", "the denoising")]
+)
+def test_numbers_that_are_not_finite_are_no_picture(compositor, component, stage):
+    broken = jax.tree.map(lambda x: x * float("nan"), compositor.params[component])
+    damaged = Compositor(compositor.config, compositor.params | {component: broken})
+    with pytest.raises(InputError, match=f"not finite, from {stage} on"):
+        damaged(OBJECT, PHOTO, HOLE, num_steps=1)
+    outcomes = [outcome for _, _, outcome in damaged.attempt([request_of(1), request_of(2)])]
+    assert [stage in outcome for outcome in outcomes] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_enable_x64", True),
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_threefry_partitionable", False),
+    ],
+)
+def test_process_wide_settings_change_nothing(compositor, setting, value):
+    expected = compositor(OBJECT, PHOTO, HOLE, seed=3, eta=0.5)
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, value)
+    try:
+        again = Compositor(compositor.config, compositor.params)
+        picture = again(OBJECT, PHOTO, HOLE, seed=3, eta=0.5)
+    finally:
+        jax.config.update(setting, before)
+    assert far(picture, expected) == 0
+
+
+def test_without_guidance_the_network_runs_once_a_step(compositor, monkeypatch):
+    batches = []
+    denoise = UNet.denoise
+
+    def counted(self, latents, *args):
+        batches.append(len(latents))
+        return denoise(self, latents, *args)
+
+    monkeypatch.setattr(UNet, "denoise", counted)
+    fresh = Compositor(compositor.config, compositor.params)
+    plain = fresh(OBJECT, PHOTO, HOLE, guidance_scale=1)
+    assert batches == [1]
+    nearly = fresh(OBJECT, PHOTO, HOLE, guidance_scale=1 + 1e-6)
+    assert batches == [1, 2] and far(plain, nearly) <= 1
+
+
+def test_mask_levels_are_those_the_model_was_trained_with(compositor):
+    """Nothing outside the hole changes, however the model's own levels are."""
+    ellipse = np.zeros((90, 140), np.uint8)
+    rows, columns = np.mgrid[:90, :140]
+    ellipse[((rows - 45) / 20) ** 2 + ((columns - 70) / 30) ** 2 <= 1] = 255
+    own = compositor.config.copy_and_resolve_references()
+    own.mask_sigmas = (0.1, 0.3)
+    wider = Compositor(own, compositor.params)
+    areas = [changed(c(OBJECT, PHOTO, ellipse, mask_level=2)).sum() for c in (compositor, wider)]
+    assert areas[1] > 1.05 * areas[0]
+
+
+def test_a_photo_of_another_colour_space_stays_outside_the_hole(compositor, tmp_path):
+    path, photo = tmp_path / "p3.png", PHOTO // 4 + 90  # no colours that sRGB lacks
+    Image.fromarray(photo).save(path, icc_profile=display_p3())
+    picture = compositor(OBJECT, path, HOLE)
+    assert picture.info["icc_profile"] == display_p3()
+    assert not changed(picture, photo)[:20].any() and changed(picture, photo)[HOLE].mean() > 0.9
+    # In the hole it shows what the photo's sRGB version would.
+    srgb = np.asarray(compositor(OBJECT, images.read_image(path), HOLE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    shown = images.decode_image(buffer.getvalue(), "x").astype(int)
+    assert np.abs(shown - srgb)[HOLE].mean() < 4
 
 
 def test_batches_of_nothing_are_refused(compositor):
