@@ -81,6 +81,26 @@ def pasted(
 
 
 @app.command()
+def video(
+    records: Annotated[Path, typer.Argument(help="A prepared set of videos.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, with manifest.jsonl.")],
+    split: Split = "test",
+    num: Num = 1,
+    limit: Limit = None,
+    mask_level: Level = 0,
+    seed: Annotated[int, typer.Option(help="Decides the frames that objects come from.")] = 0,
+) -> None:
+    """Objects out of one frame of a video, put back into another frame, which is the truth."""
+    from imprint_jax import config
+    from imprint_jax.data.records import RecordSource
+    from imprint_jax.evaluation import test_sets
+
+    options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
+    written = test_sets.video(config.default(), RecordSource(records, split), out, **options)
+    note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
+
+
+@app.command()
 def rendered(
     views: Annotated[Path, typer.Argument(help="What `imprint data render MODELS` wrote.")],
     scenes: Annotated[Path, typer.Argument(help="The same with --scenes, of the same models.")],

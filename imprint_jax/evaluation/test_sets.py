@@ -6,6 +6,8 @@
               photo is the truth (Sec. 4.2's Pixabay set of 1,000)
 `pasted`      the same without photographed objects: a view of an object, perturbed, and another
               view of it pasted into a photo as the truth (ours, for small sets)
+`video`       an object out of one frame of a video, to be put back into another, which is the truth
+              (ours; the only set of real pictures with another view and a truth)
 `rendered`    a view of an object by itself, and a rendered scene with and without it, seen from
               another side (ours); of all these the only one whose truth has the scene's light
 
@@ -152,6 +154,50 @@ def pasted(
             }
             group = records[first]["group"]
             folder.write(_name(records[first], first), pictures, object_id=group, num=num)
+    return len(folder.lines)
+
+
+def video(
+    config,
+    records: RecordSource,
+    out: Path,
+    *,
+    num: int = 1,
+    limit: int | None = None,
+    mask_level: int = 0,
+    seed: int = 0,
+) -> int:
+    """Objects out of one frame of a video, to be put back into another frame, which is the truth.
+
+    The background is that frame with the hole in mid-grey, so that no method sees the truth.
+
+    Args:
+        config: Has `data.mask_sigmas`.
+        records: Frames with masks.
+        out, num, limit, mask_level, seed: As `perturbed`; every entry draws its other frame.
+
+    Returns:
+        How many entries were written.
+
+    Raises:
+        InputError: `out` is not empty, or no object is in two frames.
+    """
+    pairs = make_pairs("video", records.index, 0)
+    with _test_set(out) as folder:
+        for k in _spread(np.arange(len(pairs)), limit):
+            second, first = pairs.draw(k, np.random.default_rng([seed, k]))
+            cut, coverage = transforms.decode_view(records[first])
+            target, there = transforms.decode_view(records[second])
+            hole = _level(there >= geometry.FAINT, mask_level, config)
+            pictures = {
+                "object": np.dstack([cut, coverage]),
+                "background": geometry.fill_hole(target, hole[..., None], "grey", 128),
+                "mask": hole,
+                "target": target,
+            }
+            record = records[second]
+            object_id = f"{record['group']}/{record['instance']}"
+            folder.write(_name(record, second), pictures, object_id=object_id, num=num)
     return len(folder.lines)
 
 

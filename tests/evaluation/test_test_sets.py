@@ -68,6 +68,32 @@ def test_pasted_views_show_the_truth_only_in_the_hole(records, tmp_path):
         assert (request.photo[hole] != target[hole]).any(axis=1).mean() > 0.5
 
 
+def test_objects_of_videos_are_to_be_put_back_into_another_frame(tmp_path):
+    """A disc that moves by 4 pixels a frame: its place is the truth's, its picture another's."""
+    rows, columns = np.mgrid[:64, :64]
+    for part in ("JPEGImages/480p/ball", "Annotations/480p/ball"):
+        (tmp_path / "davis" / part).mkdir(parents=True)
+    for frame in range(4):
+        disc = (rows - 30) ** 2 + (columns - 20 - 4 * frame) ** 2 < 12**2
+        shade = np.stack([disc * 200, rows, columns], axis=-1).astype(np.uint8)
+        folder = tmp_path / "davis" / "JPEGImages" / "480p" / "ball"
+        Image.fromarray(shade).save(folder / f"{frame:05d}.jpg", quality=95)
+        mask = Image.fromarray((disc * 255).astype(np.uint8))
+        mask.save(tmp_path / "davis" / "Annotations" / "480p" / "ball" / f"{frame:05d}.png")
+    options = ["min_sharpness=0"]
+    prepare("davis", tmp_path / "davis", tmp_path / "records", filters=options)
+    source = RecordSource(tmp_path / "records", "train")
+    assert test_sets.video(config.default(), source, tmp_path / "set", mask_level=3) == 4
+    for number, entry in enumerate(manifest.read(tmp_path / "set" / "manifest.jsonl")):
+        request, target = entry.request(), images.read_image(entry.target)
+        hole = request.parts[0].hole
+        assert (request.photo[hole] == 128).all()
+        np.testing.assert_array_equal(request.photo[~hole], target[~hole])
+        left = lambda mask: np.flatnonzero(mask.any(axis=0))[0]
+        assert left(hole) == 9 + 4 * number
+        assert left(request.parts[0].views[0][1] >= 128) in {9, 13, 17, 21} - {left(hole)}
+
+
 def test_a_set_is_written_whole_or_not_at_all(records, tmp_path):
     c = config.load("mini_stage2").unlock()
     c.data.share = (0.0, 0.0)  # fails in the middle of the first entry
