@@ -178,8 +178,8 @@ PAIRS = """\
 ## Pairs
 
 `samples/pairs` shows the cap of the table above, rendered (`data/recipes/pairs.py`) in panoramas of
-Poly Haven (polyhaven.com, CC0 1.0) out of the npm package `@pmndrs/assets` 1.7.0, which calls them park,
-workshop, bridge, city, esplanade, forest, lab, night, studio, sunrise, warehouse and lobby.
+Poly Haven (polyhaven.com, CC0 1.0) out of the npm package `@pmndrs/assets` 1.7.0: park, workshop,
+bridge, city, esplanade, forest, lab, night, studio, sunrise, warehouse and lobby.
 """
 TRAINED_HEAD = """\
 

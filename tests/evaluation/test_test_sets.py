@@ -68,30 +68,24 @@ def test_pasted_views_show_the_truth_only_in_the_hole(records, tmp_path):
         assert (request.photo[hole] != target[hole]).any(axis=1).mean() > 0.5
 
 
-def test_objects_of_videos_are_to_be_put_back_into_another_frame(tmp_path):
-    """A disc that moves by 4 pixels a frame: its place is the truth's, its picture another's."""
-    rows, columns = np.mgrid[:64, :64]
-    for part in ("JPEGImages/480p/ball", "Annotations/480p/ball"):
-        (tmp_path / "davis" / part).mkdir(parents=True)
-    for frame in range(4):
-        disc = (rows - 30) ** 2 + (columns - 20 - 4 * frame) ** 2 < 12**2
-        shade = np.stack([disc * 200, rows, columns], axis=-1).astype(np.uint8)
-        folder = tmp_path / "davis" / "JPEGImages" / "480p" / "ball"
-        Image.fromarray(shade).save(folder / f"{frame:05d}.jpg", quality=95)
-        mask = Image.fromarray((disc * 255).astype(np.uint8))
-        mask.save(tmp_path / "davis" / "Annotations" / "480p" / "ball" / f"{frame:05d}.png")
-    options = ["min_sharpness=0"]
-    prepare("davis", tmp_path / "davis", tmp_path / "records", filters=options)
-    source = RecordSource(tmp_path / "records", "train")
-    assert test_sets.video(config.default(), source, tmp_path / "set", mask_level=3) == 4
-    for number, entry in enumerate(manifest.read(tmp_path / "set" / "manifest.jsonl")):
-        request, target = entry.request(), images.read_image(entry.target)
-        hole = request.parts[0].hole
-        assert (request.photo[hole] == 128).all()
+def test_frames_of_a_video_are_the_truth_for_other_frames(records, tmp_path):
+    c, videos = config.default(), records[0]  # objects before a moving camera, as videos are
+    assert test_sets.video(c, videos, tmp_path / "a", apart=4, limit=6, mask_level=3) == 6
+    for entry in manifest.read(tmp_path / "a" / "manifest.jsonl"):
+        request = entry.request()
+        hole, target = request.parts[0].hole, images.read_image(entry.target)
+        assert int(entry.id.rpartition("_")[2].removesuffix("frames")) >= 4
+        assert entry.objects[0].object_id == entry.id.rsplit("_", 2)[0]
         np.testing.assert_array_equal(request.photo[~hole], target[~hole])
-        left = lambda mask: np.flatnonzero(mask.any(axis=0))[0]
-        assert left(hole) == 9 + 4 * number
-        assert left(request.parts[0].views[0][1] >= 128) in {9, 13, 17, 21} - {left(hole)}
+        assert (request.photo[hole] == 128).all()
+        view, coverage = request.parts[0].views[0]
+        # A disc of one colour: the object is the target's, whole, in its own box.
+        assert coverage.shape == (23, 23)
+        np.testing.assert_array_equal(view[11, 11], target[20, hole.nonzero()[1].min() + 11])
+    test_sets.video(c, videos, tmp_path / "b", apart=4, limit=6, mask_level=3)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    with pytest.raises(InputError, match="in two frames that are 10 or more apart"):
+        test_sets.video(c, videos, tmp_path / "c", apart=10)
 
 
 def test_a_set_is_written_whole_or_not_at_all(records, tmp_path):
