@@ -121,6 +121,7 @@ def make_dataset(
 def _begin_worker(worker: int, workers: int) -> None:
     # Schedulers signal all processes of a job; the training's own says when these end.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too
     host_memory.keep_freed()
 
 

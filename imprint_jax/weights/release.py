@@ -22,7 +22,7 @@ from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.runtime.files import atomic_file
 from imprint_jax.weights import mapping
-from imprint_jax.weights.tensors import file_hash, open_tensors, write_tensors
+from imprint_jax.weights.tensors import StoredTensor, file_hash, open_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -204,20 +204,41 @@ def load_component(folder: Path, component: str) -> dict:
 
 def load_clip(folder: Path) -> dict:
     """As `load_component`, of a folder of converted CLIP weights: as the component "dinov2"."""
-    settings = json.loads((folder / "config.json").read_text())["clip"]
-    model = ConfigDict({"encoder": "clip", "dinov2": settings})
-    flat = dict(_read(component_file(folder, "clip"), "dinov2", model))
+    flat = dict(_read(component_file(folder, "clip"), "dinov2", _clip_model(folder)))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, np.ndarray]]:
     """Paths and float32 arrays of a component's file, one by one, after checking all names."""
-    abstract = imprint.abstract(component, model)
+    table, tensors = _open(file, imprint.abstract(component, model))
+    for piece in table.pieces:
+        yield piece.path, tensors[piece.key].read().astype(np.float32)
+
+
+def _open(file: Path, abstract: dict) -> tuple[mapping.Table, dict[str, StoredTensor]]:
     tensors = open_tensors(file)
     table = mapping.own_table(abstract)
     mapping.check(table, tensors, abstract, str(file))
-    for piece in table.pieces:
-        yield piece.path, tensors[piece.key].read().astype(np.float32)
+    return table, tensors
+
+
+def component_shapes(folder: Path, component: str) -> dict:
+    """As `load_component`, but reads no weights: a nested dict of `jax.ShapeDtypeStruct`s."""
+    abstract = imprint.abstract(component, load_config(folder).model)
+    _open(component_file(folder, component), abstract)
+    return abstract
+
+
+def clip_shapes(folder: Path) -> dict:
+    """As `load_clip`, but reads no weights: a nested dict of `jax.ShapeDtypeStruct`s."""
+    abstract = imprint.abstract("dinov2", _clip_model(folder))
+    _open(component_file(folder, "clip"), abstract)
+    return abstract
+
+
+def _clip_model(folder: Path) -> ConfigDict:
+    settings = json.loads((folder / "config.json").read_text())["clip"]
+    return ConfigDict({"encoder": "clip", "dinov2": settings})
 
 
 def load_licences(folder: Path) -> dict[str, str]:
