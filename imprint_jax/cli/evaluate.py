@@ -18,7 +18,15 @@ Clip = Annotated[Path | None, typer.Option(help="CLIP's weights: a folder, conve
 Dino = Annotated[Path | None, typer.Option(help="DINOv2's weights: a folder or file, likewise.")]
 Judge = Annotated[str, typer.Option("--encoder", help="A model whose encoder judges identity.")]
 LpipsFiles = Annotated[Path | None, typer.Option(help="LPIPS's weights: a file, or a folder.")]
-Backbone = Annotated[Path | None, typer.Option(help="Weights of an encoder, for FID and KID.")]
+DreamSim = Annotated[
+    Path | None, typer.Option("--dreamsim", help="DreamSim's release, unpacked: a folder.")
+]
+Inception = Annotated[
+    Path | None, typer.Option("--inception", help="pt_inception-2015-12-05 (.pth), for FID, KID.")
+]
+Backbone = Annotated[
+    str | None, typer.Option(help="Another encoder for FID and KID: a path, or MODEL#dinov2.")
+]
 Reference = Annotated[
     Path | None, typer.Option(help="Photos for FID and KID (default: the manifest's targets).")
 ]
@@ -39,6 +47,21 @@ def _named(text: str) -> tuple[str, str]:
     if not FILE_NAME.fullmatch(name):
         raise InputError(f"{text}: {name!r} cannot be a method's name; give one: NAME=PATH.")
     return name, path
+
+
+def _with_earlier(earlier: dict, folders: dict, entries: list) -> dict:
+    """The methods of earlier calls whose pictures are still there, then those of this one."""
+    kept = {}
+    for name, folder in earlier.items():
+        if name in folders:
+            continue
+        if all((folder / picture).is_file() for entry in entries for picture in entry.names()):
+            kept[name] = folder
+        else:
+            note(f"left out {name} of an earlier call: {folder} has no longer all its pictures")
+    if kept:
+        note(f"kept from earlier calls: {', '.join(kept)} (another --out begins anew)")
+    return kept | folders
 
 
 def _command() -> str:
@@ -75,6 +98,8 @@ def evaluate(
     dino: Dino = None,
     encoder: Judge = "mini",
     lpips: LpipsFiles = None,
+    dreamsim: DreamSim = None,
+    inception: Inception = None,
     backbone: Backbone = None,
     reference: Reference = None,
     segment: Annotated[Path | None, typer.Option(help="ONNX that finds objects.")] = None,
@@ -82,8 +107,12 @@ def evaluate(
         Path | None, typer.Option(help="Where scores are kept (default: OUT/cache).")
     ] = None,
     worst: Annotated[
-        str | None, typer.Option(help="Sort the page by this measure, worst first.")
-    ] = "ours",
+        str | None, typer.Option(help="Sort the page by this, worst first (default: --encoder's).")
+    ] = None,
+    compare: Annotated[
+        tuple[str, str],
+        typer.Option(help="Two of the methods: their differences on the same compositions."),
+    ] = ("", ""),
     show_pictures: Annotated[
         int, typer.Option("--show", help="Compositions on the page, at most.", min=0)
     ] = 200,
@@ -109,24 +138,35 @@ def evaluate(
         if name in folders:
             raise InputError(f"Two methods are called {name!r}; name them: NAME=DIR.")
         folders[name] = folder
-    if not folders:
-        raise InputError("Give --results, --model or --baseline: something to measure.")
     if wrong_object and not models:
         raise InputError("--wrong-object needs --model: something that composes.")
     report.check_folder(out)
     entries = manifests.read(manifest)
+    described = manifests.describe(manifest, entries)
+    earlier = report.earlier_results(out, described)
+    if not folders and not earlier:
+        raise InputError("Give --results, --model or --baseline: something to measure.")
+    for name in compare if any(compare) else ():
+        if name not in folders and name not in earlier:
+            raise InputError(f"--compare: there is no method {name!r}.")
     manifests.check_files(entries)
     evaluation.find_shots(entries, dict(given))
-    if reference is not None:
-        evaluation.photographs(reference)
     wrong = manifests.with_other_objects(entries) if wrong_object else []
     use_compilation_cache()
-    networks = evaluation.load_networks(
-        clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone, segment=segment
+    measures = evaluation.load_measures(
+        clip=clip,
+        dino=dino,
+        encoder=encoder,
+        lpips=lpips,
+        dreamsim_files=dreamsim,
+        inception_file=inception,
+        backbone=backbone,
+        segment=segment,
+        reference=reference,
     )
-    known = evaluation.sortable(entries, networks)
-    if worst is not None and worst not in known:
-        raise InputError(f"--worst is {worst!r}; with these weights use one of {', '.join(known)}.")
+    names, worst = evaluation.sortable(entries, measures), worst or f"{Path(encoder).name}_encoder"
+    if worst not in names:
+        raise InputError(f"--worst is {worst!r}; with these weights use one of {', '.join(names)}.")
     settings = Settings(num_steps=steps, strength=strength)
     for name in baseline or []:
         evaluation.baseline_results(name, entries, folders[name], track)
@@ -134,15 +174,17 @@ def evaluate(
         evaluation.compose_results(path, entries, folders[name], settings, track)
         if wrong_object:
             evaluation.compose_results(path, wrong, folders[f"{name}_wrong"], settings, track)
-    found = evaluation.evaluate(
-        entries, folders, networks, cache or out / "cache", reference=reference, track=track
-    )
-    described = manifests.describe(manifest, entries)
+    folders = _with_earlier(earlier, folders, entries)
+    found = evaluation.evaluate(entries, folders, measures, cache or out / "cache", track=track)
     summary = report.summarize(found, command=_command(), manifest=described)
+    if any(compare):
+        summary["compared"] = {" minus ".join(compare): report.compare(found, *compare)}
     page = report.write(found, summary, out, worst=worst, limit=show_pictures)
     stdout.print(report.table(summary))
-    for name, reason in summary["not_computed"].items():
-        note(f"not computed: {name} ({reason})")
+    if any(compare):
+        stdout.print(report.comparison_table(*summary["compared"].values(), *compare))
+    if summary["not_computed"]:
+        note(f"not computed: {', '.join(summary['not_computed'])} (summary.json says why)")
     note(f"wrote {page}")
 
 
@@ -216,6 +258,8 @@ def ablate(
     dino: Dino = None,
     encoder: Judge = "mini",
     lpips: LpipsFiles = None,
+    dreamsim: DreamSim = None,
+    inception: Inception = None,
     backbone: Backbone = None,
     sampling_steps: Annotated[
         int | None, typer.Option(help="Denoising steps (default: the models' own).")
@@ -238,15 +282,21 @@ def ablate(
         raise InputError("--seeds and --limit cannot be used with --manifest, which says both.")
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
     use_compilation_cache()
-    networks = evaluation.load_networks(
-        clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone
+    measures = evaluation.load_measures(
+        clip=clip,
+        dino=dino,
+        encoder=encoder,
+        lpips=lpips,
+        dreamsim_files=dreamsim,
+        inception_file=inception,
+        backbone=backbone,
     )
     table = ablation.ablate(
         variants,
         out,
         test_set=manifest,
         records=RecordSource(stage1.data.sources[0]["records"], "test"),
-        networks=networks,
+        measures=measures,
         settings=Settings(num_steps=sampling_steps, strength=1.0),
         command=_command(),
         console=console,

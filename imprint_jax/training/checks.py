@@ -2,6 +2,7 @@
 
 import math
 
+from imprint_jax import geometry
 from imprint_jax.diffusion import losses, process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
@@ -13,6 +14,8 @@ RANGES = {
     **dict.fromkeys(("keep_every", "validation.every", "preview.every"), (0, math.inf)),
     "data.num_workers": (0, math.inf),
     "drop_probability": (0, 1),
+    "min_snr_gamma": (0, math.inf),
+    "context": (geometry.MIN_CONTEXT, math.inf),
 }
 
 
