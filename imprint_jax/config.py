@@ -106,7 +106,9 @@ def default() -> ConfigDict:
     c.data.split = "train"
     # Frames two views of an object are apart at most (Sec. 3.1); 0: each view with itself.
     c.data.window = 7
-    c.data.color = 0.5  # strength of the colour and light perturbation P, 0 to 1 (open)
+    # Strength of the colour and light perturbation P, 0 to 1 (open). P is for stage 2's inputs only
+    # (Sec. 3.3); its recipes set 0.5.
+    c.data.color = 0.0
     # The affine perturbation T of the object image: degrees, log of the stretch, degrees,
     # probability of mirroring (open).
     c.data.affine = ConfigDict(dict(rotate=15.0, scale=0.2, shear=8.0, flip=0.0))
