@@ -23,6 +23,9 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16 (default: as they are).")
     ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the weights (default: the published ones', by size).")
+    ] = None,
 ) -> None:
     """Convert public PyTorch weights to a folder of ours, or a folder of ours to PyTorch's.
 
@@ -32,7 +35,7 @@ def convert(
     """
     from imprint_jax.weights.convert import convert
 
-    convert(src, dst, kind=kind, to=to, dtype=dtype)
+    convert(src, dst, kind=kind, to=to, dtype=dtype, licence=licence)
     note(f"wrote {dst}")
 
 
@@ -40,10 +43,13 @@ def convert(
 def inspect(
     weights: Annotated[str, typer.Argument(help="A shipped model, a folder or a file of weights.")],
 ) -> None:
-    """Show what weights a path holds: components, parameters, dtypes, SHA-256."""
-    from imprint_jax.weights import release
+    """Show what weights a path holds: components, parameters, dtypes, SHA-256.
+
+    The SHA-256 is of names, dtypes and values as our networks have them: converting weights, or
+    cutting their files otherwise, does not change it.
+    """
+    from imprint_jax.weights import mapping, release
     from imprint_jax.weights.detect import find
-    from imprint_jax.weights.tensors import weights_hash
 
     path = release.resolve(weights)
     source = find(path)
@@ -54,6 +60,6 @@ def inspect(
         tensors = part.tensors.values()
         dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
         size = sum(math.prod(tensor.shape) for tensor in tensors)
-        digest = weights_hash(part.tensors)[:16]
+        digest = mapping.digest(part.table, part.tensors, part.abstract, part.source)[:16]
         table.add_row(part.name, f"{size:,}", str(len(tensors)), dtypes, digest)
     stdout.print(table)

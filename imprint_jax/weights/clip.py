@@ -42,6 +42,8 @@ def settings(tensors: dict[str, StoredTensor], config: dict, name: str) -> dict:
     activation = vision.get("hidden_act", "quick_gelu")
     if activation not in ("quick_gelu", "gelu"):
         raise InputError(f"{name} has the activation {activation!r}; known: quick_gelu, gelu.")
+    if vision.get("layer_norm_eps", 1e-5) != 1e-5:
+        raise InputError(f"{name} has layer_norm_eps {vision['layer_norm_eps']}; CLIP's is 1e-5.")
     width, _, patch_size, _ = tensors[patch].shape
     layers = [re.match(r"vision_model\.encoder\.layers\.(\d+)\.", key) for key in tensors]
     depth = 1 + max(int(match[1]) for match in layers if match)

@@ -13,8 +13,8 @@ import numpy as np
 from imprint_jax import config
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
-from imprint_jax.weights import clip, dinov2, mapping, release, stable_diffusion
-from imprint_jax.weights.detect import LICENCES, Component, Source, find
+from imprint_jax.weights import clip, detect, dinov2, mapping, release, stable_diffusion
+from imprint_jax.weights.detect import Component, Source, find
 from imprint_jax.weights.tensors import write_tensors
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,13 @@ DTYPES = {
 
 
 def convert(
-    src: Path, dst: Path, *, kind: str = "auto", to: str = "imprint", dtype: str | None = None
+    src: Path,
+    dst: Path,
+    *,
+    kind: str = "auto",
+    to: str = "imprint",
+    dtype: str | None = None,
+    licence: str | None = None,
 ) -> None:
     """Converts weights.
 
@@ -39,6 +45,8 @@ def convert(
         to: "imprint" makes config.json and one safetensors a component; "torch" makes folders that
             diffusers and transformers load: unet/, vae/, dinov2/, and adapter/, imprint.json.
         dtype: "float32", "float16" or "bfloat16"; None keeps each tensor's.
+        licence: That of the weights; None: the published weights' that the networks may be by their
+            sizes, or "not stated".
 
     Raises:
         InputError: Nothing known in `src`, tensors that do not fit, an unknown option, or `dst`
@@ -58,11 +66,11 @@ def convert(
             raise InputError(f"{src} is in PyTorch's names already.")
         _to_torch(source, dst, DTYPES.get(dtype))
     else:
-        _to_imprint(source, dst, DTYPES.get(dtype))
+        _to_imprint(source, dst, DTYPES.get(dtype), licence)
 
 
-def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None) -> None:
-    released = _released(source, dst)
+def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None, licence: str | None) -> None:
+    released = _released(source, dst, licence)
     names = [part.name for part in source.components]
     if there := [name for name in names if (dst / f"{name}.safetensors").exists()]:
         raise InputError(f"{dst} holds {', '.join(there)} already; choose another folder.")
@@ -74,24 +82,25 @@ def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None) -> None:
         release.write_config(folder, released)
 
 
-def _released(source: Source, dst: Path) -> dict:
-    """The config.json that `dst` will have: what is there, or the defaults, with what we found."""
-    found = {part.name: part.settings for part in source.components}
-    if "clip" in found:
-        return {"clip": found["clip"], "licences": {"clip": LICENCES["clip"]}}
+def _released(source: Source, dst: Path, licence: str | None) -> dict:
+    """The config.json that `dst` will have: what is there, or the defaults, with the source's."""
     if source.kind == "imprint":
         return source.released
+    settings = {part.name: part.settings for part in source.components}
+    licences = {name: licence or detect.licence(name, x) for name, x in settings.items()}
+    if "clip" in settings:
+        return {"clip": settings["clip"], "licences": licences}
     if (dst / "config.json").is_file():
         released = release.load_config(dst).to_dict()
     else:
         released = release.released_fields(config.default())
-    released["model"] |= found
+    released["model"] |= settings
     released["diffusion"] |= source.released.get("diffusion", {})
     if not (dst / "adapter.safetensors").exists():
         model = released["model"]
         model["adapter"]["width_in"] = model["dinov2"]["width"]
         model["adapter"]["width"] = model["unet"]["context_width"]
-    released.setdefault("licences", {}).update({name: LICENCES[name] for name in found})
+    released.setdefault("licences", {}).update(licences)
     return released
 
 

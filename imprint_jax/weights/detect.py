@@ -1,21 +1,39 @@
 """What a path holds: the weights of which components, under which family's names."""
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from imprint_jax import config
+from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
-from imprint_jax.models.clip import CLIPVision
-from imprint_jax.weights import clip, dinov2, mapping, stable_diffusion
-from imprint_jax.weights.tensors import StoredTensor, open_folder, open_tensors
+from imprint_jax.weights import clip, dinov2, mapping, release, stable_diffusion
+from imprint_jax.weights.tensors import StoredTensor, open_folder, open_tensors, read_json
 
 KINDS = ("sd", *stable_diffusion.INPAINTING, "dinov2", "clip", "imprint")
-# Licences of the public weights (their model cards).
+# Licences of the public weights (their model cards), and what marks a network as one of them:
+# any other network of the same kind has whatever licence its owner gave it.
 OPENRAIL = "CreativeML OpenRAIL-M"
-LICENCES = {"unet": OPENRAIL, "vae": OPENRAIL, "dinov2": "Apache-2.0", "clip": "MIT"}
+NOT_STATED = "not stated"
+PUBLISHED = {
+    "unet": (OPENRAIL, dict(block_widths=(320, 640, 1280, 1280), context_width=768)),
+    "vae": (OPENRAIL, dict(block_widths=(128, 256, 512, 512), latent_channels=4)),
+    "dinov2": ("Apache-2.0", dict(width=(384, 768, 1024, 1536), patch_size=(14,))),
+    "clip": ("MIT", dict(width=(768, 1024), patch_size=(14, 16, 32))),
+}
+# Families that are not read, by a tensor that only they have.
+OTHER_FAMILIES = (
+    (r"conditioner\.embedders\..*", "Stable Diffusion XL"),
+    (r"cond_stage_model\.model\.transformer\.resblocks\..*", "Stable Diffusion 2"),
+    (r"(model\.diffusion_model\.)?joint_blocks\..*", "Stable Diffusion 3"),
+    (r"(model\.diffusion_model\.)?double_blocks\..*", "FLUX"),
+    (r"(model\.diffusion_model\.)?\w+_blocks\.\d+\.2\.local_norm\..*", "ControlCom"),
+    (r"control_model\.zero_convs\..*", "AnyDoor or another ControlNet"),
+    (r".*lora_(A|B|up|down)\..*", "a LoRA"),
+    (r"reg_token|(blocks\.0|layers\.0\.blocks\.0)\.norm1\.weight", "timm"),
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,10 @@ def find(path: Path, kind: str = "auto") -> Source:
         raise InputError(f"There is no kind {kind!r}; known are auto, {', '.join(KINDS)}.")
     if not path.exists():
         raise InputError(f"There is no {path}.")
+    if path.is_file() and (family := other_family(open_tensors(path))):
+        raise InputError(
+            f"{path} is of {family}, which is not read; docs/weights.md lists what is."
+        )
     found = _detect(path)
     if kind == "auto":
         kind = found
@@ -103,7 +125,7 @@ def _detect(path: Path) -> str | None:
     if (path / "imprint.json").is_file():
         return "imprint"
     if (path / "model_index.json").is_file():
-        pipeline = _json(path / "model_index.json").get("_class_name", "")
+        pipeline = read_json(path / "model_index.json").get("_class_name", "")
         return {
             "PaintByExamplePipeline": "paint-by-example",
             "StableDiffusionInpaintPipeline": "sd-inpainting",
@@ -112,7 +134,7 @@ def _detect(path: Path) -> str | None:
         return "sd"
     if not (path / "config.json").is_file():
         return None
-    settings = _json(path / "config.json")
+    settings = read_json(path / "config.json")
     if "model" in settings or "clip" in settings:
         return "imprint"
     if settings.get("_class_name") in ("UNet2DConditionModel", "AutoencoderKL"):
@@ -121,17 +143,36 @@ def _detect(path: Path) -> str | None:
     return next((kind for kind in ("dinov2", "clip") if model_type.startswith(kind)), None)
 
 
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}.") from error
+def other_family(keys) -> str | None:
+    """The name of the family that a file's tensors belong to, if it is one that is not read."""
+    if "mask_token" in keys and "reg_token" not in keys:
+        return None  # DINOv2 in the original names
+    for pattern, family in OTHER_FAMILIES:
+        if any(re.fullmatch(pattern, key) for key in keys):
+            return family
+    return None
+
+
+def licence(component: str, settings: dict) -> str:
+    """The licence of the published weights that a network may be, or `NOT_STATED`.
+
+    Args:
+        component: One of the components, or "clip".
+        settings: Its settings, see `Component`.
+    """
+    name, marks = PUBLISHED[component]
+    for field_name, expected in marks.items():
+        value = settings[field_name]
+        value = tuple(value) if isinstance(value, list | tuple) else value
+        if value != expected and not (isinstance(expected, tuple) and value in expected):
+            return NOT_STATED
+    return name
 
 
 def _component(name: str, settings: dict, tensors, make_table, source: str) -> Component:
     """A component whose table `make_table` makes from our parameters' shapes."""
     if name == "clip":
-        abstract = imprint.abstract_params(CLIPVision, **settings)
+        abstract = release.abstract("dinov2", {"encoder": "clip", "dinov2": settings}, source)
     else:
         model = config.default().model
         if name == "vae" and "patch" in settings:
@@ -139,7 +180,7 @@ def _component(name: str, settings: dict, tensors, make_table, source: str) -> C
         model.encoder = "clip" if "projection" in settings and name == "dinov2" else "dinov2"
         with model.unlocked():
             model[name] = settings
-        abstract = imprint.abstract(name, model)
+        abstract = release.abstract(name, model, source)
     return Component(name, settings, tensors, make_table(abstract), abstract, source)
 
 
@@ -150,7 +191,7 @@ def _find_sd(path: Path, kind: str) -> Source:
     else:
         folders = {name: path / name for name in ("unet", "vae") if (path / name).is_dir()}
         if not folders:  # one model's own folder
-            is_vae = _json(path / "config.json").get("_class_name") == "AutoencoderKL"
+            is_vae = read_json(path / "config.json").get("_class_name") == "AutoencoderKL"
             folders = {"vae" if is_vae else "unet": path}
         parts = {
             name: stable_diffusion.open_diffusers(folder)[::-1] for name, folder in folders.items()
@@ -179,6 +220,11 @@ def _find_sd(path: Path, kind: str) -> Source:
 def _inpainting(unet: dict, kind: str, source: str) -> tuple[tuple[int, ...], str]:
     """The order of the UNet's input channels and what its mask's 1 stands for; ((), "") for 4."""
     concatenates = unet["in_channels"] == 2 * unet["out_channels"] + 1
+    if not concatenates and unet["in_channels"] != unet["out_channels"]:
+        raise InputError(
+            f"{source} takes {unet['in_channels']} channels; read are {unet['out_channels']}, and"
+            f" {2 * unet['out_channels'] + 1} of the inpainting kinds."
+        )
     if kind in stable_diffusion.INPAINTING and not concatenates:
         raise InputError(f"{source} takes {unet['in_channels']} channels, no mask or background.")
     if kind == "sd" and concatenates:
@@ -194,10 +240,17 @@ def _scheduler(path: Path) -> dict:
     file = path / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return {}
-    settings = _json(file)
+    settings = {key: value for key, value in read_json(file).items() if value is not None}
     schedule = settings.get("beta_schedule", "scaled_linear")
-    if schedule != "scaled_linear":
-        raise InputError(f"{file} has the noise schedule {schedule!r}; known is scaled_linear.")
+    if schedule != "scaled_linear" or "trained_betas" in settings:
+        schedule = "of trained_betas" if "trained_betas" in settings else repr(schedule)
+        raise InputError(f"{file} has the noise schedule {schedule}; known is scaled_linear.")
+    prediction = settings.get("prediction_type", "epsilon")
+    if prediction not in process.PREDICTION_TYPES:
+        raise InputError(
+            f"{file} has the prediction_type {prediction!r}; known are"
+            f" {', '.join(process.PREDICTION_TYPES)}."
+        )
     names = dict(
         num_train_timesteps="num_train_timesteps",
         beta_start="beta_start",
@@ -215,13 +268,13 @@ def _find_dinov2(path: Path) -> Component:
         settings = dinov2.original_settings(tensors, source)
         return _component("dinov2", settings, tensors, dinov2.original_table, source)
     tensors = open_folder(path, "model")
-    settings = dinov2.hf_settings(tensors, _json(path / "config.json"), source)
+    settings = dinov2.hf_settings(tensors, read_json(path / "config.json"), source)
     return _component("dinov2", settings, tensors, dinov2.hf_table, source)
 
 
 def _find_clip(path: Path) -> Component:
     tensors, source = open_folder(path, "model"), f"the encoder {path}"
-    settings = clip.settings(tensors, _json(path / "config.json"), source)
+    settings = clip.settings(tensors, read_json(path / "config.json"), source)
     return _component("clip", settings, tensors, clip.hf_table, source)
 
 
@@ -229,12 +282,16 @@ def _find_imprint(path: Path) -> Source:
     """A released folder, or what `convert --to torch` made of one."""
     if (path / "imprint.json").is_file():
         return _find_torch_export(path)
-    released = _json(path / "config.json")
-    sections = released["model"] if "model" in released else released
+    released = read_json(path / "config.json")
+    if "model" in released:
+        released = release.load_config(path).to_dict()
+    sections = released.get("model", released)
     components = []
     for name in (*imprint.COMPONENTS, "clip"):
         file = path / f"{name}.safetensors"
         if file.is_file():
+            if not isinstance(sections.get(name), dict):
+                raise InputError(f"{path / 'config.json'} does not describe {file.name}.")
             components.append(
                 _component(name, sections[name], open_tensors(file), mapping.own_table, str(file))
             )
@@ -242,7 +299,7 @@ def _find_imprint(path: Path) -> Source:
 
 
 def _find_torch_export(path: Path) -> Source:
-    released = _json(path / "imprint.json")
+    released = read_json(path / "imprint.json")
     components = []
     if (path / "dinov2").is_dir():
         components.append(_find_dinov2(path / "dinov2"))

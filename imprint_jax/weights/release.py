@@ -22,7 +22,7 @@ from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.runtime.files import write_text
 from imprint_jax.weights import mapping
-from imprint_jax.weights.tensors import file_hash, open_tensors, write_tensors
+from imprint_jax.weights.tensors import file_hash, open_tensors, read_json, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +100,18 @@ def save(
 
 
 def write_component(folder: Path, component: str, params: dict) -> None:
-    """Writes one component's nested dict of NumPy arrays."""
+    """Writes one component's nested dict of NumPy arrays.
+
+    Raises:
+        InputError: One holds a number that is not finite.
+    """
     flat = traverse_util.flatten_dict(params, sep=".")
     flat = {key: np.ascontiguousarray(x) for key, x in flat.items()}
+    if broken := [key for key, x in flat.items() if not np.isfinite(x).all()]:
+        raise InputError(
+            f"The {component} holds numbers that are not finite, in {', '.join(broken[:3])}: such"
+            " weights are not written."
+        )
     write_tensors(component_file(folder, component), flat)
 
 
@@ -150,14 +159,14 @@ def load_config(folder: Path) -> ConfigDict:
         InputError: It is damaged, or of a single encoder.
     """
     path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}.") from error
+    content = read_json(path)
     defaults = released_fields(default())
     content = {"context": defaults["context"]} | content
     if lacking := [name for name in RELEASED_FIELDS if name not in content]:
         raise InputError(f"{path} is no model's configuration: it lacks {', '.join(lacking)}.")
+    for section in ("model", "diffusion", "sampling"):
+        if not isinstance(content[section], dict):
+            raise InputError(f"{path} is damaged: {section!r} is no section.")
     for section in ("diffusion", "sampling"):
         content[section] = defaults[section] | content[section]
     return ConfigDict(content)
@@ -202,20 +211,36 @@ def load_component(folder: Path, component: str) -> dict:
 
 def load_clip(folder: Path) -> dict:
     """As `load_component`, of a folder of converted CLIP weights: as the component "dinov2"."""
-    settings = json.loads((folder / "config.json").read_text())["clip"]
+    settings = read_json(folder / "config.json")["clip"]
     model = ConfigDict({"encoder": "clip", "dinov2": settings})
     flat = dict(_read(component_file(folder, "clip"), "dinov2", model))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, np.ndarray]]:
-    """Paths and float32 arrays of a component's file, one by one, after checking all names."""
-    abstract = imprint.abstract(component, model)
-    tensors = open_tensors(file)
-    table = mapping.own_table(abstract)
-    mapping.check(table, tensors, abstract, str(file))
-    for piece in table.pieces:
-        yield piece.path, tensors[piece.key].read().astype(np.float32)
+    """Paths and float32 arrays of a component's file, one by one; as `mapping.parameters`."""
+    abstract_params = abstract(component, model, str(file))
+    table = mapping.own_table(abstract_params)
+    dtype = np.dtype(np.float32)
+    return mapping.parameters(table, open_tensors(file), abstract_params, str(file), dtype)
+
+
+def abstract(component: str, model: Mapping, source: str) -> dict:
+    """The shapes of one component's parameters, by settings that come from a file.
+
+    Args:
+        component: One of `imprint.COMPONENTS`.
+        model: The `model` section of a configuration.
+        source: Where it is from, for the error.
+
+    Raises:
+        InputError: The settings describe no such network.
+    """
+    try:
+        return imprint.abstract(component, ConfigDict(model))
+    # Whatever a wrong number or a missing field does to a network's constructor.
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"The settings of {source} describe no network: {error}.") from error
 
 
 def load_licences(folder: Path) -> dict[str, str]:
@@ -225,7 +250,7 @@ def load_licences(folder: Path) -> dict[str, str]:
         InputError: There is no such folder.
     """
     if component_file(folder, "clip").is_file():  # which takes the place of DINOv2
-        return {"dinov2": json.loads((folder / "config.json").read_text())["licences"]["clip"]}
+        return {"dinov2": read_json(folder / "config.json")["licences"]["clip"]}
     return load_config(model_folder(folder)).get("licences", {})
 
 
