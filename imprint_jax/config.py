@@ -150,6 +150,8 @@ def default() -> ConfigDict:
             guidance_scale=3.0,
             sampler="ddim",  # or "dpm++2m"
             spacing="leading",  # of the timesteps; or "trailing", for zero terminal SNR
+            # Share of the schedule the object, pasted into the hole, is noised to; 1.0: pure noise.
+            strength=1.0,
         )
     )
     return c.lock()

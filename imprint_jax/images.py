@@ -1,4 +1,4 @@
-"""Picture files: read any common one to plain uint8 arrays, write PNG atomically.
+"""Picture files: read any common one to plain uint8 arrays, encode PNG.
 
 Arrays are (h w 3) or (h w 4) uint8, upright (EXIF orientation applied), 0 to 255.
 """
@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import struct
-import uuid
 import warnings
 from pathlib import Path
 
@@ -205,26 +204,6 @@ def encode_png(array: np.ndarray, text: dict[str, str] | None = None) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
-
-
-def write_png(
-    path: str | os.PathLike, array: np.ndarray, text: dict[str, str] | None = None
-) -> None:
-    """Writes a PNG so that the file is there whole or not at all; see `encode_png`.
-
-    Raises:
-        InputError: The folder is missing or cannot be written to.
-    """
-    path = Path(path)
-    data = encode_png(array, text)
-    # In the same folder, since a rename is atomic only within one file system.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"Cannot write {path}: {error.strerror}.") from error
 
 
 def _read_bytes(path: str | os.PathLike) -> bytes:

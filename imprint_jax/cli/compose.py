@@ -71,6 +71,13 @@ def compose(
         str | None, typer.Option(help="ddim or dpm++2m (default: the model's own, ddim).")
     ] = None,
     eta: Annotated[float, typer.Option(help="Fresh noise of ddim, 0 to 1.")] = 0.0,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="1 starts from pure noise (the paper), less from the object pasted into the hole:"
+            " the object's own look and pose (default: the model's own)."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16.")] = "float32",
     batch_size: Annotated[int, typer.Option(help="Pictures at once on a device, at most.")] = 8,
 ) -> None:
@@ -89,7 +96,7 @@ def compose(
 
     # Everything that can be wrong is found before the model is loaded, or anything written.
     folder = release.model_folder(model)
-    settings = Settings(steps, guidance, sampler, eta, match_colors)
+    settings = Settings(steps, guidance, sampler, eta, match_colors, strength)
     settings = settings.filled(release.load_config(folder))
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}.")
@@ -142,6 +149,7 @@ def _compose_one(
 ) -> None:
     from imprint_jax import images
     from imprint_jax.composing import job
+    from imprint_jax.runtime.files import atomic_file
 
     if out.suffix.lower() != ".png":
         raise InputError(
@@ -156,7 +164,8 @@ def _compose_one(
     for number, (name, picture) in enumerate(zip(entry.names(), result.pictures, strict=True)):
         text = job.png_text(how, entry.seed, number)
         path = out.with_name(name).with_suffix(out.suffix)
-        images.write_png(path, np.asarray(picture), text)
+        with atomic_file(path) as file:
+            file.write_bytes(images.encode_png(np.asarray(picture), text))
         note(f"wrote {path}")
 
 

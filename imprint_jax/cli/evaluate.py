@@ -88,6 +88,9 @@ def evaluate(
         int, typer.Option("--show", help="Compositions on the page, at most.", min=0)
     ] = 200,
     steps: Steps = None,
+    strength: Annotated[
+        float, typer.Option(help="Of each --model, as in `compose`; 1 is the paper's.")
+    ] = 1.0,
 ) -> None:
     """Measure and show what methods make of a manifest: a table, a CSV file, a page of pictures."""
     from imprint_jax.composing import manifest as manifests
@@ -124,7 +127,7 @@ def evaluate(
     known = evaluation.sortable(entries, networks)
     if worst is not None and worst not in known:
         raise InputError(f"--worst is {worst!r}; with these weights use one of {', '.join(known)}.")
-    settings = Settings(num_steps=steps)
+    settings = Settings(num_steps=steps, strength=strength)
     for name in baseline or []:
         evaluation.baseline_results(name, entries, folders[name], track)
     for name, path in models:
@@ -244,7 +247,7 @@ def ablate(
         test_set=manifest,
         records=RecordSource(stage1.data.sources[0]["records"], "test"),
         networks=networks,
-        settings=Settings(num_steps=sampling_steps),
+        settings=Settings(num_steps=sampling_steps, strength=1.0),
         command=_command(),
         console=console,
         track=track,

@@ -33,6 +33,7 @@ from PIL import Image
 
 from imprint_jax import geometry
 from imprint_jax.composing.request import Picture, Placement, Request
+from imprint_jax.composing.start import paste_object
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
@@ -63,6 +64,9 @@ class Settings:
         eta: DDIM's share of fresh noise, 0 to 1.
         match_colors: Shift the colours of what was made so that around the hole they are the
             photo's.
+        strength: Above 0, at most 1. 1 starts from pure noise (the paper); below, the object is
+            pasted into the hole and noised to that share of the schedule: the lower, the more of
+            its pose and the finer its detail.
     """
 
     num_steps: int | None = None
@@ -70,6 +74,7 @@ class Settings:
     sampler: str | None = None
     eta: float = 0.0
     match_colors: bool = False
+    strength: float | None = None
 
     def filled(self, config: ConfigDict) -> "Settings":
         """With the choices of a model in the place of None.
@@ -79,10 +84,12 @@ class Settings:
         """
         chosen = {
             name: getattr(self, name) if getattr(self, name) is not None else config.sampling[name]
-            for name in ("num_steps", "guidance_scale", "sampler")
+            for name in ("num_steps", "guidance_scale", "sampler", "strength")
         }
         train_steps = config.diffusion.num_train_timesteps
-        sampling.sampling_timesteps(train_steps, chosen["num_steps"], config.sampling.spacing)
+        sampling.sampling_timesteps(
+            train_steps, chosen["num_steps"], config.sampling.spacing, chosen["strength"]
+        )
         sampling.check_sampler(chosen["sampler"], self.eta)
         if not math.isfinite(chosen["guidance_scale"]):
             raise InputError(
@@ -116,6 +123,7 @@ class _Inputs(NamedTuple):
     objects: np.ndarray  # (views s s 3) uint8
     square: np.ndarray  # (size size 3) uint8, the hole filled
     hole: np.ndarray  # (size size 1) bool
+    start: np.ndarray | None  # (size size 3) uint8, the object pasted; None at strength 1
     crop: geometry.Crop
 
 
@@ -262,18 +270,19 @@ class Compositor:
         for sample in samples:
             # The samples of one request start from the same photo.
             same = inputs and index == 0 and sample.request is samples[len(inputs) - 1].request
-            inputs.append(inputs[-1] if same else self._inputs(sample, index))
+            inputs.append(inputs[-1] if same else self._inputs(sample, index, settings))
         draws = np.array([(s.request.seed, s.number, index) for s in samples], np.uint32)
-        arrays = [np.stack(column) for column in list(zip(*inputs, strict=True))[:3]] + [draws]
+        columns = list(zip(*inputs, strict=True))[: 3 if settings.strength == 1 else 4]
+        arrays = [draws, *(np.stack(column) for column in columns)]
         count = 1 if len(samples) == 1 else len(self.devices)
         size = count * bucket(math.ceil(len(samples) / count), self.max_batch)
         arrays = [np.concatenate([a, a[-1:].repeat(size - len(a), axis=0)]) for a in arrays]
         generated = self._program(count, settings)(
-            self._params_on(count), *arrays, np.float32(settings.guidance_scale)
+            self._params_on(count), np.float32(settings.guidance_scale), *arrays
         )
         return samples, inputs, generated
 
-    def _inputs(self, sample: _Sample, index: int) -> _Inputs:
+    def _inputs(self, sample: _Sample, index: int, settings: Settings) -> _Inputs:
         views, hole = sample.request.parts[index]
         size = self.config.image_size
         crop = geometry.context_crop(hole, self.config.context, math.ceil(size / MAX_ENLARGED))
@@ -284,7 +293,11 @@ class Compositor:
         square_hole = geometry.extract(hole, crop, size)[..., None]
         if sample.number == 0:
             self._mention(hole, square_hole, crop)
-        return _Inputs(np.stack(cuts), geometry.extract(filled, crop, size), square_hole, crop)
+        square = geometry.extract(filled, crop, size)
+        start = None
+        if settings.strength < 1:
+            start = paste_object(square, square_hole[..., 0], *views[0])
+        return _Inputs(np.stack(cuts), square, square_hole, start, crop)
 
     def _mention(self, hole: np.ndarray, square_hole: np.ndarray, crop: geometry.Crop) -> None:
         """Says what a user should know of a hole's size."""
@@ -346,13 +359,13 @@ class Compositor:
 
         A program is compiled for each bucket and number of views it meets.
         """
-        choices = settings.num_steps, settings.sampler, settings.eta
+        choices = settings.num_steps, settings.sampler, settings.eta, settings.strength
         if (count, choices) not in self._programs:
             run = partial(generate, self.graphdef, self.config, choices)
             program = jax.shard_map(
                 lambda *args: _to_bytes(run(*args)),
                 mesh=self._mesh(count),
-                in_specs=(P(), *[P("data")] * 4, P()),
+                in_specs=(P(), P(), *[P("data")] * (4 if settings.strength == 1 else 5)),
                 out_specs=P("data"),
                 check_vma=False,
             )
@@ -361,25 +374,26 @@ class Compositor:
 
 
 def generate(
-    graphdef, config, choices, params, objects, squares, holes, draws, guidance_scale
+    graphdef, config, choices, params, guidance_scale, draws, objects, squares, holes, starts=None
 ) -> jax.Array:
     """A batch of squares composed. Jit it, with the first three arguments bound.
 
     Args:
         graphdef: The model's, from `imprint.split`.
         config: Of the released model.
-        choices: Steps, sampler and eta.
+        choices: Steps, sampler, eta and strength.
         params: The model's.
+        guidance_scale: Scalar.
+        draws: (b 3) uint32: seed, number of the sample, number of the object.
         objects: (b views s s 3) uint8, on black.
         squares: (b h w 3) uint8.
         holes: (b h w 1) bool.
-        draws: (b 3) uint32: seed, number of the sample, number of the object.
-        guidance_scale: Scalar.
+        starts: (b h w 3) uint8, the objects pasted into the holes; below strength 1 only.
 
     Returns:
         (b h w 3) float32 in [-1, 1].
     """
-    num_steps, sampler, eta = choices
+    num_steps, sampler, eta, strength = choices
     model = imprint.bind(graphdef, params)
     b, views = objects.shape[:2]
     tokens = model.encode_object(imprint.to_float(objects.reshape(-1, *objects.shape[2:])))
@@ -397,6 +411,8 @@ def generate(
         config=config,
         sampler=sampler,
         eta=eta,
+        strength=strength,
+        start=None if starts is None else model.vae.encode(imprint.to_float(starts)),
     )
 
 

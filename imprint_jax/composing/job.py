@@ -19,7 +19,7 @@ from imprint_jax import images
 from imprint_jax.composing.compositor import Compositor, Settings
 from imprint_jax.composing.manifest import Entry
 from imprint_jax.errors import InputError
-from imprint_jax.runtime.files import write_text
+from imprint_jax.runtime.files import atomic_file
 from imprint_jax.weights import release
 from imprint_jax.weights.tensors import file_hash
 
@@ -109,7 +109,8 @@ def unfinished(entries: Iterable[Entry], out: Path, how: dict) -> list[Entry]:
         if known:
             kept[line["id"]] = text
     if len(kept) < len(lines):
-        write_text(path, "".join(kept.values()))
+        with atomic_file(path) as file:
+            file.write_text("".join(kept.values()), encoding="utf-8")
     return [entry for entry in entries if entry.id not in kept]
 
 
@@ -159,7 +160,9 @@ def compose_entries(
         yield from failures()
         entry = waiting.popleft()
         for number, (name, picture) in enumerate(zip(entry.names(), result.pictures, strict=True)):
-            images.write_png(out / name, np.asarray(picture), png_text(how, entry.seed, number))
+            text = png_text(how, entry.seed, number)
+            with atomic_file(out / name) as file:
+                file.write_bytes(images.encode_png(np.asarray(picture), text))
         line = {"id": entry.id, "pictures": entry.names(), "seed": entry.seed}
         line |= how | {"entry": entry.line, "inputs": _inputs(entry)}
         _append(out / "results.jsonl", line)

@@ -20,8 +20,8 @@ each), `instance`, `frame` (int64) and `has_mask` (bool).
 import hashlib
 import os
 import shutil
-import uuid
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypedDict
 
@@ -33,6 +33,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from imprint_jax.errors import InputError
 from imprint_jax.images import MASK_THRESHOLD, decode_image
+from imprint_jax.runtime.files import atomic_folder, check_unused
 
 VERSION = "1.0.0"
 
@@ -109,12 +110,13 @@ class RecordWriter:
     def __init__(self, folder: str | os.PathLike, name: str):
         self.folder, self.name = Path(folder), name
         check_unused(self.folder)
-        # Beside the final place: a rename is atomic only within one file system.
-        self.building = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}")
         self.shards: dict[str, list[ShardWriter]] = {}
+        self._publishing = ExitStack()
 
     def __enter__(self):
-        (self.building / ".shards").mkdir(parents=True)
+        self.building = self._publishing.enter_context(atomic_folder(self.folder))
+        (self.building / ".shards").mkdir()
+        self._publishing.push(self._finish)  # before the folder gets its name
         return self
 
     def write(self, split: str, record: Record) -> None:
@@ -127,17 +129,16 @@ class RecordWriter:
             shards.append(ShardWriter(stem))
         shards[-1].write(record)
 
-    def __exit__(self, error_type, error, traceback):
-        try:
-            for shards in self.shards.values():
-                shards[-1].close()
-            if error_type is None:
-                stems = {split: [s.stem for s in shards] for split, shards in self.shards.items()}
-                merge_shards(self.building, self.name, stems)
-                shutil.rmtree(self.building / ".shards")
-                os.replace(self.building, self.folder)
-        finally:
-            shutil.rmtree(self.building, ignore_errors=True)  # gone already if all went well
+    def __exit__(self, *error):
+        return self._publishing.__exit__(*error)
+
+    def _finish(self, error_type, *_) -> None:
+        for shards in self.shards.values():
+            shards[-1].close()
+        if error_type is None:
+            stems = {split: [s.stem for s in shards] for split, shards in self.shards.items()}
+            merge_shards(self.building, self.name, stems)
+            shutil.rmtree(self.building / ".shards")
 
 
 class ShardWriter:
@@ -243,12 +244,6 @@ def content_hash(folder: str | os.PathLike) -> str:
     if not path.is_file():
         raise InputError(f"{folder} has no {CHECKSUMS}; `imprint data prepare` writes it.")
     return sha256(path)
-
-
-def check_unused(folder: Path) -> None:
-    """Raises `InputError` unless the folder is missing or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already; choose another folder, or delete it.")
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -17,6 +17,7 @@ extrapolated along l from the step before, w = (l' - l) / (2 (l - l_before)):
     keep = n' / n,    now = (s' - s * keep) (1 + w),    before = -(s' - s * keep) w
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,25 +42,32 @@ class Coefficients(NamedTuple):
     fresh: np.ndarray
 
 
-def sampling_timesteps(num_train_timesteps: int, num_steps: int, spacing: str) -> np.ndarray:
+def sampling_timesteps(
+    num_train_timesteps: int, num_steps: int, spacing: str, strength: float = 1.0
+) -> np.ndarray:
     """The timesteps a sampler visits, descending.
 
     Args:
         num_train_timesteps: 1000.
-        num_steps: How many, 1 to `num_train_timesteps`.
+        num_steps: How many, 1 to `num_train_timesteps` x `strength`.
         spacing: "leading" is Stable Diffusion's own: 981, 961, ... 1 for 50 steps (diffusers'
             "leading" with steps_offset 1); "trailing" starts at the last timestep: 999, 979, ...
             (Lin et al. 2023), which a schedule with zero terminal SNR needs.
+        strength: Share of the schedule that is visited, its end without noise; above 0, 1 is all.
 
     Returns:
         (num_steps,) int32.
 
     Raises:
-        InputError: `num_steps` out of range, or no such spacing.
+        InputError: `num_steps` or `strength` out of range, or no such spacing.
     """
+    if not 0 < strength <= 1:
+        raise InputError(f"The strength must be above 0 and at most 1, not {strength}.")
+    num_train_timesteps = math.ceil(num_train_timesteps * strength)
     if not 1 <= num_steps <= num_train_timesteps:
+        share = "" if strength == 1 else f" at a strength of {strength}"
         raise InputError(
-            f"The number of steps must be 1 to {num_train_timesteps}, not {num_steps}."
+            f"The number of steps must be 1 to {num_train_timesteps}{share}, not {num_steps}."
         )
     if spacing == "leading":
         step = num_train_timesteps // num_steps
@@ -125,7 +133,7 @@ def integrate(
 
     Args:
         predict: (latents (b h w c), one row of `inputs`, a_t) -> prediction (b h w c).
-        latents: (b h w c) the starting noise.
+        latents: (b h w c) at the first a_t.
         inputs: (num_steps, ...) what `predict` wants to know of each step.
         alphas: (num_steps,) a_t where each step starts.
         table: The sampler's.
@@ -186,8 +194,13 @@ def sample(
     config,
     sampler: str | None = None,
     eta: float = 0.0,
+    strength: float = 1.0,
+    start: jax.Array | None = None,
 ) -> jax.Array:
     """Denoises the hole and decodes. Jit it.
+
+    At strength 1 the hole starts from pure noise (the paper); below, from the latents `start`,
+    noised to that share of the schedule (SDEdit, Meng et al. 2022).
 
     Every random number of a sample comes from its own key: the starting noise from the key, the
     fresh noise of step i from `fold_in(key, i)`.
@@ -203,15 +216,17 @@ def sample(
         config: Has `diffusion` and `sampling` (static).
         sampler: One of `SAMPLERS`; the configuration's own if None (static).
         eta: DDIM's share of fresh noise, 0 to 1 (static).
+        strength: Above 0, at most 1 (static).
+        start: (b h w c) latents to start from; needed below strength 1, not used at 1.
 
     Returns:
         (b H W 3) in [-1, 1].
 
     Raises:
-        InputError: A number of steps or a sampler that cannot be.
+        InputError: A number of steps, a sampler or a strength that cannot be.
     """
     timesteps = sampling_timesteps(
-        config.diffusion.num_train_timesteps, num_steps, config.sampling.spacing
+        config.diffusion.num_train_timesteps, num_steps, config.sampling.spacing, strength
     )
     # A step ends where the next one starts, the last at timestep 0: not at a clean image, which
     # Stable Diffusion v1 was not trained to reach (`set_alpha_to_one=False` in diffusers).
@@ -222,6 +237,7 @@ def sample(
     predict = guided(model.unet, context, model.adapter.null_context(context), guidance_scale)
     noise_like = lambda keys: jax.vmap(lambda k: jax.random.normal(k, background.shape[1:]))(keys)
     noise = noise_like(keys)
+    latents = noise if strength == 1 else process.add_noise(start, noise, np.float32(alphas[0]))
 
     def predict_in_hole(latents, embedding, alpha):
         seen = process.network_input(config.diffusion, latents, background, cells, noise, alpha)
@@ -232,7 +248,7 @@ def sample(
 
     latents = integrate(
         predict_in_hole,
-        noise,
+        latents,
         model.unet.embed_time(jnp.asarray(timesteps)),
         alphas[:-1],
         table,

@@ -26,7 +26,7 @@ from imprint_jax.data import pipeline
 from imprint_jax.data.records import RecordSource, content_hash
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import encoders, evaluate, identity_probe, report, test_sets
-from imprint_jax.runtime.files import write_text
+from imprint_jax.runtime.files import atomic_file
 from imprint_jax.training import checkpoint, initialize
 from imprint_jax.training.train import check_config, train
 from imprint_jax.weights import release
@@ -239,7 +239,8 @@ def ablate(
     summary = report.summarize(found, command=command, manifest=described)
     report.write(found, summary, out, worst=None, limit=60)
     steps = {v.label: _steps(v) for v in suite}
-    write_text(out / "ablation.md", _table(suite, baselines, summary, steps))
+    with atomic_file(out / "ablation.md") as file:
+        file.write_text(_table(suite, baselines, summary, steps), encoding="utf-8")
     return out / "ablation.md"
 
 
@@ -336,7 +337,8 @@ def _exported(run: Path, folder: Path, results: Path) -> Path:
         shutil.rmtree(results, ignore_errors=True)
         licences = initialize.load_licences(str(run))
         release.save(folder, *checkpoint.load_params(run), licences)
-        mark.write_text(source)
+        with atomic_file(mark) as file:
+            file.write_text(source)
     return folder
 
 

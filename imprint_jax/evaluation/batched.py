@@ -4,8 +4,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from imprint_jax.composing.compositor import bucket
 from imprint_jax.errors import InputError
+from imprint_jax.runtime.files import atomic_file
 
 # Of what the measures compute from the same settings: raise it when one computes something else, so
 # that nothing that was kept before is taken for it.
@@ -90,14 +89,12 @@ class Cache:
             InputError: The folder cannot be written to.
         """
         path = self._path(key)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-            os.replace(partial, path)
         except OSError as error:
             raise InputError(f"Cannot write {path}: {error.strerror}.") from error
+        with atomic_file(path) as partial, partial.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.npy"

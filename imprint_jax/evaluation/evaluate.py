@@ -30,6 +30,7 @@ from imprint_jax.evaluation import background, distribution, encoders, identity,
 from imprint_jax.evaluation.baselines import BASELINES
 from imprint_jax.evaluation.batched import Cache, cached, key_of, settings_hash
 from imprint_jax.evaluation.seam import WIDTH, seam_strength
+from imprint_jax.runtime.files import atomic_file
 from imprint_jax.weights import release
 from imprint_jax.weights.tensors import file_hash
 
@@ -242,7 +243,8 @@ def baseline_results(baseline: str, entries: list[Entry], out: Path, track: Call
             for part in request.parts:
                 picture = BASELINES[baseline](picture, *part.views[0], part.hole)
         for name in entry.names():
-            images.write_png(out / name, picture)
+            with atomic_file(out / name) as file:
+                file.write_bytes(images.encode_png(picture))
 
 
 def find_shots(entries: Iterable[Entry], results: dict[str, Path]) -> list[Shot]:

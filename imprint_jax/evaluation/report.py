@@ -5,8 +5,6 @@ import html
 import io
 import json
 import math
-import os
-import shutil
 import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +20,7 @@ from imprint_jax.composing.manifest import which_objects
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation.batched import settings_hash
 from imprint_jax.evaluation.evaluate import Evaluation, Shot
-from imprint_jax.runtime.files import write_text
+from imprint_jax.runtime.files import atomic_file, atomic_folder
 
 THUMBNAIL = 320  # pixels, the longer side
 # Behind the name of a measure: which way is better.
@@ -193,22 +191,21 @@ def write(
     check_folder(out)
     order = sorted_shots(evaluation, worst)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "metrics.csv", _csv(evaluation))
-    write_text(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    building = out / ".pictures.tmp"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    (building / MARK).touch()
-    sections = [_section(evaluation, group, building) for group in order[:limit]]
-    shutil.rmtree(out / "pictures", ignore_errors=True)
-    os.replace(building, out / "pictures")
+    with atomic_file(out / "metrics.csv") as file:
+        file.write_text(_csv(evaluation), encoding="utf-8")
+    with atomic_file(out / "summary.json") as file:
+        file.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    with atomic_folder(out / "pictures", replace=True) as building:
+        (building / MARK).touch()
+        sections = [_section(evaluation, group, building) for group in order[:limit]]
     sorting = f", worst {worst} first" if worst else ""
     head = f"<h1>Evaluation</h1>{_html_made(summary)}{_html_table(summary)}"
     head += _html_settings(summary)
     head += f"<h2>Pictures{sorting}</h2><p>{len(order)} compositions"
     head += f", {min(limit, len(order))} shown. Left of the results: the object, and the"
     head += " background with its hole in grey; right of them the truth, where there is one.</p>"
-    write_text(out / "index.html", page("Evaluation", head + "\n".join(sections)))
+    with atomic_file(out / "index.html") as file:
+        file.write_text(page("Evaluation", head + "\n".join(sections)), encoding="utf-8")
     return out / "index.html"
 
 

@@ -13,14 +13,12 @@ Each writes a folder with manifest.jsonl and the pictures it names, whole or not
 records and seed give the same folder.
 """
 
+import contextlib
 import csv
 import json
 import math
-import os
-import shutil
-import uuid
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,42 +26,35 @@ import numpy as np
 from imprint_jax import geometry, images
 from imprint_jax.data import transforms
 from imprint_jax.data.pairs import make_pairs
-from imprint_jax.data.records import Record, RecordSource, check_unused
+from imprint_jax.data.records import Record, RecordSource
 from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
+from imprint_jax.runtime.files import atomic_folder
 
 # Columns of a list of pairs.
 COLUMNS = ("object", "background", "x0", "y0", "x1", "y1")
 
 
-class _Folder:
+@contextlib.contextmanager
+def _test_set(folder: Path) -> Iterator["_TestSet"]:
     """A test set in the making; appears under its name when it is whole."""
+    with atomic_folder(folder) as building:
+        test_set = _TestSet(building)
+        yield test_set
+        text = "".join(json.dumps(line) + "\n" for line in test_set.lines)
+        (building / "manifest.jsonl").write_text(text)
 
+
+class _TestSet:
     def __init__(self, folder: Path):
-        check_unused(folder)
         self.folder = folder
-        self.building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
         self.lines: list[dict] = []
-
-    def __enter__(self):
-        self.building.mkdir(parents=True)
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind is not None:
-            shutil.rmtree(self.building, ignore_errors=True)
-            return
-        text = "".join(json.dumps(line) + "\n" for line in self.lines)
-        (self.building / "manifest.jsonl").write_text(text)
-        if self.folder.exists():
-            self.folder.rmdir()  # empty, or it would have been refused
-        os.replace(self.building, self.folder)
 
     def write(self, entry_id: str, pictures: dict[str, np.ndarray], **fields) -> None:
         """Adds an entry; `pictures` are written as ID.FIELD.png and named by their fields."""
-        for name, picture in pictures.items():
-            images.write_png(self.building / f"{entry_id}.{name}.png", picture)
         names = {name: f"{entry_id}.{name}.png" for name in pictures}
+        for name, picture in pictures.items():
+            (self.folder / names[name]).write_bytes(images.encode_png(picture))
         self.lines.append({"id": entry_id} | names | fields)
 
 
@@ -97,7 +88,7 @@ def perturbed(
         InputError: `out` is not empty, or no record has a mask.
     """
     numbers = make_pairs("photo", records.index, 0).records
-    with _Folder(Path(out)) as folder:
+    with _test_set(out) as folder:
         for number in _spread(numbers, limit):
             record, rng = records[number], np.random.default_rng([seed, number])
             image, coverage = transforms.decode_view(record)
@@ -142,7 +133,7 @@ def pasted(
         InputError: `out` is not empty, or no object has two views.
     """
     pairs = make_pairs("pasted", records.index, config.data.window)
-    with _Folder(Path(out)) as folder:
+    with _test_set(out) as folder:
         for k in _spread(np.arange(len(pairs)), limit):
             rng = np.random.default_rng([seed, k])
             first, second = pairs.draw(k, rng)
@@ -217,7 +208,7 @@ def rendered(
             f"No scene in {scenes} has a view in {views} that is {apart[0]:g} to {apart[1]:g}"
             " degrees apart; both must be rendered of the same models."
         )
-    with _Folder(Path(out)) as folder:
+    with _test_set(out) as folder:
         for k in _spread(np.arange(len(found)), limit):
             object_id, scene, frame, view, angle = found[k]
             read = lambda name: images.read_image(next(scene.glob(name)))  # noqa: B023
@@ -276,7 +267,7 @@ def dreambooth(
             has no mask.
     """
     rows = read_pairs(pairs)
-    with _Folder(Path(out)) as folder:
+    with _test_set(out) as folder:
         for number, row in enumerate(rows):
             background = images.read_image(backgrounds / row["background"])[..., :3]
             cut = _cut(objects / row["object"], masks, Path(row["object"]), segmenter)

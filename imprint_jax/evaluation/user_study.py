@@ -8,8 +8,6 @@ The page works without a server. A person's answers are a file that the page off
 
 import html
 import json
-import os
-import shutil
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,10 +17,10 @@ import numpy as np
 from scipy import stats
 
 from imprint_jax.composing.manifest import Entry
-from imprint_jax.data.records import check_unused
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation.evaluate import find_shots, read_result
 from imprint_jax.evaluation.report import object_picture, page, thumbnail
+from imprint_jax.runtime.files import atomic_folder, check_unused
 
 # What is asked of each pair, after the paper's two sides of quality (Sec. 4.2). Ours.
 QUESTIONS = {
@@ -103,10 +101,9 @@ def make(
     pairs = list(zip(shots[: len(entries)], shots[len(entries) :], strict=True))
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(pairs))[:limit]
-    building = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    pictures = building / "page" / "pictures"
-    pictures.mkdir(parents=True)
-    try:
+    with atomic_folder(out) as building:
+        pictures = building / "page" / "pictures"
+        pictures.mkdir(parents=True)
         sections, key = [], {}
         for number, place in enumerate(order):
             swapped = bool(rng.integers(2))
@@ -126,11 +123,6 @@ def make(
             names = {"first": str(first), "second": str(second)}
         content = {"study": identity, "methods": names, "pairs": key}
         (building / "key.json").write_text(json.dumps(content, indent=1) + "\n")
-        if out.exists():
-            out.rmdir()
-        os.replace(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return out / "page" / "index.html"
 
 

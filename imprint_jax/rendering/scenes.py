@@ -9,7 +9,6 @@ what is seen of it. Everything random comes from the seed. Needs the extra `[ren
 import dataclasses
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,6 +56,7 @@ from imprint_jax.rendering.views import (
     random_light,
     run_jobs,
 )
+from imprint_jax.runtime.files import atomic_folder, remove_unfinished
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 WALL_TURN = 25.0  # degrees, of the wall behind, either way
@@ -311,6 +311,8 @@ def render_scenes(
         "choice": zlib.crc32("/".join(choice + [photo.name for photo in photos]).encode()),
     }
     out_dir.mkdir(parents=True, exist_ok=True)
+    for folder in (out_dir, *(out_dir / object_id for object_id, _ in models)):
+        remove_unfinished(folder)
     jobs = []
     for object_id, path in models[:limit]:
         others = [other for _, other in models if other != path] if num_others else []
@@ -341,42 +343,37 @@ def _render_scene(
     """One scene to one folder, built beside its place and moved there when whole."""
     object_id = folder.parent.name
     scene_id, source = f"{object_id}/{folder.name}", str(path.relative_to(models_dir))
-    building = folder.parent.with_name(f".{object_id}.{folder.name}.part")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
     seed = zlib.crc32(f"{settings['seed']}/{scene_id}".encode())
     front = zlib.crc32(f"{settings['seed']}/{object_id}".encode()) % 360
     rng = np.random.default_rng([seed, 1])
     size, samples = settings["size"], settings["samples"]
     count = min(int(rng.integers(settings["num_others"] + 1)), len(others))
     try:
-        scene = random_scene(
-            path,
-            settings["num_views"],
-            size,
-            seed,
-            front=front,
-            others=[others[i] for i in rng.choice(len(others), count, replace=False)],
-            photos=photos,
-            up=settings["up"],
-            samples=samples,
-        )
-        for index, view in enumerate(scene_views(scene, size, samples)):
-            if (view.mask >= MASK_THRESHOLD).mean() < MIN_COVERAGE:
-                detail = "less than 1 % of a view shows the object, or it is see-through"
-                raise RejectedModel(path, "hidden", detail)
-            for name, picture in (("target", view.target), ("background", view.background)):
-                file = building / f"{index:03d}_{name}.webp"
-                Image.fromarray(picture).save(file, quality=QUALITY, method=4)
-            Image.fromarray(view.mask).save(building / f"{index:03d}_mask.png")
+        with atomic_folder(folder) as building:
+            scene = random_scene(
+                path,
+                settings["num_views"],
+                size,
+                seed,
+                front=front,
+                others=[others[i] for i in rng.choice(len(others), count, replace=False)],
+                photos=photos,
+                up=settings["up"],
+                samples=samples,
+            )
+            for index, view in enumerate(scene_views(scene, size, samples)):
+                if (view.mask >= MASK_THRESHOLD).mean() < MIN_COVERAGE:
+                    detail = "less than 1 % of a view shows the object, or it is see-through"
+                    raise RejectedModel(path, "hidden", detail)
+                for name, picture in (("target", view.target), ("background", view.background)):
+                    file = building / f"{index:03d}_{name}.webp"
+                    Image.fromarray(picture).save(file, quality=QUALITY, method=4)
+                Image.fromarray(view.mask).save(building / f"{index:03d}_mask.png")
+            chosen = [Path(p).relative_to(models_dir).as_posix() for p in scene.about["others"]]
+            about = {"source": source, "settings": settings, **scene.about, "others": chosen}
+            (building / "scene.json").write_text(json.dumps(about) + "\n")
     except RejectedModel as error:
-        shutil.rmtree(building)
         return Result(scene_id, source, "rejected", error.reason, error.detail)
-    others = [Path(other).relative_to(models_dir).as_posix() for other in scene.about["others"]]
-    about = {"source": source, "settings": settings, **scene.about, "others": others}
-    (building / "scene.json").write_text(json.dumps(about) + "\n")
-    folder.parent.mkdir(exist_ok=True)
-    os.replace(building, folder)
     return Result(scene_id, source, "rendered")
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from imprint_jax.rendering.raytracer import (
     make_scene,
     trace_view,
 )
+from imprint_jax.runtime.files import atomic_folder, remove_unfinished
 from imprint_jax.runtime.processes import in_processes
 
 MODEL_SUFFIXES = (".obj", ".glb", ".gltf", ".ply")
@@ -210,6 +210,7 @@ def render_folder(
         "format": image_format,
     }
     out_dir.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(out_dir)
     todo = []
     for object_id, path in models:
         views_json = out_dir / object_id / "views.json"
@@ -291,21 +292,8 @@ def _render_object(
 ) -> Result:
     """One model to one folder, built beside its place and moved there when whole."""
     source = str(path.relative_to(models_dir))
-    building = out_dir / f".{object_id}.part"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
     seed = zlib.crc32(f"{settings['seed']}/{object_id}".encode())
     num_views, image_format = settings["num_views"], settings["format"]
-    try:
-        views = render_views(
-            path, num_views, settings["size"], seed, up=settings["up"], samples=settings["samples"]
-        )
-        for index, view in enumerate(views):
-            options = {"quality": 90, "method": 4} if image_format == "webp" else {}
-            Image.fromarray(view).save(building / f"{index:03d}.{image_format}", **options)
-    except RejectedModel as error:
-        shutil.rmtree(building)
-        return Result(object_id, source, "rejected", error.reason, error.detail)
     directions, light = _path_and_light(num_views, seed)
     about = {
         "source": source,
@@ -313,8 +301,22 @@ def _render_object(
         **path_in_words(directions),
         "light": light_in_words(light),
     }
-    (building / "views.json").write_text(json.dumps(about) + "\n")
-    os.replace(building, out_dir / object_id)
+    try:
+        with atomic_folder(out_dir / object_id) as building:
+            views = render_views(
+                path,
+                num_views,
+                settings["size"],
+                seed,
+                up=settings["up"],
+                samples=settings["samples"],
+            )
+            for index, view in enumerate(views):
+                options = {"quality": 90, "method": 4} if image_format == "webp" else {}
+                Image.fromarray(view).save(building / f"{index:03d}.{image_format}", **options)
+            (building / "views.json").write_text(json.dumps(about) + "\n")
+    except RejectedModel as error:
+        return Result(object_id, source, "rejected", error.reason, error.detail)
     return Result(object_id, source, "rendered")
 
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.runtime import distributed
-from imprint_jax.runtime.files import write_text
+from imprint_jax.runtime.files import atomic_file
 from imprint_jax.training import optimizer
 from imprint_jax.training.state import TrainState
 
@@ -163,7 +163,8 @@ class Checkpoints:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         found = {path.relative_to(folder).as_posix(): _crc32(path) for path in files}
         self.checksums.mkdir(exist_ok=True)
-        write_text(self.checksums / f"{folder.name}.json", json.dumps(found, indent=0) + "\n")
+        with atomic_file(self.checksums / f"{folder.name}.json") as file:
+            file.write_text(json.dumps(found, indent=0) + "\n")
 
     def _try_step(self, step: int, target: TrainState):
         """The checkpoint, and ""; or None and why it cannot be read, if no checksums vouch for it.

@@ -14,6 +14,7 @@ from tensorboardX import SummaryWriter
 
 from imprint_jax.planning import accelerators
 from imprint_jax.runtime import distributed
+from imprint_jax.runtime.files import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,8 @@ class Meter:
         first = (step - 1) * self.config.batch_size
         ids = [first, first + self.config.batch_size - 1]
         found = {"step": step, name: str(value), "first_and_last_sample": ids}
-        (self.workdir / "nonfinite.json").write_text(json.dumps(found) + "\n")
+        with atomic_file(self.workdir / "nonfinite.json") as file:
+            file.write_text(json.dumps(found) + "\n")
         raise FloatingPointError(
             f"The {name} of step {step} is {value} (samples {ids[0]} to {ids[1]} of the data);"
             " no checkpoint was saved since. Start a new run from the last one"

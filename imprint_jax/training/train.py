@@ -22,7 +22,7 @@ from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.planning import accelerators
 from imprint_jax.runtime import distributed, host_memory
-from imprint_jax.runtime.files import write_text
+from imprint_jax.runtime.files import atomic_file
 from imprint_jax.training import initialize, optimizer, sharding
 from imprint_jax.training.checkpoint import Checkpoints
 from imprint_jax.training.metrics import Meter
@@ -124,7 +124,8 @@ def train(
                 batches.check_batch(host_batch, config)
                 if distributed.is_main():
                     picture = batches.picture(host_batch)
-                    images.write_png(workdir / "first_batch.png", picture)
+                    with atomic_file(workdir / "first_batch.png") as file:
+                        file.write_bytes(images.encode_png(picture))
             batch = batches.to_device(host_batch, sharding.batch_sharding(mesh))
             state, metrics = train_step(state, batch)
             # One step ahead of the device and no more: running further ahead takes batches faster
@@ -257,8 +258,10 @@ def _prepare_workdir(
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if licences is not None:
-        write_text(workdir / "licences.json", json.dumps(licences, indent=2) + "\n")
-    write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
+        with atomic_file(workdir / "licences.json") as file:
+            file.write_text(json.dumps(licences, indent=2) + "\n")
+    with atomic_file(workdir / "config.json") as file:
+        file.write_text(config.to_json(indent=2) + "\n")
 
 
 class Observer:
@@ -312,7 +315,8 @@ class Observer:
             picture = self._picture(state)
             if distributed.is_main():
                 (self.workdir / "previews").mkdir(exist_ok=True)
-                images.write_png(self.workdir / "previews" / f"{step:08d}.png", picture)
+                with atomic_file(self.workdir / "previews" / f"{step:08d}.png") as file:
+                    file.write_bytes(images.encode_png(picture))
                 meter.add_picture("preview", picture)
             meter.restart_clock()
 

@@ -20,7 +20,7 @@ from imprint_jax.config import default
 from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
-from imprint_jax.runtime.files import write_text
+from imprint_jax.runtime.files import atomic_file
 from imprint_jax.weights import mapping
 from imprint_jax.weights.tensors import file_hash, open_tensors, read_json, write_tensors
 
@@ -118,7 +118,8 @@ def write_component(folder: Path, component: str, params: dict) -> None:
 def write_config(folder: Path, released: dict) -> None:
     """Writes config.json, and the card that says what the folder's weights may be used for."""
     write_card(folder, released)
-    write_text(folder / "config.json", json.dumps(released, indent=2) + "\n")
+    with atomic_file(folder / "config.json") as file:
+        file.write_text(json.dumps(released, indent=2) + "\n")
 
 
 def write_card(folder: Path, released: dict) -> None:
@@ -147,7 +148,8 @@ def write_card(folder: Path, released: dict) -> None:
                 " for this model and all that is derived from it, and must be passed on with it.",
                 "",
             ]
-    (folder / "README.md").write_text("\n".join(lines))
+    with atomic_file(folder / "README.md") as file:
+        file.write_text("\n".join(lines), encoding="utf-8")
 
 
 def load_config(folder: Path) -> ConfigDict:

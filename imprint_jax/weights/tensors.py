@@ -8,7 +8,6 @@ code.
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import struct
@@ -23,6 +22,7 @@ import safetensors
 import safetensors.numpy
 
 from imprint_jax.errors import InputError
+from imprint_jax.runtime.files import atomic_file
 
 # safetensors' names of the dtypes that weights come in.
 DTYPES = {
@@ -253,15 +253,14 @@ def write_tensors(
         tensors: Contiguous arrays.
         metadata: Texts for the file's header.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        safetensors.numpy.save_file(dict(tensors), temporary, metadata)
-        temporary.chmod(mode)  # safetensors lets only the owner read it
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        try:
+            safetensors.numpy.save_file(dict(tensors), partial, metadata)
+        except safetensors.SafetensorError as error:  # as a full disk
+            raise InputError(f"Cannot write {path}: {error}.") from error
+        partial.chmod(mode)  # safetensors lets only the owner read it
 
 
 def file_hash(path: Path) -> str:

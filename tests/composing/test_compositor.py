@@ -11,6 +11,7 @@ from PIL import Image
 from imprint_jax import Compositor, Placement, Request, Settings, geometry
 from imprint_jax.composing import compositor as composing
 from imprint_jax.composing.compositor import FEATHER
+from imprint_jax.composing.start import paste_object
 from imprint_jax.errors import InputError
 from imprint_jax.weights import release
 
@@ -133,17 +134,17 @@ def test_bitwise_at_the_same_place_whatever_the_neighbours(compositor):
 
 def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):
     """Before it is rounded to grey levels: 1e-4 of a range of 2."""
-    choices = (4, "ddim", 0.0)
+    choices = (4, "ddim", 0.0, 1.0)
     rng = np.random.default_rng(0)
     b, size = 5, compositor.config.image_size
     square = lambda s: rng.integers(0, 256, (b, s, s, 3), dtype=np.uint8)
-    batch = [square(28)[:, None], square(size), rng.random((b, size, size, 1)) < 0.5]
-    batch.append(np.array([(7, k, 0) for k in range(b)], np.uint32))
+    batch = [np.array([(7, k, 0) for k in range(b)], np.uint32), square(28)[:, None], square(size)]
+    batch.append(rng.random((b, size, size, 1)) < 0.5)
 
     @jax.jit
     def run(*batch):
         bound = compositor.graphdef, compositor.config, choices, compositor.params
-        return composing.generate(*bound, *batch, 3.0)
+        return composing.generate(*bound, 3.0, *batch)
 
     together = run(*batch)
     for i in (0, 3):
@@ -153,13 +154,13 @@ def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):
 
 def test_nothing_recompiles_in_a_long_job(compositor, monkeypatch):
     traced = []
-    original = compositor.generate
+    original = composing.generate
 
-    def counted(graphdef, config, choices, params, objects, *args):
+    def counted(graphdef, config, choices, params, scale, draws, objects, *args):
         traced.append(objects.shape[:2])
-        return original(graphdef, config, choices, params, objects, *args)
+        return original(graphdef, config, choices, params, scale, draws, objects, *args)
 
-    monkeypatch.setattr(compositor, "generate", counted)
+    monkeypatch.setattr(composing, "generate", counted)
     fresh = Compositor(compositor.config, compositor.params, max_batch=2)
     list(fresh.run(request_of(seed) for seed in range(3 * 16 + 5)))
     assert traced == [(2, 1), (1, 1)]  # two full batches of 16 on 8 devices, then 5
@@ -238,6 +239,37 @@ def test_samplers_and_eta_are_obeyed(compositor):
     assert changed(compositor(OBJECT, PHOTO, HOLE, eta=1.0), base).any()
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++2m"])
+def test_low_strength_keeps_the_object_as_it_is(compositor, sampler):
+    """The random network of the tests knows no objects: what is recognised is the paste."""
+    at = lambda strength: np.asarray(
+        compositor(OBJECT, PHOTO, HOLE, sampler=sampler, strength=strength, num_steps=4)
+    )
+    crop = geometry.context_crop(HOLE, compositor.config.context)
+    hole = geometry.extract(HOLE, crop, 32)
+    pasted = paste_object(geometry.extract(PHOTO, crop, 32), hole, OBJECT[..., :3], OBJECT[..., 3])
+    apart = [
+        np.abs(geometry.extract(at(s), crop, 32).astype(float) - pasted)[hole].mean()
+        for s in (0.01, 0.2, 1.0)
+    ]
+    assert apart == sorted(apart) and apart[0] < 0.4 * apart[2], apart
+    outside = ~geometry.ring_around(HOLE, crop.side * FEATHER + 1) & ~HOLE
+    np.testing.assert_array_equal(at(0.2)[outside], PHOTO[outside])
+    # What was in the hole does not matter at any strength.
+    other = PHOTO.copy()
+    other[HOLE] = 255 - other[HOLE]
+    again = compositor(OBJECT, other, HOLE, sampler=sampler, strength=0.2, num_steps=4)
+    np.testing.assert_array_equal(np.asarray(again)[HOLE], at(0.2)[HOLE])
+
+
+def test_a_model_may_have_its_own_strength(compositor):
+    assert Settings().filled(compositor.config).strength == 1.0
+    own = compositor.config.copy_and_resolve_references()
+    own.sampling.strength = 0.5
+    assert Settings().filled(own).strength == 0.5
+    assert Settings(strength=1.0).filled(own).strength == 1.0
+
+
 def test_mask_levels_grow_the_hole(compositor):
     ellipse = np.zeros((90, 140), np.uint8)
     y, x = np.mgrid[:90, :140]
@@ -257,7 +289,7 @@ def test_matched_colours_are_nearer_to_the_photo_around_the_hole(compositor):
     drifted = np.full((32, 32, 3), 110, np.uint8)
     crop = geometry.context_crop(HOLE, compositor.config.context)
     hole = geometry.extract(HOLE, crop, 32)[..., None]
-    given = composing._Inputs(None, None, hole, crop)
+    given = composing._Inputs(None, None, hole, None, crop)
     np.testing.assert_array_equal(compositor._match_colors(drifted, flat, given), 90)
     plain = np.asarray(compositor(OBJECT, PHOTO, HOLE))
     matched = np.asarray(compositor(OBJECT, PHOTO, HOLE, match_colors=True))
@@ -314,6 +346,9 @@ def leaves(tree):
         (dict(num_steps=1001), "steps must be 1 to 1000"),
         (dict(sampler="euler"), "must be ddim or"),
         (dict(eta=2.0), "eta must be 0 to 1"),
+        (dict(strength=0.0), "strength must be above 0 and at most 1"),
+        (dict(strength=1.5), "strength must be above 0 and at most 1"),
+        (dict(strength=0.5, num_steps=501), "1 to 500 at a strength of 0.5"),
         (dict(sampler="dpm++2m", eta=0.1), "wants the sampler ddim"),
         (dict(guidance_scale=float("nan")), "guidance scale must be a number"),
     ],

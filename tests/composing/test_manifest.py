@@ -6,7 +6,7 @@ import pytest
 from imprint_jax import geometry
 from imprint_jax.composing import manifest
 from imprint_jax.errors import InputError
-from imprint_jax.images import write_png
+from tests.pictures import write_png
 
 RNG = np.random.default_rng(0)
 LINE = {"id": "a", "object": "o.png", "background": "b.png", "mask": "m.png"}

@@ -330,10 +330,12 @@ def test_picture_shows_samples_in_rows(stage2):
     assert (marked[hole][:, 0] >= 127).all()
 
 
-def test_inputs_need_no_jax():
+def test_data_and_rendering_need_no_jax():
     package = Path(imprint_jax.__path__[0])
-    files = [*(package / "inputs").glob("*.py"), package / "images.py", package / "geometry.py"]
-    assert len(files) >= 8
+    files = [*(package / "data").rglob("*.py"), *(package / "rendering").rglob("*.py")]
+    files += [package / "images.py", package / "geometry.py"]
+    files.remove(package / "data" / "batch.py")
+    assert len(files) >= 16
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -342,9 +344,11 @@ def test_inputs_need_no_jax():
             assert not [n for n in names if n.split(".")[0] in ("jax", "flax", "optax")], file
     script = """
 import sys
-import imprint_jax.inputs.check, imprint_jax.inputs.prepare, imprint_jax.inputs.show
-ours = {name for name in sys.modules if name.startswith("imprint_jax.")}
-allowed = {"errors", "files", "geometry", "host_memory", "images", "inputs", "processes"}
-assert {name.split(".")[1] for name in ours} == allowed, ours
+import imprint_jax.data.preparation.check
+import imprint_jax.data.preparation.prepare
+import imprint_jax.data.preparation.show
+
+loaded = {name.split(".")[1] for name in sys.modules if name.startswith("imprint_jax.")}
+assert loaded == {"errors", "geometry", "images", "data", "runtime"}, loaded
 """
     subprocess.run([sys.executable, "-c", script], check=True)

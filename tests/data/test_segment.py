@@ -116,7 +116,7 @@ def test_a_missing_library_is_a_clear_message(weights, tmp_path):
 import sys
 sys.modules["onnxruntime"] = None
 from imprint_jax.errors import InputError
-from imprint_jax.inputs.prepare import prepare
+from imprint_jax.data.preparation.prepare import prepare
 try:
     prepare("photos", {str(tmp_path / "photos")!r}, {str(tmp_path / "d")!r},
             segment={str(weights / "isnet.onnx")!r})

@@ -48,6 +48,23 @@ def test_impossible_numbers_of_steps(num_steps):
         sampling.sampling_timesteps(1000, num_steps, "leading")
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("strength", [0.1, 0.37, 0.6])
+def test_a_strength_is_a_share_of_the_schedule(spacing, strength):
+    timesteps = sampling.sampling_timesteps(1000, 20, spacing, strength)
+    step = 1000 * strength / 20
+    assert 1000 * strength - step - 20 <= timesteps[0] < 1000 * strength
+    assert len(set(timesteps)) == 20 and 0 <= timesteps[-1] <= step
+    with pytest.raises(InputError, match=f"1 to .* at a strength of {strength}, not 900"):
+        sampling.sampling_timesteps(1000, 900, spacing, strength)
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.5, 1.01, float("nan")])
+def test_impossible_strengths(strength):
+    with pytest.raises(InputError, match="strength must be above 0 and at most 1"):
+        sampling.sampling_timesteps(1000, 20, "trailing", strength)
+
+
 @pytest.mark.parametrize(
     "sampler, eta, message",
     [
@@ -132,8 +149,9 @@ def test_pure_noise_is_a_place_to_start(sampler, prediction_type):
     np.testing.assert_allclose(end, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("first", [-4.0, -1.0])  # from noise; from a noised picture
 @pytest.mark.parametrize("sampler, order", [("ddim", 1), ("dpm++2m", 2)])
-def test_order_of_convergence_on_gaussian_data(sampler, order):
+def test_order_of_convergence_on_gaussian_data(sampler, order, first):
     """Of data N(0, s^2) the exact noise is known, and so is the exact flow: x over x's spread.
 
     The steps are even in log-SNR between two end points, not timesteps of the schedule.
@@ -142,7 +160,7 @@ def test_order_of_convergence_on_gaussian_data(sampler, order):
     scale = lambda a: np.sqrt(a * spread**2 + 1 - a)
 
     def error(num_steps):
-        log_snr = np.linspace(-4.0, 3.0, num_steps + 1)  # log(signal / noise)
+        log_snr = np.linspace(first, 3.0, num_steps + 1)  # log(signal / noise)
         alphas = 1 / (1 + np.exp(-2 * log_snr))
         predict = lambda x, row, a: jnp.sqrt(1 - a) * x / (a * spread**2 + 1 - a)
         start = jnp.full((1, 1, 1, 1), scale(alphas[0]))
@@ -289,6 +307,25 @@ def test_what_is_constant_is_computed_once(tiny, monkeypatch):
     assert contexts[:cross_attentions] == [tokens] * cross_attentions
     assert tokens not in contexts[cross_attentions:]
     assert timesteps == [5]
+
+
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_the_less_strength_the_more_stays_of_the_start(tiny, sampler):
+    c, graphdef, params, _, args = tiny
+    _, images, mask = args
+    model = imprint.bind(graphdef, params)
+    start = model.vae.encode(jnp.flip(images, axis=2))
+    at = lambda strength: jax.jit(
+        lambda: compose(model, c, *args, 3.0, 4, sampler=sampler, strength=strength, start=start)
+    )()
+    expected = model.vae.decode(start)
+    inside = np.broadcast_to(mask, images.shape) > 0
+    apart = [float(np.abs(at(s) - expected)[inside].mean()) for s in (0.01, 0.1, 0.5, 1.0)]
+    assert apart == sorted(apart) and apart[0] < 0.2 * apart[-1], apart
+    # From pure noise the start does not count.
+    np.testing.assert_array_equal(
+        at(1.0), jax.jit(lambda: compose(model, c, *args, 3.0, 4, sampler=sampler))()
+    )
 
 
 @pytest.mark.parametrize("options", [dict(sampler="dpm++2m"), dict(eta=0.5)])

@@ -26,6 +26,7 @@ from imprint_jax.weights import release
 from imprint_jax.weights.tensors import file_hash
 from tests.commands import run
 from tests.evaluation.test_perceptual import head_widths, torch_backbone
+from tests.pictures import write_png
 from tests.tiny import write_records
 
 runner = CliRunner()
@@ -54,7 +55,7 @@ def folder(tmp_path_factory):
         for method, picture in pictures.items():
             (folder / method).mkdir(exist_ok=True)
             for name in entry.names():
-                images.write_png(folder / method / name, picture)
+                write_png(folder / method / name, picture)
     return folder
 
 
@@ -122,8 +123,8 @@ def test_turned_colours_are_another_object(found):
 def test_other_views_of_the_object_count_as_found(tmp_path, named, expected):
     colours = {"cup1": (250, 10, 10), "cup2": (200, 60, 10), "can": (10, 250, 10)}
     for name, colour in colours.items():
-        images.write_png(tmp_path / f"{name}.png", np.full((20, 20, 3), colour, np.uint8))
-    images.write_png(tmp_path / "mask.png", np.ones((20, 20), bool))
+        write_png(tmp_path / f"{name}.png", np.full((20, 20, 3), colour, np.uint8))
+    write_png(tmp_path / "mask.png", np.ones((20, 20), bool))
     (tmp_path / "made").mkdir()
     lines = []
     shown_and_made = (("cup1", "cup2"), ("can", "can"), ("can", "cup2"), ("cup2", "cup2"))
@@ -179,13 +180,13 @@ def test_what_was_measured_is_not_measured_again(
 def test_a_changed_picture_is_measured_again(folder, tmp_path):
     entries = manifest.read(folder / "set" / "manifest.jsonl")[:1]
     for name in entries[0].names():
-        images.write_png(tmp_path / name, images.read_image(folder / "truth" / name))
+        write_png(tmp_path / name, images.read_image(folder / "truth" / name))
     networks = evaluate.load_networks(ours=None)
     run = lambda: evaluate.evaluate(
         entries, {"m": tmp_path}, networks, folder / "cache", track=untracked
     ).rows[0]["psnr"]
     assert run() == perceptual.BEST_PSNR
-    images.write_png(tmp_path / name.replace("_1", "_0"), np.zeros((96, 96, 3), np.uint8))
+    write_png(tmp_path / name.replace("_1", "_0"), np.zeros((96, 96, 3), np.uint8))
     assert run() < 20
 
 
@@ -228,7 +229,7 @@ def test_models_and_baselines_make_what_is_missing_or_has_changed(folder, tiny_r
     composed = [path for path in first if path.parent == results["tiny"]]
     assert all(first[path] == again[path] for path in composed)
     assert all(first[path][0] == again[path][0] for path in first)
-    images.write_png(entries[0].background, 255 - images.read_image(entries[0].background))
+    write_png(entries[0].background, 255 - images.read_image(entries[0].background))
     other = make()
     changed = {path for path in first if other[path][0] != first[path][0]}
     assert changed == {f / name for f in results.values() for name in entries[0].names()}
@@ -394,7 +395,7 @@ def test_the_error_is_over_objects_and_the_difference_is_paired(found):
 def test_few_pictures_have_no_distribution(folder, tiny_release, tmp_path):
     entries = manifest.read(folder / "set" / "manifest.jsonl")[:1]
     one = [dataclasses.replace(entries[0], num=1)]
-    images.write_png(tmp_path / one[0].names()[0], images.read_image(one[0].target))
+    write_png(tmp_path / one[0].names()[0], images.read_image(one[0].target))
     networks = evaluate.load_networks(ours=None, backbone=tiny_release)
     found = evaluate.evaluate(
         one, {"m": tmp_path}, networks, tmp_path / "cache", reference=folder / "truth",

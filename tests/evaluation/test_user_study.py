@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imprint_jax import images
 from imprint_jax.composing import manifest
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import user_study
+from tests.pictures import write_png
 from tests.tiny import write_photos
 
 
@@ -27,7 +27,7 @@ def setting(tmp_path):
         (tmp_path / method).mkdir()
         for k in range(8):
             picture = np.full((64, 64, 3), grey, np.uint8)
-            images.write_png(tmp_path / method / f"e{k}.png", picture, {"imprint_jax": method})
+            write_png(tmp_path / method / f"e{k}.png", picture, {"imprint_jax": method})
     for k in range(8):
         entry = dict(id=f"e{k}", object="object.png", background="photos/photo0.png")
         lines.append(json.dumps(entry | {"box": [10, 10, 40, 40]}))

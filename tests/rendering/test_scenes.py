@@ -149,11 +149,11 @@ def test_folders_are_whole_and_resumed(tmp_path, cube):
     # A run that was stopped while building leaves a part behind, which counts for nothing.
     before = {p.name: p.read_bytes() for p in (out / "cube" / "000").iterdir()}
     (out / "cube" / "000" / "scene.json").rename(tmp_path / "scene.json")
-    (out / "cube" / "000").rename(out / ".cube.000.part")
+    (out / "cube" / "000").rename(out / ".0123.tmp")
     again = {r.object_id: r.status for r in scenes.render_scenes(models, out, **settings)}
     assert again["cube/000"] == "rendered" and again["cube/001"] == "complete"
     assert {p.name: p.read_bytes() for p in (out / "cube" / "000").iterdir()} == before
-    assert not (out / ".cube.000.part").exists()
+    assert not (out / ".0123.tmp").exists()
 
     with pytest.raises(InputError, match="choose another folder"):
         list(scenes.render_scenes(models, out, **settings | {"size": 48}))

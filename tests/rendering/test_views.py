@@ -93,11 +93,11 @@ def test_folders_are_whole_and_resumed(tmp_path):
     # A run that was stopped while building leaves a part behind, which counts for nothing.
     before = (out / "red" / "000.webp").read_bytes()
     (out / "red" / "views.json").rename(tmp_path / "views.json")
-    (out / "red").rename(out / ".red.part")
+    (out / "red").rename(out / ".0123.tmp")
     again = {r.object_id: r.status for r in views.render_folder(models, out, **settings)}
     assert again["red"] == "rendered" and again["toys-blue_one"] == "complete"
     assert (out / "red" / "000.webp").read_bytes() == before
-    assert not (out / ".red.part").exists()
+    assert not (out / ".0123.tmp").exists()
 
     with pytest.raises(InputError, match="choose another folder"):
         list(views.render_folder(models, out, **settings | {"size": 48}))

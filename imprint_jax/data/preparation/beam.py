@@ -7,6 +7,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
 from imprint_jax.data.preparation.prepare import Job, chunk_folder, do_chunk
+from imprint_jax.errors import InputError
 
 
 def run(job: Job, chunks: list, todo: list[int], options: Sequence[str]) -> Iterator[int]:
@@ -39,6 +40,6 @@ def _do(element: tuple[int, list], job: Job) -> None:
         return
     try:
         do_chunk(job, number, groups)
-    except OSError:
+    except InputError:
         if not folder.exists():  # else another worker was first
             raise

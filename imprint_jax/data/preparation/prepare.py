@@ -12,17 +12,16 @@ import fcntl
 import functools
 import hashlib
 import io
-import itertools
 import json
 import logging
 import os
 import shutil
 import struct
-import uuid
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +30,11 @@ from PIL import Image
 from imprint_jax.data.preparation.filters import Filters, Reject
 from imprint_jax.data.preparation.masks import NO_MASK
 from imprint_jax.data.preparation.sources import ARCHIVES, READERS, Group, Picture
-from imprint_jax.data.records import VERSION, Record, ShardWriter, check_unused, merge_shards
+from imprint_jax.data.records import VERSION, Record, ShardWriter, merge_shards
 from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
 from imprint_jax.images import decode_image, encode_png, too_large
-from imprint_jax.runtime.files import write_text
+from imprint_jax.runtime.files import atomic_file, atomic_folder, check_unused, remove_unfinished
 from imprint_jax.runtime.processes import in_processes
 
 logger = logging.getLogger(__name__)
@@ -159,9 +158,7 @@ def prepare(
         raise InputError(f"Cannot list {error.filename}: {error.strerror}.") from error
     if not any(isinstance(group, Group) for group in groups):
         reasons = Counter(group.reason for group in groups)
-        raise InputError(
-            f"{src} holds no usable picture{_archives(src)}; left out: {_list(reasons)}."
-        )
+        raise _nothing_usable(src, dst, reasons, (_line(job, group) for group in groups))
     size = min(-(-len(groups) // MIN_CHUNKS), CHUNK_PICTURES // READERS[name].group_size)
     chunks = [groups[start : start + size] for start in range(0, len(groups), size)]
     if beam is None:
@@ -222,13 +219,13 @@ def _start(building: Path, fingerprint: dict) -> None:
                 f"{building} is a stopped run with other {', '.join(changed)}; start it again as it"
                 " was, or delete that folder."
             )
-        for partial in (building / "chunks").glob(".*"):
-            shutil.rmtree(partial)
+        remove_unfinished(building / "chunks")
         return
     for leftover in ("chunks", "final"):  # of a run that was killed when it had finished
         shutil.rmtree(building / leftover, ignore_errors=True)
     (building / "chunks").mkdir()
-    write_text(plan, json.dumps(fingerprint, indent=1))
+    with atomic_file(plan) as file:
+        file.write_text(json.dumps(fingerprint, indent=1))
 
 
 def _fingerprint(job: Job, chunks: list) -> dict:
@@ -286,37 +283,48 @@ def _run(job: Job, chunks: list, todo: list[int], workers: int) -> Iterator[int]
 
 def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float | None) -> dict:
     """Merges the chunks to DST."""
-    final = building / "final"
-    final.mkdir(exist_ok=True)
     rejects, units, stems = Counter(), defaultdict(set), {}
-    with open(final / "rejects.jsonl", "w") as log:
-        for number in range(count):
-            folder = chunk_folder(job, number)
-            about = json.loads((folder / "about.json").read_text())
-            rejects.update(about["rejects"])
-            for split, names in about["units"].items():
-                units[split].update(names)
-                stems.setdefault(split, []).append(folder / split)
-            log.write((folder / "rejects.jsonl").read_text())
+    for number in range(count):
+        folder = chunk_folder(job, number)
+        about = json.loads((folder / "about.json").read_text())
+        rejects.update(about["rejects"])
+        for split, names in about["units"].items():
+            units[split].update(names)
+            stems.setdefault(split, []).append(folder / split)
+    lines = ((chunk_folder(job, k) / "rejects.jsonl").read_text() for k in range(count))
     if not stems:
+        error = _nothing_usable(job.src, dst, rejects, lines)
         (building / "plan.json").unlink()
         shutil.rmtree(building)
-        raise InputError(f"{job.src} holds no usable picture; left out: {_list(rejects)}.")
+        raise error
     _report_unused(job, units)
-    lists = {split: sorted(units.get(split, ())) for split in SPLITS}
-    (final / "splits.json").write_text(json.dumps(lists, indent=1) + "\n")
     stems = {split: stems[split] for split in SPLITS if split in stems}
     counts = {s: sum(_length(stem) for stem in stems[s]) for s in stems}
-    _check_rejects(rejects, sum(counts.values()), max_reject, final)
-    merge_shards(final, job.name, stems)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    check_unused(dst)
-    # Without its plan nothing goes on with chunks whose shards have moved.
-    (building / "plan.json").unlink()
-    os.replace(final, dst)
+    with atomic_folder(dst, building=building / "final") as final:
+        with open(final / "rejects.jsonl", "w") as log:
+            log.writelines(lines)
+        lists = {split: sorted(units.get(split, ())) for split in SPLITS}
+        (final / "splits.json").write_text(json.dumps(lists, indent=1) + "\n")
+        _check_rejects(rejects, sum(counts.values()), max_reject, final)
+        merge_shards(final, job.name, stems)
+        check_unused(dst)
+        # Without its plan nothing goes on with chunks whose shards have moved.
+        (building / "plan.json").unlink()
     shutil.rmtree(building)
     logger.info("%s: %s records, %s left out", dst, counts, dict(rejects))
     return {"records": counts, "rejects": dict(rejects)}
+
+
+def _nothing_usable(src: Path, dst: Path, counts: Counter, lines: Iterable[str]) -> InputError:
+    """Says that everything was left out, and keeps why, line by line, beside where DST would be."""
+    said = f"{src} holds no usable picture{_archives(src)}; left out: {_list(counts)}."
+    if not counts:
+        return InputError(said)
+    path = dst.with_name(f"{dst.name}.rejects.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file, open(file, "w") as log:
+        log.writelines(lines)
+    return InputError(f"{said} {path} says why.")
 
 
 def _length(stem: Path) -> int:
@@ -352,32 +360,31 @@ def chunk_folder(job: Job, number: int) -> Path:
 
 def do_chunk(job: Job, number: int, groups: list[Group | Reject]) -> None:
     """Reads some groups; their shards, rejects and units appear in one step, as a folder."""
-    folder = job.chunks / f".{number:06d}.{uuid.uuid4().hex}"
-    folder.mkdir()
     shards: dict[str, ShardWriter] = {}
     units: dict[str, set[str]] = defaultdict(set)
     rejects: Counter = Counter()
-    with open(folder / "rejects.jsonl", "w") as log:
-        for outcome in itertools.chain.from_iterable(_read_group(job, group) for group in groups):
-            if isinstance(outcome, Reject):
-                line = {
-                    "path": _relative(job, outcome.path),
-                    "reason": outcome.reason,
-                    "detail": outcome.detail,
-                }
-                log.write(json.dumps(line) + "\n")
-                rejects[outcome.reason] += 1
-                continue
-            split, unit, record = outcome
-            if split not in shards:
-                shards[split] = ShardWriter(folder / split)
-            shards[split].write(record)
-            units[split].add(unit)
-    for shard in shards.values():
-        shard.close()
-    about = {"rejects": rejects, "units": {split: sorted(names) for split, names in units.items()}}
-    (folder / "about.json").write_text(json.dumps(about))
-    os.replace(folder, chunk_folder(job, number))
+    with atomic_folder(chunk_folder(job, number)) as folder:
+        with open(folder / "rejects.jsonl", "w") as log:
+            for outcome in chain.from_iterable(_read_group(job, group) for group in groups):
+                if isinstance(outcome, Reject):
+                    log.write(_line(job, outcome))
+                    rejects[outcome.reason] += 1
+                    continue
+                split, unit, record = outcome
+                if split not in shards:
+                    shards[split] = ShardWriter(folder / split)
+                shards[split].write(record)
+                units[split].add(unit)
+        for shard in shards.values():
+            shard.close()
+        lists = {split: sorted(names) for split, names in units.items()}
+        (folder / "about.json").write_text(json.dumps({"rejects": rejects, "units": lists}))
+
+
+def _line(job: Job, reject: Reject) -> str:
+    """A line of rejects.jsonl."""
+    line = {"path": _relative(job, reject.path), "reason": reject.reason, "detail": reject.detail}
+    return json.dumps(line) + "\n"
 
 
 def _relative(job: Job, path: Path) -> str:

@@ -4,8 +4,6 @@ import html
 import io
 import json
 import os
-import shutil
-import uuid
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from imprint_jax.data.pipeline import make_transform
-from imprint_jax.data.records import RecordSource, check_unused
+from imprint_jax.data.records import RecordSource
 from imprint_jax.data.transforms import Scene, decode_view, make_sample
 from imprint_jax.errors import InputError
 from imprint_jax.geometry import fill_hole, mask_level
 from imprint_jax.images import MASK_THRESHOLD
+from imprint_jax.runtime.files import atomic_folder, check_unused
 
 THUMBNAIL = 256  # pixels, the longer side
 EXAMPLES = 5  # rejects shown a reason
@@ -80,9 +79,8 @@ def show(
         raise InputError(f"{folder} is of a set of one's own; say how samples are made, --kind.")
     if (kind == "pasted") != bool(backgrounds):
         raise InputError('The kind "pasted" and only that needs --backgrounds, a set of photos.')
-    building = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    (building / "images").mkdir(parents=True)
-    try:
+    with atomic_folder(out) as building:
+        (building / "images").mkdir()
         page = [f"<h1>{html.escape(folder.name)}, {html.escape(split)}</h1>"]
         page += _summary(records)
         page += ["<h2>Records</h2>", "<p>The object in colour, what is not object faded.</p>"]
@@ -95,9 +93,6 @@ def show(
             f"<title>{html.escape(folder.name)}</title>\n<style>{STYLE}</style>\n{text}\n</html>\n",
             encoding="utf-8",
         )
-        os.replace(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)  # gone already if all went well
     return out / "index.html"
 
 

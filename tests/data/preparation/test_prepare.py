@@ -106,7 +106,7 @@ def test_checksums_are_as_sha256sum_reads_them(tmp_path, renders):
 
 KILLED = """
 import os, signal, sys
-from imprint_jax.inputs.prepare import prepare
+from imprint_jax.data.preparation.prepare import prepare
 
 def die(done, total):
     if done >= 3:
@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, workers):
     done = list(chunks.glob("[0-9]*"))
     assert 3 <= len(done) < 24 and not (tmp_path / "killed").exists()
     before = {path: (path / "about.json").stat().st_mtime_ns for path in done}
-    (chunks / ".000023.part").mkdir(exist_ok=True)  # as a process killed in its work leaves
+    (chunks / ".0123.tmp").mkdir(exist_ok=True)  # as a process killed in its work leaves
     merge_shards = prepare_module.merge_shards
 
     def stop(*arguments):
@@ -505,14 +505,14 @@ def test_a_chunk_that_beam_asks_for_twice_is_done_once(tmp_path, renders, monkey
 
     def late(job, number, groups):
         prepare_module.chunk_folder(job, number).mkdir(parents=True)
-        raise OSError("Directory not empty")
+        raise InputError("Directory not empty")
 
     monkeypatch.setattr(beam, "do_chunk", late)
     job = prepare_module.Job("", renders, tmp_path, None, None, "video", None, (), None)
     beam._do((0, []), job)
     beam._do((0, []), job)
-    monkeypatch.setattr(beam, "do_chunk", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(beam, "do_chunk", lambda *a: (_ for _ in ()).throw(InputError("disk full")))
+    with pytest.raises(InputError, match="disk full"):
         beam._do((1, []), job)
 
 
