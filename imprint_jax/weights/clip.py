@@ -9,6 +9,7 @@ from imprint_jax.errors import InputError
 from imprint_jax.weights.mapping import LINEAR, Piece, Table, axes_of
 from imprint_jax.weights.tensors import StoredTensor
 
+PROJECTION = "visual_projection.weight"
 # Our paths and Hugging Face's names; {i} is a block's number.
 HF_NAMES = {
     "patch_embed/kernel": "vision_model.embeddings.patch_embedding.weight",
@@ -16,7 +17,7 @@ HF_NAMES = {
     "pos_embed": "vision_model.embeddings.position_embedding.weight",
     "norm_in": "vision_model.pre_layrnorm",  # their spelling
     "norm_out": "vision_model.post_layernorm",
-    "proj/kernel": "visual_projection.weight",
+    "proj/kernel": PROJECTION,
     "blocks/norm1": "vision_model.encoder.layers.{i}.layer_norm1",
     "blocks/norm2": "vision_model.encoder.layers.{i}.layer_norm2",
     "blocks/mlp/fc1": "vision_model.encoder.layers.{i}.mlp.fc1",
@@ -36,7 +37,7 @@ def settings(tensors: dict[str, StoredTensor], config: dict, name: str) -> dict:
     """
     vision = config.get("vision_config", config)
     patch = HF_NAMES["patch_embed/kernel"]
-    needed = (patch, HF_NAMES["pos_embed"], HF_NAMES["proj/kernel"])
+    needed = (patch, HF_NAMES["pos_embed"], "vision_model.encoder.layers.0.mlp.fc1.weight")
     if lacking := [key for key in needed if key not in tensors]:
         raise InputError(f"{name} holds no CLIP vision tower: it lacks {', '.join(lacking)}.")
     activation = vision.get("hidden_act", "quick_gelu")
@@ -55,7 +56,7 @@ def settings(tensors: dict[str, StoredTensor], config: dict, name: str) -> dict:
         # Both published towers have heads of 64 channels; config.json files may omit the number.
         num_heads=vision.get("num_attention_heads", width // 64),
         mlp_width=tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        projection=tensors[HF_NAMES["proj/kernel"]].shape[0],
+        projection=tensors[PROJECTION].shape[0] if PROJECTION in tensors else 0,
         activation=activation,
     )
 
@@ -87,7 +88,7 @@ def _hf_name(path: str) -> str:
 
 
 def hf_config(clip: dict) -> dict:
-    """transformers' config.json of `CLIPVisionModelWithProjection` for our tower."""
+    """transformers' config.json of CLIP's vision tower."""
     return {
         "architectures": ["CLIPVisionModelWithProjection"],
         "hidden_act": clip["activation"],

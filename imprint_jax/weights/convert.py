@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-import shutil
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from imprint_jax import config
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
+from imprint_jax.runtime.files import atomic_folder
 from imprint_jax.weights import clip, detect, dinov2, mapping, release, stable_diffusion
 from imprint_jax.weights.detect import Component, Source, find
 from imprint_jax.weights.tensors import write_tensors
@@ -34,6 +36,7 @@ def convert(
     to: str = "imprint",
     dtype: str | None = None,
     licence: str | None = None,
+    clip_folder: Path | None = None,
 ) -> None:
     """Converts weights.
 
@@ -47,6 +50,7 @@ def convert(
         dtype: "float32", "float16" or "bfloat16"; None keeps each tensor's.
         licence: That of the weights; None: the published weights' that the networks may be by their
             sizes, or "not stated".
+        clip_folder: As `detect.find` takes it.
 
     Raises:
         InputError: Nothing known in `src`, tensors that do not fit, an unknown option, or `dst`
@@ -56,7 +60,7 @@ def convert(
         raise InputError(f'--to is {to!r}; use "imprint" or "torch".')
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype!r}; use {', '.join(DTYPES)}.")
-    source = find(src, kind)
+    source = find(src, kind, clip_folder)
     if not source.components:
         raise InputError(f"{src} holds no weights.")
     for part in source.components:
@@ -74,7 +78,7 @@ def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None, licence: str 
     names = [part.name for part in source.components]
     if there := [name for name in names if (dst / f"{name}.safetensors").exists()]:
         raise InputError(f"{dst} holds {', '.join(there)} already; choose another folder.")
-    with _building(dst) as folder:
+    with _adding(dst) as folder:
         for part in source.components:
             params = mapping.read(part.table, part.tensors, part.abstract, part.source, dtype)
             release.write_component(folder, part.name, params)
@@ -87,7 +91,7 @@ def _released(source: Source, dst: Path, licence: str | None) -> dict:
     if source.kind == "imprint":
         return source.released
     settings = {part.name: part.settings for part in source.components}
-    licences = {name: licence or detect.licence(name, x) for name, x in settings.items()}
+    licences = {name: licence or own for name, own in detect.licences(source).items()}
     if "clip" in settings:
         return {"clip": settings["clip"], "licences": licences}
     if (dst / "config.json").is_file():
@@ -95,8 +99,9 @@ def _released(source: Source, dst: Path, licence: str | None) -> dict:
     else:
         released = release.released_fields(config.default())
     released["model"] |= settings
-    released["diffusion"] |= source.released.get("diffusion", {})
-    if not (dst / "adapter.safetensors").exists():
+    for name, value in source.released.items():
+        released[name] = released[name] | value if isinstance(value, dict) else value
+    if "adapter" not in settings and not (dst / "adapter.safetensors").exists():
         model = released["model"]
         model["adapter"]["width_in"] = model["dinov2"]["width"]
         model["adapter"]["width"] = model["unet"]["context_width"]
@@ -105,11 +110,9 @@ def _released(source: Source, dst: Path, licence: str | None) -> dict:
 
 
 def _to_torch(source: Source, dst: Path, dtype: np.dtype | None) -> None:
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise InputError(f"{dst} exists already; choose another folder.")
     # Everything that can be refused is, before anything is written.
     targets = {part.name: _torch_target(part, source.released) for part in source.components}
-    with _building(dst) as folder:
+    with atomic_folder(dst) as folder:
         for part in source.components:
             table, settings, file = targets[part.name]
             params = mapping.read(part.table, part.tensors, part.abstract, part.source, dtype)
@@ -171,15 +174,18 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 @contextmanager
-def _building(dst: Path):
-    """A folder beside `dst` whose content moves there at the end; gone after an exception."""
-    folder = dst.with_name(f".{dst.name}.{os.getpid()}")
-    folder.mkdir(parents=True)
+def _adding(dst: Path) -> Iterator[Path]:
+    """A folder whose content moves to `dst` at the end; after an exception nothing of it does."""
+    if not dst.exists():
+        with atomic_folder(dst) as folder:
+            yield folder
+        return
     try:
-        yield folder
-        dst.mkdir(exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=dst, prefix=".")
+    except OSError as error:  # it is a file, or read-only
+        raise InputError(f"Cannot write {dst}: {error.strerror}.") from error
+    with temporary as name:
+        yield Path(name)
         # config.json last: without it the folder is no model yet.
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+        for path in sorted(Path(name).iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, dst / path.name)
-    finally:
-        shutil.rmtree(folder)

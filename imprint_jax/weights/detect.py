@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imprint_jax import config
 from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
-from imprint_jax.weights import clip, dinov2, mapping, release, stable_diffusion
+from imprint_jax.weights import clip, dinov2, mapping, peers, release, stable_diffusion
 from imprint_jax.weights.tensors import StoredTensor, open_folder, open_tensors, read_json
 
 KINDS = ("sd", *stable_diffusion.INPAINTING, "dinov2", "clip", "imprint")
@@ -18,11 +17,13 @@ KINDS = ("sd", *stable_diffusion.INPAINTING, "dinov2", "clip", "imprint")
 OPENRAIL = "CreativeML OpenRAIL-M"
 NOT_STATED = "not stated"
 PUBLISHED = {
-    "unet": (OPENRAIL, dict(block_widths=(320, 640, 1280, 1280), context_width=768)),
-    "vae": (OPENRAIL, dict(block_widths=(128, 256, 512, 512), latent_channels=4)),
+    "unet": (OPENRAIL, dict(block_widths=((320, 640, 1280, 1280),), context_width=(768,))),
+    "vae": (OPENRAIL, dict(block_widths=((128, 256, 512, 512),), latent_channels=(4,))),
     "dinov2": ("Apache-2.0", dict(width=(384, 768, 1024, 1536), patch_size=(14,))),
     "clip": ("MIT", dict(width=(768, 1024), patch_size=(14, 16, 32))),
 }
+# The fields of `config.model` that say which network a component is.
+CHOICES = {"encoder": "dinov2", "autoencoder": "kl", "adapter_kind": "imprint"}
 # Families that are not read, by a tensor that only they have.
 OTHER_FAMILIES = (
     (r"conditioner\.embedders\..*", "Stable Diffusion XL"),
@@ -74,12 +75,14 @@ class Source:
     released: dict = field(default_factory=dict)
 
 
-def find(path: Path, kind: str = "auto") -> Source:
+def find(path: Path, kind: str = "auto", clip_folder: Path | None = None) -> Source:
     """Opens a path; reads no weights.
 
     Args:
         path: A file or a folder.
         kind: One of `KINDS`, or "auto" to tell by what is there.
+        clip_folder: CLIP ViT-L/14, for a compositor's file that lacks it: transformers' folder, or
+            a converted one.
 
     Raises:
         InputError: Nothing there is known, or it is not of that kind or damaged.
@@ -102,13 +105,17 @@ def find(path: Path, kind: str = "auto") -> Source:
             " names. See docs/weights.md."
         )
     # The families of 9-channel UNets may look alike; all else must be what it is called.
-    if found != kind and not (
-        found in (None, "sd") and kind in ("sd", *stable_diffusion.INPAINTING)
-    ):
+    similar = found in (None, "sd") and kind in ("sd", *stable_diffusion.INPAINTING)
+    similar = similar or (found, kind) == ("paint-by-example", "objectstitch")
+    if found != kind and not similar:
         raise InputError(f"{path} is of the kind {found or 'unknown'}, not {kind}.")
+    if clip_folder is not None and kind not in peers.PEERS:
+        raise InputError(f"--clip belongs to {' and '.join(peers.PEERS)}; {path} is of kind {kind}.")
     match kind:
         case "imprint":
             return _find_imprint(path)
+        case "paint-by-example" | "objectstitch":
+            return _find_peer(path, kind, clip_folder)
         case "dinov2":
             return Source(kind, "torch", [_find_dinov2(path)])
         case "clip":
@@ -120,7 +127,7 @@ def _detect(path: Path) -> str | None:
     if path.is_file():
         keys = open_tensors(path).keys()
         if any(key.startswith("model.diffusion_model.") for key in keys):
-            return "paint-by-example" if "learnable_vector" in keys else "sd"
+            return "paint-by-example" if peers.ORIGINAL_NULL in keys else "sd"
         return "dinov2" if "blocks.0.attn.qkv.weight" in keys else None
     if (path / "imprint.json").is_file():
         return "imprint"
@@ -153,34 +160,35 @@ def other_family(keys) -> str | None:
     return None
 
 
-def licence(component: str, settings: dict) -> str:
-    """The licence of the published weights that a network may be, or `NOT_STATED`.
+def licences(source: Source) -> dict[str, str]:
+    """{component: licence} of the published weights that they may be, or `NOT_STATED`."""
+    found = {part.name: _licence(part.name, part.settings) for part in source.components}
+    if source.kind in peers.LICENCES and found.get("unet", NOT_STATED) != NOT_STATED:
+        return dict.fromkeys(found, peers.LICENCES[source.kind])
+    return found
 
-    Args:
-        component: One of the components, or "clip".
-        settings: Its settings, see `Component`.
+
+def _licence(component: str, settings: dict) -> str:
+    name, marks = PUBLISHED.get("clip" if "projection" in settings else component, ("", None))
+    if marks is None:
+        return NOT_STATED
+    hashable = lambda value: tuple(value) if isinstance(value, list) else value
+    same = all(hashable(settings[field]) in values for field, values in marks.items())
+    return name if same else NOT_STATED
+
+
+def _component(
+    name: str, settings: dict, tensors, make_table, source: str, **choices: str
+) -> Component:
+    """A component whose table `make_table` makes from our parameters' shapes.
+
+    `choices` are the fields of `config.model` that say which network it is.
     """
-    name, marks = PUBLISHED[component]
-    for field_name, expected in marks.items():
-        value = settings[field_name]
-        value = tuple(value) if isinstance(value, list | tuple) else value
-        if value != expected and not (isinstance(expected, tuple) and value in expected):
-            return NOT_STATED
-    return name
-
-
-def _component(name: str, settings: dict, tensors, make_table, source: str) -> Component:
-    """A component whose table `make_table` makes from our parameters' shapes."""
-    if name == "clip":
-        abstract = release.abstract("dinov2", {"encoder": "clip", "dinov2": settings}, source)
-    else:
-        model = config.default().model
-        if name == "vae" and "patch" in settings:
-            model.autoencoder = "lapped"
-        model.encoder = "clip" if "projection" in settings and name == "dinov2" else "dinov2"
-        with model.unlocked():
-            model[name] = settings
-        abstract = release.abstract(name, model, source)
+    model = CHOICES | choices
+    slot = name
+    if name == "clip":  # by itself, for metrics, or to start a training from
+        model["encoder"], slot = "clip", "dinov2"
+    abstract = release.abstract(slot, model | {slot: settings}, source)
     return Component(name, settings, tensors, make_table(abstract), abstract, source)
 
 
@@ -215,6 +223,65 @@ def _find_sd(path: Path, kind: str) -> Source:
             )
         components.append(_component(name, settings, tensors, make_table, source))
     return Source(kind, "torch", components, released)
+
+
+def _find_peer(path: Path, kind: str, clip_folder: Path | None) -> Source:
+    """Paint-by-Example or ObjectStitch: UNet, VAE, CLIP's tower and the mapper."""
+    source = _find_sd(path, kind)
+    settings, encoder = {}, path / "image_encoder"
+    if path.is_file():
+        tensors = peers.diffusers_names(open_tensors(path))
+    elif encoder.is_dir():
+        tensors, settings = open_folder(encoder, "model"), read_json(encoder / "config.json")
+    elif not (path / "model_index.json").is_file() and clip_folder is None:
+        return source  # a UNet or a VAE by itself
+    else:
+        raise InputError(f"{path} lacks image_encoder/, which makes the object's condition.")
+    networks = {part.name: part for part in source.components}
+    if lacking := {"unet", "vae"} - networks.keys():
+        raise InputError(f"{path} lacks {' and '.join(sorted(lacking))}.")
+
+    tower, mapper = peers.split(tensors)
+    name = f"the image encoder of {path}"
+    mapper_settings = peers.mapper_settings(mapper, name)
+    if tower and clip_folder:
+        raise InputError(f"{path} holds its own CLIP: leave out --clip.")
+    if tower:
+        tower_settings = clip.settings(tower, settings, name)
+        encoder_part = _component(
+            "dinov2", tower_settings, tower, clip.hf_table, name, encoder="clip"
+        )
+    elif clip_folder:
+        encoder_part = _find_tower(clip_folder)
+    else:
+        raise InputError(
+            f"{path} lacks CLIP ViT-L/14: give its folder (openai/clip-vit-large-patch14) by --clip."
+        )
+    adapter_part = _component(
+        "adapter", mapper_settings, mapper, peers.mapper_table, name, adapter_kind="mapper"
+    )
+    released = {key: dict(section) for key, section in peers.PEERS[kind].items()}
+    released["diffusion"] |= source.released["diffusion"]
+    released["object_size"] = encoder_part.settings["image_size"]
+    if not path.is_file():
+        side = read_json(path / "unet" / "config.json").get("sample_size")
+        if isinstance(side, int):
+            factor = imprint.latent_factor({"vae": networks["vae"].settings})
+            released["image_size"] = side * factor
+    components = [encoder_part, adapter_part, networks["unet"], networks["vae"]]
+    return Source(kind, "torch", components, released)
+
+
+def _find_tower(folder: Path) -> Component:
+    """CLIP's vision tower, without the projection that compares pictures with texts."""
+    (part,) = find(folder, "auto").components[:1] or [None]
+    if part is None or part.name != "clip":
+        raise InputError(f"{folder} is no CLIP: --clip takes transformers' folder of it.")
+    settings = part.settings | {"projection": 0}
+    converted = any(key == "proj.kernel" for key in part.tensors)
+    make_table = mapping.own_table if converted else clip.hf_table
+    tensors = {k: x for k, x in part.tensors.items() if k not in ("proj.kernel", clip.PROJECTION)}
+    return _component("dinov2", settings, tensors, make_table, part.source, encoder="clip")
 
 
 def _inpainting(unet: dict, kind: str, source: str) -> tuple[tuple[int, ...], str]:
@@ -275,6 +342,8 @@ def _find_dinov2(path: Path) -> Component:
 def _find_clip(path: Path) -> Component:
     tensors, source = open_folder(path, "model"), f"the encoder {path}"
     settings = clip.settings(tensors, read_json(path / "config.json"), source)
+    if not settings["projection"]:
+        raise InputError(f"{source} is no whole CLIP: it lacks {clip.PROJECTION}.")
     return _component("clip", settings, tensors, clip.hf_table, source)
 
 
@@ -286,21 +355,31 @@ def _find_imprint(path: Path) -> Source:
     if "model" in released:
         released = release.load_config(path).to_dict()
     sections = released.get("model", released)
+    choices = {key: sections[key] for key in CHOICES if key in sections}
     components = []
     for name in (*imprint.COMPONENTS, "clip"):
         file = path / f"{name}.safetensors"
         if file.is_file():
             if not isinstance(sections.get(name), dict):
                 raise InputError(f"{path / 'config.json'} does not describe {file.name}.")
-            components.append(
-                _component(name, sections[name], open_tensors(file), mapping.own_table, str(file))
-            )
+            tensors = open_tensors(file)
+            part = _component(name, sections[name], tensors, mapping.own_table, str(file), **choices)
+            components.append(part)
     return Source("imprint", "imprint", components, released)
 
 
 def _find_torch_export(path: Path) -> Source:
     released = read_json(path / "imprint.json")
     components = []
+    if (path / "image_encoder").is_dir():
+        tower, mapper = peers.split(open_folder(path / "image_encoder", "model"))
+        name = str(path / "image_encoder")
+        for part, tensors, make_table, choice in (
+            ("dinov2", tower, clip.hf_table, {"encoder": "clip"}),
+            ("adapter", mapper, peers.mapper_table, {"adapter_kind": "mapper"}),
+        ):
+            settings = released["model"][part]
+            components.append(_component(part, settings, tensors, make_table, name, **choice))
     if (path / "dinov2").is_dir():
         components.append(_find_dinov2(path / "dinov2"))
     if (path / "adapter").is_dir():

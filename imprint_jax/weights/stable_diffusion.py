@@ -69,6 +69,8 @@ INPAINTING = {
     "sd-inpainting": (tuple(range(9)), "hole"),
     # [z, masked image, mask], mask 1 = keep: PaintByExamplePipeline in diffusers.
     "paint-by-example": ((0, 1, 2, 3, 8, 4, 5, 6, 7), "keep"),
+    # The same: LatentDiffusion in bcmi/ObjectStitch-Image-Composition, ldm/models/diffusion/ddpm.py.
+    "objectstitch": ((0, 1, 2, 3, 8, 4, 5, 6, 7), "keep"),
 }
 
 # Tensors of an original checkpoint that belong to neither UNet nor VAE: the noise schedule's
