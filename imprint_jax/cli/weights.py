@@ -17,11 +17,17 @@ def convert(
     src: Annotated[Path, typer.Argument(help="Weights: a file or a folder.")],
     dst: Annotated[Path, typer.Argument(help="Folder to make, or to add components to.")],
     kind: Annotated[
-        str, typer.Option(help="auto, sd, sd-inpainting, paint-by-example, dinov2, clip, imprint.")
+        str,
+        typer.Option(
+            help="auto, sd, sd-inpainting, paint-by-example, objectstitch, dinov2, clip, imprint."
+        ),
     ] = "auto",
     to: Annotated[str, typer.Option(help="imprint, or torch from a folder of ours.")] = "imprint",
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16 (default: as they are).")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="CLIP ViT-L/14, for a compositor's file that lacks it.")
     ] = None,
     licence: Annotated[
         str | None, typer.Option(help="Of the weights (default: the published ones', by size).")
@@ -29,13 +35,14 @@ def convert(
 ) -> None:
     """Convert public PyTorch weights to a folder of ours, or a folder of ours to PyTorch's.
 
-    Reads diffusers' folders and original files of Stable Diffusion v1, and DINOv2 and CLIP. Files
+    Reads diffusers' folders and original files of Stable Diffusion v1, Paint-by-Example and
+    ObjectStitch, and DINOv2 and CLIP. Files
     are checked against what the network needs, name by name, before anything is written; pickles
     are read as tensors only.
     """
     from imprint_jax.weights.convert import convert
 
-    convert(src, dst, kind=kind, to=to, dtype=dtype, licence=licence)
+    convert(src, dst, kind=kind, to=to, dtype=dtype, licence=licence, clip_folder=clip)
     note(f"wrote {dst}")
 
 

@@ -90,14 +90,17 @@ def _hf_name(path: str) -> str:
 def hf_config(clip: dict) -> dict:
     """transformers' config.json of CLIP's vision tower."""
     return {
-        "architectures": ["CLIPVisionModelWithProjection"],
+        "attention_dropout": 0.0,
         "hidden_act": clip["activation"],
         "hidden_size": clip["width"],
         "image_size": clip["image_size"],
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
         "intermediate_size": clip["mlp_width"],
+        "layer_norm_eps": 1e-5,
         "model_type": "clip_vision_model",
         "num_attention_heads": clip["num_heads"],
+        "num_channels": 3,
         "num_hidden_layers": clip["depth"],
         "patch_size": clip["patch_size"],
-        "projection_dim": clip["projection"],
     }

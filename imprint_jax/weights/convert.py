@@ -1,5 +1,6 @@
 """`imprint convert`: public weights to a folder of ours, and a folder of ours to PyTorch's."""
 
+import itertools
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +17,7 @@ from imprint_jax import config
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.runtime.files import atomic_folder
-from imprint_jax.weights import clip, detect, dinov2, mapping, release, stable_diffusion
+from imprint_jax.weights import clip, detect, dinov2, mapping, peers, release, stable_diffusion
 from imprint_jax.weights.detect import Component, Source, find
 from imprint_jax.weights.tensors import write_tensors
 
@@ -109,26 +111,58 @@ def _released(source: Source, dst: Path, licence: str | None) -> dict:
     return released
 
 
+class Target(NamedTuple):
+    """Where a component goes in folders of PyTorch's libraries, and under which names.
+
+    Attributes:
+        folder: The folder's name.
+        file: The file's; components of one folder share it.
+        table: The names.
+        settings: The folder's config.json; empty: none.
+    """
+
+    folder: str
+    file: str
+    table: mapping.Table
+    settings: dict
+
+
 def _to_torch(source: Source, dst: Path, dtype: np.dtype | None) -> None:
     # Everything that can be refused is, before anything is written.
-    targets = {part.name: _torch_target(part, source.released) for part in source.components}
+    targets = [(part, _torch_target(part, source.released)) for part in source.components]
     with atomic_folder(dst) as folder:
-        for part in source.components:
-            table, settings, file = targets[part.name]
-            params = mapping.read(part.table, part.tensors, part.abstract, part.source, dtype)
-            (folder / part.name).mkdir()
-            if settings:
-                _write_json(folder / part.name / "config.json", settings)
-            tensors = mapping.write(table, params)
+        for name, group in itertools.groupby(targets, lambda pair: pair[1].folder):
+            (folder / name).mkdir()
+            tensors = {}
+            for part, target in group:
+                params = mapping.read(part.table, part.tensors, part.abstract, part.source, dtype)
+                tensors |= mapping.write(target.table, params)
+                log.info("%s: %s", part.source, dst / name / target.file)
+            if target.settings:
+                _write_json(folder / name / "config.json", target.settings)
             # Without this mark transformers and diffusers refuse the file.
-            write_tensors(folder / part.name / file, tensors, {"format": "pt"})
-            log.info("%s: %s", part.source, dst / part.name / file)
+            write_tensors(folder / name / target.file, tensors, {"format": "pt"})
+        if _is_peer(source.released) and source.released["model"]["object_tokens"] == "class":
+            for name, content in peers.pipeline_files(source.released).items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                _write_json(folder / name, content)
         _write_json(folder / "imprint.json", source.released)
         release.write_card(folder, source.released)
 
 
-def _torch_target(part: Component, released: dict) -> tuple[mapping.Table, dict, str]:
-    """A component's names in PyTorch's libraries, its config.json there, and its file's name."""
+def _is_peer(released: dict) -> bool:
+    """Whether the object's condition comes from Paint-by-Example's kind of image encoder."""
+    model = released.get("model", {})
+    return (model.get("encoder"), model.get("adapter_kind")) == ("clip", "mapper")
+
+
+def _torch_target(part: Component, released: dict) -> Target:
+    file = f"{stable_diffusion.STEM}.safetensors"
+    if part.name in ("dinov2", "adapter") and _is_peer(released):
+        make_table = peers.tower_table if part.name == "dinov2" else peers.mapper_table
+        model = released["model"]
+        settings = peers.image_encoder_config(model["dinov2"], model["adapter"])
+        return Target("image_encoder", "model.safetensors", make_table(part.abstract), settings)
     match part.name:
         case "unet":
             diffusion = released["diffusion"]
@@ -137,11 +171,7 @@ def _torch_target(part: Component, released: dict) -> tuple[mapping.Table, dict,
             order = orders[diffusion["mask_channel"]] if concatenates else ()
             side = released["image_size"] // imprint.latent_factor(released["model"])
             table = stable_diffusion.diffusers_table(part.abstract, order)
-            return (
-                table,
-                stable_diffusion.unet_config(part.settings, side),
-                f"{stable_diffusion.STEM}.safetensors",
-            )
+            return Target("unet", file, table, stable_diffusion.unet_config(part.settings, side))
         case "vae":
             if released["model"]["autoencoder"] != "kl":
                 raise InputError(
@@ -149,23 +179,23 @@ def _torch_target(part: Component, released: dict) -> tuple[mapping.Table, dict,
                     " only models with Stable Diffusion's VAE can be converted."
                 )
             settings = stable_diffusion.vae_config(part.settings, released["image_size"])
-            return (
-                stable_diffusion.diffusers_table(part.abstract),
-                settings,
-                f"{stable_diffusion.STEM}.safetensors",
-            )
+            return Target("vae", file, stable_diffusion.diffusers_table(part.abstract), settings)
         case "dinov2" if "projection" in part.settings:
             raise InputError(
                 f"{part.source} is CLIP's; only models whose encoder is DINOv2 can be converted."
             )
         case "dinov2":
             settings = dinov2.hf_config(part.settings)
-            return dinov2.hf_table(part.abstract), settings, "model.safetensors"
+            return Target("dinov2", "model.safetensors", dinov2.hf_table(part.abstract), settings)
         case "clip":
-            settings = clip.hf_config(part.settings)
-            return clip.hf_table(part.abstract), settings, "model.safetensors"
+            settings = clip.hf_config(part.settings) | {
+                "architectures": ["CLIPVisionModelWithProjection"],
+                "projection_dim": part.settings["projection"],
+            }
+            return Target("clip", "model.safetensors", clip.hf_table(part.abstract), settings)
         case "adapter":
-            return stable_diffusion.diffusers_table(part.abstract), {}, "adapter.safetensors"
+            table = stable_diffusion.diffusers_table(part.abstract)
+            return Target("adapter", "adapter.safetensors", table, {})
     raise AssertionError(part.name)
 
 

@@ -110,7 +110,9 @@ def find(path: Path, kind: str = "auto", clip_folder: Path | None = None) -> Sou
     if found != kind and not similar:
         raise InputError(f"{path} is of the kind {found or 'unknown'}, not {kind}.")
     if clip_folder is not None and kind not in peers.PEERS:
-        raise InputError(f"--clip belongs to {' and '.join(peers.PEERS)}; {path} is of kind {kind}.")
+        raise InputError(
+            f"--clip belongs to {' and '.join(peers.PEERS)}; {path} is of kind {kind}."
+        )
     match kind:
         case "imprint":
             return _find_imprint(path)
@@ -255,7 +257,7 @@ def _find_peer(path: Path, kind: str, clip_folder: Path | None) -> Source:
         encoder_part = _find_tower(clip_folder)
     else:
         raise InputError(
-            f"{path} lacks CLIP ViT-L/14: give its folder (openai/clip-vit-large-patch14) by --clip."
+            f"{path} lacks CLIP ViT-L/14: give --clip the folder openai/clip-vit-large-patch14."
         )
     adapter_part = _component(
         "adapter", mapper_settings, mapper, peers.mapper_table, name, adapter_kind="mapper"
@@ -363,7 +365,9 @@ def _find_imprint(path: Path) -> Source:
             if not isinstance(sections.get(name), dict):
                 raise InputError(f"{path / 'config.json'} does not describe {file.name}.")
             tensors = open_tensors(file)
-            part = _component(name, sections[name], tensors, mapping.own_table, str(file), **choices)
+            part = _component(
+                name, sections[name], tensors, mapping.own_table, str(file), **choices
+            )
             components.append(part)
     return Source("imprint", "imprint", components, released)
 

@@ -16,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from imprint_jax import geometry
 from imprint_jax.config import default
 from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
@@ -27,7 +28,9 @@ from imprint_jax.weights.tensors import file_hash, open_tensors, read_json, writ
 log = logging.getLogger(__name__)
 
 # What of a configuration a model needs to be used; the rest is how it was trained.
-RELEASED_FIELDS = ("image_size", "object_size", "context", "model", "diffusion", "sampling")
+RELEASED_FIELDS = (
+    *("image_size", "object_size", "context", "object_view", "model", "diffusion", "sampling"),
+)
 # The models that ship with the package.
 SHIPPED = Path(__file__).parent.parent / "released"
 LICENCES = Path(__file__).parent.parent / "licences"
@@ -138,9 +141,9 @@ def write_card(folder: Path, released: dict) -> None:
     ]
     lines += [f"| {component} | {licence} |" for component, licence in licences.items()]
     lines += ["| (all else) | as who trained it says |", ""]
-    for licence in sorted(set(licences.values())):
-        text = LICENCES / f"{licence.replace(' ', '-')}.txt"
-        if text.is_file():
+    for text in sorted(LICENCES.glob("*.txt")):
+        licence = text.stem.replace("-", " ", 1)
+        if any(name.startswith(licence) for name in licences.values()):
             shutil.copy(text, folder / f"LICENCE-{text.name}")
             lines += [
                 f"Parts of this model are {licence} weights or were trained from them. The use"
@@ -163,13 +166,13 @@ def load_config(folder: Path) -> ConfigDict:
     path = folder / "config.json"
     content = read_json(path)
     defaults = released_fields(default())
-    content = {"context": defaults["context"]} | content
+    content = {name: defaults[name] for name in ("context", "object_view")} | content
     if lacking := [name for name in RELEASED_FIELDS if name not in content]:
         raise InputError(f"{path} is no model's configuration: it lacks {', '.join(lacking)}.")
-    for section in ("model", "diffusion", "sampling"):
+    for section in ("model", "diffusion", "sampling", "object_view"):
         if not isinstance(content[section], dict):
             raise InputError(f"{path} is damaged: {section!r} is no section.")
-    for section in ("diffusion", "sampling"):
+    for section in ("diffusion", "sampling", "object_view"):
         content[section] = defaults[section] | content[section]
     return ConfigDict(content)
 
@@ -182,6 +185,8 @@ def load(folder: Path) -> tuple[ConfigDict, dict]:
     """
     config = load_config(folder)
     process.check_config(config)
+    view = config.object_view
+    geometry.check_object_view(view.fit, view.background, view.resample)
     files = {name: component_file(folder, name) for name in imprint.COMPONENTS}
     if lacking := [str(file) for file in files.values() if not file.is_file()]:
         raise InputError(
@@ -253,7 +258,7 @@ def load_licences(folder: Path) -> dict[str, str]:
     """
     if component_file(folder, "clip").is_file():  # which takes the place of DINOv2
         return {"dinov2": read_json(folder / "config.json")["licences"]["clip"]}
-    return load_config(model_folder(folder)).get("licences", {})
+    return load_config(model_folder(folder)).to_dict().get("licences", {})
 
 
 def model_hash(folder: Path) -> str:

@@ -69,7 +69,7 @@ INPAINTING = {
     "sd-inpainting": (tuple(range(9)), "hole"),
     # [z, masked image, mask], mask 1 = keep: PaintByExamplePipeline in diffusers.
     "paint-by-example": ((0, 1, 2, 3, 8, 4, 5, 6, 7), "keep"),
-    # The same: LatentDiffusion in bcmi/ObjectStitch-Image-Composition, ldm/models/diffusion/ddpm.py.
+    # The same: ldm/models/diffusion/ddpm.py in bcmi/ObjectStitch-Image-Composition.
     "objectstitch": ((0, 1, 2, 3, 8, 4, 5, 6, 7), "keep"),
 }
 
