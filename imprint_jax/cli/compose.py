@@ -42,7 +42,9 @@ def compose(
     manifest: Annotated[
         Path | None, typer.Option(help="Many at once: JSON lines, or a folder (docs/composing.md).")
     ] = None,
-    model: Annotated[str, typer.Option(help="A shipped model, or a released folder.")] = "mini",
+    model: Annotated[
+        str, typer.Option(help="A shipped model, a folder, or ORG/NAME[@REVISION].")
+    ] = "mini",
     num: Annotated[
         int | None, typer.Option(help="Pictures to make: OUT_0.png, OUT_1.png... (default: 1)")
     ] = None,

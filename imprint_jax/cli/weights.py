@@ -1,4 +1,4 @@
-"""`imprint convert` and `inspect`: weights from and to PyTorch."""
+"""`imprint convert`, `inspect` and `push`: weights from and to PyTorch, and to the hub."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ app = typer.Typer()
 
 @app.command()
 def convert(
-    src: Annotated[Path, typer.Argument(help="Weights: a file or a folder.")],
+    src: Annotated[str, typer.Argument(help="Weights: a file, a folder, or hub:ORG/NAME.")],
     dst: Annotated[Path, typer.Argument(help="Folder to make, or to add components to.")],
     kind: Annotated[
         str,
@@ -27,7 +27,7 @@ def convert(
         str | None, typer.Option(help="float32, float16 or bfloat16 (default: as they are).")
     ] = None,
     clip: Annotated[
-        Path | None, typer.Option(help="CLIP ViT-L/14, for a compositor's file that lacks it.")
+        str | None, typer.Option(help="CLIP ViT-L/14, for a compositor's file that lacks it.")
     ] = None,
     licence: Annotated[
         str | None, typer.Option(help="Of the weights (default: the published ones', by size).")
@@ -36,14 +36,42 @@ def convert(
     """Convert public PyTorch weights to a folder of ours, or a folder of ours to PyTorch's.
 
     Reads diffusers' folders and original files of Stable Diffusion v1, Paint-by-Example and
-    ObjectStitch, and DINOv2 and CLIP. Files
-    are checked against what the network needs, name by name, before anything is written; pickles
-    are read as tensors only.
+    ObjectStitch, and DINOv2 and CLIP. Files are checked against what the network needs, name by
+    name, before anything is written; pickles are read as tensors only.
     """
     from imprint_jax.weights.convert import convert
 
-    convert(src, dst, kind=kind, to=to, dtype=dtype, licence=licence, clip_folder=clip)
+    clip_folder = _source(clip, "clip") if clip else None
+    options = dict(kind=kind, to=to, dtype=dtype, licence=licence, clip_folder=clip_folder)
+    convert(_source(src, kind), dst, **options)
     note(f"wrote {dst}")
+
+
+def _source(text: str, kind: str) -> Path:
+    """The path of weights to convert, fetched if they are on the hub."""
+    from imprint_jax.weights import hub
+
+    if text.startswith("hub:"):
+        return hub.fetch_to_convert(text.removeprefix("hub:"), kind)
+    return Path(text)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A released folder.")],
+    repository: Annotated[str, typer.Argument(help="ORG/NAME on the hub; made if it is missing.")],
+    trained: Annotated[str, typer.Option(help="How it was trained, for the model card.")],
+    licence: Annotated[
+        str | None, typer.Option(help="As the hub calls it (default: the public weights').")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="A .png for the model card.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Open to nobody else.")] = False,
+) -> None:
+    """Upload a model to the Hugging Face hub, with a model card."""
+    from imprint_jax.weights import publish
+
+    options = dict(trained=trained, licence=licence, picture=picture, private=private)
+    note(f"pushed {publish.push(folder, repository, **options)}")
 
 
 @app.command()

@@ -39,7 +39,7 @@ PEERS = {
 # By the authors' README files, of the published weights.
 LICENCES = {
     "paint-by-example": "CreativeML OpenRAIL-M",
-    "objectstitch": "CreativeML OpenRAIL-M of what it derives from; its authors state none",
+    "objectstitch": "not stated by its authors; it derives from CreativeML OpenRAIL-M weights",
 }
 
 # Our paths in the mapper, and diffusers' names; {i} is a block's number.

@@ -22,7 +22,7 @@ from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.runtime.files import atomic_file
-from imprint_jax.weights import mapping
+from imprint_jax.weights import hub, mapping
 from imprint_jax.weights.tensors import file_hash, open_tensors, read_json, write_tensors
 
 log = logging.getLogger(__name__)
@@ -39,17 +39,24 @@ LICENCES = Path(__file__).parent.parent / "licences"
 def resolve(name: str | Path) -> Path:
     """What a text means: the folder of the model that ships by this name ("mini"), or a path.
 
-    A `Path` is a path always; so is "./mini".
+    Or a name on the hub, "ORG/NAME" or "ORG/NAME@REVISION", whose files are fetched.
+
+    A `Path` is a path always; so are "./mini" and whatever exists.
+
+    Raises:
+        InputError: As `hub.fetch`.
     """
     if isinstance(name, str) and name in _shipped():
         if Path(name).exists():
             log.warning("%s is the model that ships; ./%s is the one here", name, name)
         return SHIPPED / name
+    if isinstance(name, str) and hub.is_name(name) and not Path(name).exists():
+        return hub.fetch(name)
     return Path(name)
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder of a model: one that ships ("mini"), or a released folder's path.
+    """The folder of a model: one that ships ("mini"), a released folder's path, or of the hub.
 
     Raises:
         InputError: There is none.
@@ -57,8 +64,8 @@ def model_folder(name: str | Path) -> Path:
     folder = resolve(name)
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"There is no model {str(name)!r}: give {', '.join(_shipped())}, or a folder with a"
-            " config.json and one .safetensors a component."
+            f"There is no model {str(name)!r}: give {', '.join(_shipped())}, a folder with a"
+            " config.json and one .safetensors a component, or ORG/NAME on the hub."
         )
     return folder
 
@@ -143,7 +150,7 @@ def write_card(folder: Path, released: dict) -> None:
     lines += ["| (all else) | as who trained it says |", ""]
     for text in sorted(LICENCES.glob("*.txt")):
         licence = text.stem.replace("-", " ", 1)
-        if any(name.startswith(licence) for name in licences.values()):
+        if any(licence in name for name in licences.values()):
             shutil.copy(text, folder / f"LICENCE-{text.name}")
             lines += [
                 f"Parts of this model are {licence} weights or were trained from them. The use"
@@ -187,18 +194,24 @@ def load(folder: Path) -> tuple[ConfigDict, dict]:
     process.check_config(config)
     view = config.object_view
     geometry.check_object_view(view.fit, view.background, view.resample)
-    files = {name: component_file(folder, name) for name in imprint.COMPONENTS}
-    if lacking := [str(file) for file in files.values() if not file.is_file()]:
-        raise InputError(
-            f"{folder} is not a whole model: {', '.join(lacking)} missing. Converted public weights"
-            " have no adapter; it comes from training."
-        )
+    check_whole(folder)
     params = {}
-    for name, file in files.items():
+    for name in imprint.COMPONENTS:
         # Placed one by one: NumPy's copy of a tensor is gone before the next is read.
-        flat = {path: jnp.asarray(x) for path, x in _read(file, name, config.model)}
+        arrays = _read(component_file(folder, name), name, config.model)
+        flat = {path: jnp.asarray(x) for path, x in arrays}
         params[name] = traverse_util.unflatten_dict(flat, sep="/")
     return config, params
+
+
+def check_whole(folder: Path) -> None:
+    """Raises `InputError` unless a released folder has all components."""
+    files = [component_file(folder, name) for name in imprint.COMPONENTS]
+    if lacking := [str(file) for file in files if not file.is_file()]:
+        raise InputError(
+            f"{folder} is not a whole model: {', '.join(lacking)} missing. Converted public weights"
+            " of Stable Diffusion and DINOv2 have no adapter; it comes from training."
+        )
 
 
 def load_component(folder: Path, component: str) -> dict:
