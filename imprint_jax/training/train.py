@@ -15,6 +15,7 @@ from flax import traverse_util
 from rich.table import Table
 
 from imprint_jax import geometry, images
+from imprint_jax.config import default
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
 from imprint_jax.diffusion import losses, process
@@ -178,6 +179,10 @@ def check_config(config, devices: int) -> None:
     if config.stage not in losses.STAGE_LOSS:
         raise InputError(f"config.stage = {config.stage}; the stages are 1 and 2.")
     process.check_config(config)
+    if config.object_view != default().object_view:
+        raise InputError(
+            "config.object_view is for composing; training sees objects by the default."
+        )
     if config.stage == 1 and config.diffusion.background_mode == "concat":
         raise InputError("Stage 1 has no background to concatenate; use another background_mode.")
     cell = imprint.latent_factor(config.model) * 2 ** (len(config.model.unet.block_widths) - 1)

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from imprint_jax import config
+from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint, init
-from imprint_jax.training import initialize
+from imprint_jax.training import initialize, optimizer
 from imprint_jax.weights import release
 from tests.tiny import tiny_config
 
@@ -58,3 +60,25 @@ def test_converted_clip_takes_the_place_of_dinov2(tmp_path):
     with pytest.raises(InputError, match="does not fit the configuration"):
         abstract = imprint.abstract("dinov2", tiny_config(2).model)
         initialize.load_component(str(tmp_path), "dinov2", abstract)
+
+
+@pytest.mark.parametrize("name", ["objectstitch", "paint_by_example"])
+def test_recipes_from_public_compositors(name):
+    """Which parts of the UNet train, at which rate."""
+    for part in ("adapter", "unet"):
+        c = config.load(f"finetune_from_{name}:{part}")
+        process.check_config(c)
+        params = {key: imprint.abstract(key, c.model) for key in ("adapter", "unet")}
+        labels = optimizer.label_params(params, c.groups)
+        rates = {path: config.rate(c.groups, label) for path, label in labels.items()}
+        assert {rates[path] for path in rates if path.startswith("adapter/")} < {4e-5, 4e-6}
+        trained = {path for path in rates if path.startswith("unet/") and rates[path]}
+        if part == "adapter":
+            assert not trained
+            continue
+        block = "unet/mid_block/attentions/0/transformer_blocks/0"
+        assert rates[f"{block}/attn2/to_k/kernel"] == rates[f"{block}/attn2/to_q/kernel"] == 4e-5
+        untrained = name == "paint_by_example"  # its queries and keys had no gradient
+        assert rates[f"{block}/attn2/to_v/kernel"] == (4e-6 if untrained else 4e-5)
+        assert rates[f"{block}/norm2/scale"] == (4e-5 if untrained else None)
+        assert all("/attn2/" in path or "/transformer_blocks/0/norm2/" in path for path in trained)
