@@ -11,7 +11,6 @@ import json
 import pickle
 import re
 import struct
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,12 +197,12 @@ def _open_torch(path: Path) -> dict[str, StoredTensor]:
             " the weights as .safetensors."
         ) from error
 
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # else the format before PyTorch 1.6
     stand_in = type("ModelCheckpoint", (), {})
     try:
         with torch.serialization.safe_globals([(stand_in, CHECKPOINT_CALLBACK)]):
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         # PyTorch's message names the global, and advises to load the file without protection.
         refused = re.search(r"GLOBAL (\S+)", str(error))
