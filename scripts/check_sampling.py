@@ -177,7 +177,7 @@ def peer(
     import diffusers
     import torch
 
-    check_torch.limit_memory(memory_share)
+    check_torch.take_memory(memory_share)
     c = check_part.case(size, 2, dtype)
     half = getattr(torch, dtype)
     model = check_torch.Peer(c.model).eval()

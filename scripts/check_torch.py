@@ -5,6 +5,7 @@ Weights are ours, drawn from a seed and renamed by the converter's tables.
 
 from collections.abc import Callable
 
+import check_part
 import diffusers
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ torch.set_float32_matmul_precision("high")
 torch.backends.cudnn.benchmark = True
 
 
-def limit_memory(share: float) -> None:
-    """Makes PyTorch report that memory is used up at this share of the GPU's."""
+def take_memory(share: float) -> None:
+    """As `check_part.take_memory`; from this share of the GPU's memory on PyTorch has none left."""
+    check_part.take_memory()
     if DEVICE == "cuda":
         torch.cuda.set_per_process_memory_fraction(share)
 

@@ -153,7 +153,7 @@ def peer(size: str, stage: int, dtype: str, batch: int, eager: bool, memory_shar
 
     from imprint_jax.diffusion import process
 
-    check_torch.limit_memory(memory_share)
+    check_torch.take_memory(memory_share)
     c = config(size, stage, dtype, batch)
     model = check_torch.Peer(c.model).train()
     trained = _freeze(model, stage, getattr(torch, dtype))
