@@ -40,6 +40,10 @@ def default() -> ConfigDict:
     c.model = ConfigDict()
     # What the component `dinov2` is: "dinov2", or "clip" with the fields of `CLIPVision`.
     c.model.encoder = "dinov2"
+    # What the adapter is: "imprint", or "mapper" with the order of layers of Paint-by-Example and
+    # ObjectStitch; and which of the encoder's tokens it reads: "all", or the "class" token alone.
+    c.model.adapter_kind = "imprint"
+    c.model.object_tokens = "all"
     c.model.autoencoder = "kl"  # "kl": Stable Diffusion's VAE; "lapped": a closed-form codec
     c.model.dinov2 = ConfigDict(
         dict(  # ViT-g/14 with registers (facebookresearch/dinov2, vit_giant2)
@@ -89,7 +93,19 @@ def default() -> ConfigDict:
     c.diffusion.background_mode = "blend"
     c.diffusion.mask_channel = "hole"  # "concat" only: what 1 stands for, "hole" or "keep"
     c.diffusion.hole_fill = "grey"  # what the background shows inside the hole: "grey" or "none"
+    # Whether the background's latents replace the sampled ones around the hole before decoding.
+    c.diffusion.final_blend = True
     c.diffusion.sample_posterior = False  # the target's latents: a sample, or the mean
+
+    # How the image encoder sees an object: `geometry.object_crop`.
+    c.object_view = ConfigDict(
+        dict(
+            fit="pad",  # "pad": in the middle of a square; "stretch": to a square
+            margin=0.05,  # on each side, as a share of the object's longer side (open)
+            background="black",  # around the object; or "photo": what its own picture shows
+            resample="lanczos",  # or "bicubic", "bilinear", as Pillow has them
+        )
+    )
 
     c.drop_probability = 0.05  # of the object's tokens, a sample (Sec. 4.1)
     # What a squared error of the clean latents counts in the loss at most (min-SNR-gamma; Hang et
@@ -159,6 +175,7 @@ def default() -> ConfigDict:
             guidance_scale=3.0,
             sampler="ddim",  # or "dpm++2m"
             spacing="leading",  # of the timesteps; or "trailing", for zero terminal SNR
+            mask_level=0,  # of the hole, 0 to 3, see `geometry.mask_level`
             # Share of the schedule the object, pasted into the hole, is noised to; 1.0: pure noise.
             strength=1.0,
         )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imprint_jax import geometry
-from imprint_jax.models.adapter import Adapter
+from imprint_jax.models.adapter import Adapter, Mapper
 from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.clip import CLIPVision
 from imprint_jax.models.dinov2 import DINOv2
@@ -56,6 +56,8 @@ class Imprint(nnx.Module):
         rngs: Rngs,
     ):
         remat = remat or {"dinov2": False, "unet": False}
+        # As with the encoder: a model's config.json may be older than the choice.
+        self.object_tokens = config.get("object_tokens", "all")
         make = dict(attention=attention, dtype=dtype, rngs=rngs)
         self.dinov2 = build("dinov2", config, remat=remat["dinov2"], **make)
         self.adapter = build("adapter", config, **make)
@@ -63,15 +65,18 @@ class Imprint(nnx.Module):
         self.vae = build("vae", config, **make | dict(dtype=jnp.float32))
 
     def encode_object(self, objects: jax.Array) -> jax.Array:
-        """The object's tokens: class and patches, without the registers.
+        """The object's tokens: class and patches, without the registers; or the class alone.
 
         Args:
             objects: (b s s 3) in [-1, 1], the object on black.
 
         Returns:
-            (b 1+patches context_width) float32.
+            (b 1+patches context_width) float32, or (b 1 context_width).
         """
-        return self.adapter(self.dinov2.class_and_patches(objects))
+        tokens = self.dinov2.class_and_patches(objects)
+        if self.object_tokens == "class":
+            tokens = tokens[:, :1]
+        return self.adapter(tokens)
 
     def encode_background(
         self, images: jax.Array, mask: jax.Array, hole_fill: str
@@ -119,8 +124,11 @@ def build(component: str, config, **make) -> nnx.Module:
         case "vae":
             makers = {"kl": AutoencoderKL, "lapped": LappedCodec}
             maker = makers[config.autoencoder]
+        case "adapter":
+            makers = {"imprint": Adapter, "mapper": Mapper}
+            maker = makers[config.get("adapter_kind", "imprint")]
         case _:
-            maker = {"adapter": Adapter, "unet": UNet}[component]
+            maker = {"unet": UNet}[component]
     return maker(**config[component], **make)
 
 

@@ -3,6 +3,7 @@
 import math
 
 from imprint_jax import geometry
+from imprint_jax.config import default
 from imprint_jax.diffusion import losses, process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
@@ -37,6 +38,10 @@ def check_config(config, devices: int) -> None:
     if config.stage not in losses.STAGE_LOSS:
         raise InputError(f"config.stage = {config.stage}; the stages are 1 and 2.")
     process.check_config(config)
+    if config.object_view != default().object_view:
+        raise InputError(
+            "config.object_view is for composing; training sees objects by the default."
+        )
     if config.stage == 1 and config.diffusion.background_mode == "concat":
         raise InputError("Stage 1 has no background to concatenate; use another background_mode.")
     cell = imprint.latent_factor(config.model) * 2 ** (len(config.model.unet.block_widths) - 1)
