@@ -144,7 +144,7 @@ def test_libraries_share_the_memory_unless_a_part_wants_all(check, part, first, 
 
 def test_the_tables(tmp_path):
     rate = {"rate": 2.0, "memory": 1.0, "compile": 3.0, "batch": 4}
-    ours = rate | {"flops": 494.5e12, "planned": 1.5, "loss": 0.25, "host": 12.0}
+    jax_side = rate | {"flops": 494.5e12, "planned": 1.5, "loss": 0.25, "host": 12.0}
     record = {
         "size": "full",
         "parts": {
@@ -155,9 +155,9 @@ def test_the_tables(tmp_path):
                     {"what": "gradient norm", "bfloat16": 2.0, "float32": 2.0, "difference": 0.01},
                 ]
             },
-            "sampling": {"results": [ours]},
+            "sampling": {"results": [jax_side]},
             "sampling, PyTorch": {"results": [{"batch": 4, "out_of_memory": True}]},
-            "training, stage 2": {"results": [{"batch": 8, "out_of_memory": True}, ours]},
+            "training, stage 2": {"results": [{"batch": 8, "out_of_memory": True}, jax_side]},
             "training, stage 2, PyTorch": {"results": [rate | {"rate": 1.0, "loss": 0.25}]},
         },
     }
@@ -208,15 +208,17 @@ def test_every_part_at_small_size(tmp_path):
     subprocess.run(command, env=os.environ | quick, check=True)
     record = json.loads((tmp_path / "results.json").read_text())
     assert {entry["state"] for entry in record["parts"].values()} == {"done"}
-    found = {name: entry["results"] for name, entry in record["parts"].items()}
-    assert found["smoke test"][0]["backend"] == "cpu"
+    results = {name: entry["results"] for name, entry in record["parts"].items()}
+    assert results["smoke test"][0]["backend"] == "cpu"
     for stage in (1, 2):
-        numerics = found[f"numerics, stage {stage}"]
+        numerics = results[f"numerics, stage {stage}"]
         assert numerics[0]["bfloat16"] == pytest.approx(numerics[0]["float32"], rel=0.01)
         assert all(0 < x["difference"] < 0.05 for x in numerics[1:])
         # The same step on both sides: equal weights, noise and timesteps.
-        ours, peer = (found[f"training, stage {stage}{x}"][0] for x in ("", ", PyTorch"))
-        assert ours["loss"] == pytest.approx(peer["loss"], rel=1e-5)
-    assert [x["batch"] for x in found["sampling"]] == [1, 2]
+        jax_side, torch_side = (
+            results[f"training, stage {stage}{x}"][0] for x in ("", ", PyTorch")
+        )
+        assert jax_side["loss"] == pytest.approx(torch_side["loss"], rel=1e-5)
+    assert [x["batch"] for x in results["sampling"]] == [1, 2]
     for batch in (1, 2):
         assert gpu_check.largest_difference(tmp_path / "pictures", batch) < 1e-4

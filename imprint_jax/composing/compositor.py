@@ -222,7 +222,7 @@ class Compositor:
         box: geometry.Box | None = None,
         object_mask: Picture | Sequence[Picture | None] | None = None,
         seed: int = 0,
-        mask_level: int = 0,
+        mask_level: int | None = None,
         scribble: bool = False,
         invert_mask: bool = False,
         num_steps: int | None = None,
@@ -263,7 +263,7 @@ class Compositor:
         object_mask: Picture | Sequence[Picture | None] | None = None,
         num: int = 1,
         seed: int = 0,
-        mask_level: int = 0,
+        mask_level: int | None = None,
         scribble: bool = False,
         invert_mask: bool = False,
         num_steps: int | None = None,
@@ -283,7 +283,7 @@ class Compositor:
             object_mask: As in `Placement`.
             num: As in `Request`.
             seed: As in `Request`; the k-th picture does not depend on `num`.
-            mask_level: As in `Request`.
+            mask_level: As in `Request`; None is the model's own.
             scribble: As in `Request`.
             invert_mask: As in `Request`.
             num_steps: As in `Settings`; None is the model's own, as of all that follow.
@@ -304,7 +304,7 @@ class Compositor:
             [Placement(object, mask, object_mask, box)],
             seed=seed,
             num=num,
-            mask_level=mask_level,
+            mask_level=self.config.sampling.mask_level if mask_level is None else mask_level,
             scribble=scribble,
             invert_mask=invert_mask,
         )
@@ -400,7 +400,9 @@ class Compositor:
         # Filled before resizing too, so that what is in the hole cannot leak into its rim.
         mode = self.config.diffusion.hole_fill
         filled = geometry.fill_hole(sample.photo[..., :3], hole[..., None], mode, grey=128)
-        cuts = [geometry.object_crop(*view, self.config.object_size) for view in views]
+        config = self.config
+        see = functools.partial(geometry.object_crop, size=config.object_size, **config.object_view)
+        cuts = [see(*view) for view in views]
         square_hole = geometry.extract(hole, crop, size)[..., None]
         if sample.number == 0:
             self._mention(hole, square_hole, crop)

@@ -29,7 +29,7 @@ from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.runtime import devices
 from imprint_jax.runtime.files import atomic_file
-from imprint_jax.weights import release
+from imprint_jax.weights import hub, release
 from imprint_jax.weights.tensors import file_hash
 
 # What must be equal for pictures to belong into one folder.
@@ -58,7 +58,7 @@ def provenance(folder: Path, config: ConfigDict, settings: Settings, shape: dict
         Names, numbers and nested dicts, for JSON.
     """
     return {
-        "model": folder.name,
+        "model": hub.name_of(folder),
         "model_sha256": release.model_hash(folder),
         "dtype": str(np.dtype(dtype)),
         "settings": asdict(settings) | shape,

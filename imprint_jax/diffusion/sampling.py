@@ -294,4 +294,6 @@ def denoise(
         config.diffusion.prediction_type,
         draw if eta else None,
     )
-    return process.blend(latents, background, cells)
+    if config.diffusion.final_blend:
+        latents = process.blend(latents, background, cells)
+    return latents

@@ -149,12 +149,14 @@ def compose_results(
     folder = release.model_folder(model)
     config = release.load_config(folder)
     filled = settings.filled(config)
-    how = job.provenance(folder, config, filled, {}, np.float32)
+    # A model that knows boxes only gets every hole as one; others take the entries' own levels.
+    shape = {"mask_level": level} if (level := config.sampling.mask_level) else {}
+    how = job.provenance(folder, config, filled, shape, np.float32)
     todo = job.unfinished(entries, out, how)
     if not todo:
         return
     compositor = Compositor.from_pretrained(folder)
-    jobs = job.compose_entries(compositor, todo, out, filled, how)
+    jobs = job.compose_entries(compositor, todo, out, filled, how, **shape)
     for entry, error in track(jobs, f"composing with {folder.name}", len(todo)):
         if error:
             raise InputError(f"{entry.id} cannot be composed: {error}")
