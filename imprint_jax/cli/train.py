@@ -24,6 +24,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show configuration, groups and shardings.")
     ] = False,
+    profile: Annotated[
+        int,
+        typer.Option(help="Record so many steps for a profiler, in WORKDIR/profile.", min=0),
+    ] = 0,
     multi_process: Annotated[
         bool,
         typer.Option("--distributed", help="One of several processes (SLURM, Open MPI, TPU pod)."),
@@ -56,6 +60,7 @@ def train(
         resume=resume,
         overwrite=overwrite,
         dry_run=dry_run,
+        profile=profile,
         console=stdout if dry_run else console,
     )
     raise typer.Exit(code)

@@ -44,6 +44,8 @@ def _count(jaxpr) -> int:
             total += CUDNN_PRODUCTS[name] * 2 * math.prod(query) * key[1]  # both are (b t n d)
         elif name == "scan":
             total += params["length"] * _count(params["jaxpr"].jaxpr)
+        elif name == "shard_map":  # one device's share
+            total += params["mesh"].size * _count(params["jaxpr"])
         elif name == "cond":
             total += max(_count(branch.jaxpr) for branch in params["branches"])
         elif name == "while":

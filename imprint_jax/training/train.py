@@ -26,6 +26,7 @@ from imprint_jax.runtime.files import atomic_file
 from imprint_jax.training import initialize, optimizer, sharding
 from imprint_jax.training.checkpoint import Checkpoints
 from imprint_jax.training.metrics import Meter
+from imprint_jax.training.profiler import Profiler
 from imprint_jax.training.state import Trainer, TrainState
 from imprint_jax.weights import release
 
@@ -44,6 +45,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    profile: int = 0,
     console,
 ) -> int:
     """Trains one stage.
@@ -55,6 +57,7 @@ def train(
         resume: Continue the run in `workdir` exactly; start one if there is none.
         overwrite: Delete the run in `workdir` first.
         dry_run: Only show the configuration, what trains, and where every parameter lies.
+        profile: Record so many steps for a profiler, in the run's profile/.
         console: A rich console for the tables and the progress bar.
 
     Returns:
@@ -92,7 +95,7 @@ def train(
         params = trainer.initial_params(initial)
         checkpoints.save_frozen(optimizer.partition(params, trainer.labels)[1])
         state, position = trainer.init(params), 0
-        del params, initial
+        del params  # donated
     log.info(
         "backend %s, %d devices, compute in %s, attention %s",
         *(jax.default_backend(), mesh.size, config.dtype, config.attention),
@@ -113,6 +116,7 @@ def train(
         closing(iter(dataset)) as host_batches,
         Meter(workdir, config, console, *meter_inputs) as meter,
         distributed.StopSignal() as stop,
+        Profiler(workdir / "profile", int(state.step) + 1, profile) as profiler,
     ):
         for step in range(int(state.step) + 1, config.total_steps + 1):
             asked = time.monotonic()
@@ -127,7 +131,9 @@ def train(
                     with atomic_file(workdir / "first_batch.png") as file:
                         file.write_bytes(images.encode_png(picture))
             batch = batches.to_device(host_batch, sharding.batch_sharding(mesh))
+            profiler.before(step)
             state, metrics = train_step(state, batch)
+            profiler.after(step, metrics)
             # One step ahead of the device and no more: running further ahead takes batches faster
             # than they are made, and would count as waiting for data though no device waits.
             jax.block_until_ready(before)
@@ -175,6 +181,10 @@ def check_config(config, devices: int) -> None:
             raise InputError(f"config.{field} = {value} must be {allowed}.")
     if config.dtype not in ("float32", "bfloat16"):
         raise InputError(f"config.dtype = {config.dtype!r} must be float32 or bfloat16.")
+    if config.precision not in ("default", "high", "highest"):
+        raise InputError(
+            f"config.precision = {config.precision!r} must be default, high or highest."
+        )
     if config.stage not in losses.STAGE_LOSS:
         raise InputError(f"config.stage = {config.stage}; the stages are 1 and 2.")
     process.check_config(config)
@@ -239,7 +249,7 @@ def _check_sources_outlive(workdir: Path, init_from: Mapping[str, str]) -> None:
 FREE = {
     *("log_every", "save_every", "keep", "keep_every", "data.num_workers"),
     *("validation.every", "validation.batches", "preview.every", "preview.samples"),
-    *("fsdp", "accumulation", "remat.dinov2", "remat.unet", "attention"),
+    *("fsdp", "accumulation", "remat.dinov2", "remat.unet", "attention", "precision"),
 }
 
 
