@@ -88,6 +88,9 @@ def default() -> ConfigDict:
     c.diffusion.sample_posterior = False  # the target's latents: a sample, or the mean
 
     c.drop_probability = 0.05  # of the object's tokens, a sample (Sec. 4.1)
+    # What a squared error of the clean latents counts in the loss at most (min-SNR-gamma; Hang et
+    # al. 2023 take 5): keeps nearly clean timesteps from drowning the rest; 0: no limit.
+    c.min_snr_gamma = 0.0
 
     c.data = ConfigDict()
     # Where samples come from, and how often: {kind, records, backgrounds, weight}.

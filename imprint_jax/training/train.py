@@ -162,6 +162,7 @@ RANGES = {
     **dict.fromkeys(("keep", "validation.batches", "preview.samples"), (1, math.inf)),
     **dict.fromkeys(("keep_every", "validation.every", "preview.every"), (0, math.inf)),
     "drop_probability": (0, 1),
+    "min_snr_gamma": (0, math.inf),
     "context": (geometry.MIN_CONTEXT, math.inf),
 }
 
