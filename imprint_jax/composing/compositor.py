@@ -136,10 +136,19 @@ class Compositor:
         params: Its parameters, {dinov2, adapter, unet, vae}.
         dtype: Of the computation: `jnp.float32`, or `jnp.bfloat16` for half the memory and, on an
             accelerator, less time. The VAE and the sampler always use float32.
+        precision: Of float32 products and convolutions, as a configuration's `precision`.
         max_batch: Samples computed together on one device, at most.
     """
 
-    def __init__(self, config: ConfigDict, params: dict, *, dtype=jnp.float32, max_batch: int = 8):
+    def __init__(
+        self,
+        config: ConfigDict,
+        params: dict,
+        *,
+        dtype=jnp.float32,
+        precision: str = "high",
+        max_batch: int = 8,
+    ):
         if max_batch < 1:
             raise InputError(f"The batch size must be 1 or more, not {max_batch}.")
         self.config = config
@@ -149,6 +158,7 @@ class Compositor:
         self.graphdef, abstract = imprint.split(config.model, dtype, attention=attention)
         self._cell = imprint.bind(self.graphdef, abstract).vae.factor  # pixels
         self.dtype = jnp.dtype(dtype)
+        self.precision = precision
         cast = lambda tree, dtype: jax.tree.map(lambda x: x.astype(dtype, copy=False), tree)
         self.params = {name: cast(tree, dtype) for name, tree in params.items()}
         self.params["vae"] = cast(params["vae"], jnp.float32)
@@ -364,8 +374,13 @@ class Compositor:
         choices = settings.num_steps, settings.sampler, settings.eta, settings.strength
         if (count, choices) not in self._programs:
             run = partial(generate, self.graphdef, self.config, choices)
+
+            def one_device(*args):
+                with jax.default_matmul_precision(self.precision):
+                    return _to_bytes(run(*args))
+
             program = jax.shard_map(
-                lambda *args: _to_bytes(run(*args)),
+                one_device,
                 mesh=self._mesh(count),
                 in_specs=(P(), P(), *[P("data")] * (4 if settings.strength == 1 else 5)),
                 out_specs=P("data"),
