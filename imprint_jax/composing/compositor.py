@@ -377,7 +377,7 @@ class Compositor:
 
             def one_device(*args):
                 with jax.default_matmul_precision(self.precision):
-                    return _to_bytes(run(*args))
+                    return imprint.to_uint8(run(*args))
 
             program = jax.shard_map(
                 one_device,
@@ -411,36 +411,25 @@ def generate(
         (b h w 3) float32 in [-1, 1].
     """
     num_steps, sampler, eta, strength = choices
-    model = imprint.bind(graphdef, params)
-    b, views = objects.shape[:2]
-    tokens = model.encode_object(imprint.to_float(objects.reshape(-1, *objects.shape[2:])))
-    background, cells = model.encode_background(
-        imprint.to_float(squares), holes.astype(jnp.float32), config.diffusion.hole_fill
-    )
-    return sampling.sample(
-        model,
-        tokens.reshape(b, views * tokens.shape[1], -1),
-        background,
-        cells,
+    return sampling.generate(
+        imprint.bind(graphdef, params),
+        objects,
+        squares,
+        holes,
         jax.vmap(_key)(draws),
         guidance_scale,
-        num_steps=num_steps,
         config=config,
+        starts=starts,
+        num_steps=num_steps,
         sampler=sampler,
         eta=eta,
         strength=strength,
-        start=None if starts is None else model.vae.encode(imprint.to_float(starts)),
     )
 
 
 def _key(draw: jax.Array) -> jax.Array:
     """The key of a sample from its seed, its number and its object's number, (3,) uint32."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(draw[0]), draw[1]), draw[2])
-
-
-def _to_bytes(images: jax.Array) -> jax.Array:
-    """[-1, 1] -> uint8."""
-    return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def bucket(size: int, largest: int) -> int:

@@ -194,22 +194,19 @@ class Trainer:
         config = self.config
 
         def one_device(ema, frozen, batch, guidance_scale):
-            model = self._bind(ema, frozen)
-            key = jax.random.key(config.seed)
-            background, cells = model.encode_background(
-                imprint.to_float(batch["target"]), batch["mask"], config.diffusion.hole_fill
-            )
-            pictures = sampling.sample(
-                model,
-                model.encode_object(imprint.to_float(batch["object"])),
-                background,
-                cells,
-                jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"]),
+            pictures = sampling.generate(
+                self._bind(ema, frozen),
+                batch["object"][:, None],
+                batch["target"],
+                batch["mask"],
+                jax.vmap(jax.random.fold_in, (None, 0))(
+                    jax.random.key(config.seed), batch["index"]
+                ),
                 guidance_scale,
-                num_steps=config.sampling.num_steps,
                 config=config,
+                num_steps=config.sampling.num_steps,
             )
-            return jnp.round((pictures + 1.0) * 127.5).astype(jnp.uint8)
+            return imprint.to_uint8(pictures)
 
         def preview(state: TrainState, batch: dict, guidance_scale) -> jax.Array:
             pictures_of = self._each_device(one_device, sharding.BATCH)
