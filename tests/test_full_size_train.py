@@ -1,5 +1,6 @@
 """The rehearsal of `scripts/full_size.py train` by a tiny model."""
 
+import os
 import re
 import subprocess
 import sys
@@ -27,7 +28,10 @@ def test_trains_is_killed_goes_on_exports_and_composes(tiny_release, tmp_path):
     recipe.write_text(RECIPE)
     command = [sys.executable, ROOT / "scripts/full_size.py", "train", tmp_path / "out"]
     command += ["--recipe", recipe, "--model", tiny_release, "--size", "32"]
-    process = subprocess.run(map(str, command), capture_output=True, text=True, cwd=ROOT)
+    one_device = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env=one_device
+    )
     assert process.returncode == 0, process.stderr[-3000:]
     rows = [line for line in process.stdout.splitlines() if re.match(r"\| \w.* \d", line)]
     assert [row.split("|")[1].split(",")[0].strip() for row in rows] == [
