@@ -59,7 +59,8 @@ def state_sharding(mesh: Mesh, abstract_state):
     """
 
     def spec(path, leaf) -> NamedSharding:
-        return NamedSharding(mesh, param_spec(_joined(path), leaf.shape, mesh.shape["fsdp"]))
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, param_spec(name, leaf.shape, mesh.shape["fsdp"]))
 
     return jax.tree_util.tree_map_with_path(spec, abstract_state)
 
@@ -125,8 +126,3 @@ def mean_over_devices(grads: dict, specs: dict, mesh: Mesh) -> dict:
         return (jax.lax.psum(grad, axes) if axes else grad) / mesh.size
 
     return jax.tree.map(mean, grads, specs)
-
-
-def _joined(path) -> str:
-    """A key path as "a/b/c": of dicts, dataclasses and tuples."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
