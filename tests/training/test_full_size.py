@@ -8,7 +8,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from imprint_jax import config
 from imprint_jax.data import batch as batches
@@ -57,7 +59,9 @@ CASES = [
 @pytest.mark.parametrize(("c", "target"), CASES)
 def test_every_program_traces(c, target):
     """But for the optimizer, which is the same for every chip: `test_a_whole_step_traces`."""
-    trainer = Trainer(c, sharding.make_mesh(1), target)
+    count = 8 if c.batch_size % (8 * c.accumulation) == 0 else 1
+    mesh = Mesh(np.array(jax.devices()[:count]).reshape(1, count), ("data", "fsdp"))
+    trainer = Trainer(c, mesh, target)
     state, batch = trainer.abstract_state, batches.batch_spec(c, c.batch_size)
     with tracing_for(target):
         grads, losses = jax.eval_shape(
