@@ -25,9 +25,14 @@ def published_folder() -> Path:
     return in_wheel if in_wheel.is_dir() else package.parent / "docs" / "plans"
 
 
+# In a jaxpr's text, what depends on the process and the devices that it was traced on: addresses of
+# Python's objects, and a mesh's devices. The chip that a program is for has its own part of a key.
+_NOT_THE_PROGRAM = re.compile(r"0x[0-9a-f]+|, memory_kind=\w+|, device_kind=[^)]*, platform=\w+")
+
+
 def digest(*parts: str) -> str:
-    """A key of what was traced, as text; addresses of Python's objects are left out."""
-    text = "\0".join(re.sub(r"0x[0-9a-f]+", "", part) for part in parts)
+    """A key of what was traced, as text."""
+    text = "\0".join(_NOT_THE_PROGRAM.sub("", part) for part in parts)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
