@@ -1,6 +1,6 @@
 """Draws the best and the worst pictures of an evaluation, by a measure.
 
-    python scripts/best_and_worst.py EVALUATION OUT [--measure ours] [--method mini] [--num 6]
+    python scripts/best_and_worst.py EVALUATION OUT [--measure mini_encoder] [--num 6]
 
 EVALUATION is what `imprint evaluate --out` made, with all its pictures (`--show`). One column a
 composition, from the best to the worst on the two halves of the sheet: object, background with its
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("evaluation", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--measure", default="ours")
+    parser.add_argument("--measure", default="mini_encoder")
     parser.add_argument("--method", default="mini")
     parser.add_argument("--num", type=int, default=6)
     options = parser.parse_args()

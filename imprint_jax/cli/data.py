@@ -29,6 +29,10 @@ def render(
     photos: Annotated[
         Path | None, typer.Option(help="Photos for the scenes' floors, walls and backdrops.")
     ] = None,
+    panoramas: Annotated[
+        Path | None,
+        typer.Option(help="Panoramas (.hdr) that light most scenes and are seen behind them."),
+    ] = None,
     others: Annotated[int, typer.Option(help="Other models in a scene, at most.")] = 2,
     views: Annotated[
         int | None,
@@ -49,8 +53,8 @@ def render(
     from imprint_jax.rendering import scenes as scene_renderer
     from imprint_jax.rendering import views as view_renderer
 
-    if scenes is None and photos is not None:
-        raise InputError("--photos are for scenes: add --scenes N, or leave them out.")
+    if scenes is None and (photos is not None or panoramas is not None):
+        raise InputError("--photos and --panoramas are for scenes: add --scenes N.")
     options = dict(size=size, workers=workers, limit=limit, seed=seed, up=up)
     total = min(view_renderer.count_models(models), limit or sys.maxsize)
     if scenes is None:
@@ -61,6 +65,7 @@ def render(
             dst,
             num_scenes=scenes,
             photos_dir=photos,
+            panoramas_dir=panoramas,
             num_others=others,
             num_views=views or 8,
             **options,

@@ -18,7 +18,15 @@ Clip = Annotated[Path | None, typer.Option(help="CLIP's weights: a folder, conve
 Dino = Annotated[Path | None, typer.Option(help="DINOv2's weights: a folder or file, likewise.")]
 Judge = Annotated[str, typer.Option("--encoder", help="A model whose encoder judges identity.")]
 LpipsFiles = Annotated[Path | None, typer.Option(help="LPIPS's weights: a file, or a folder.")]
-Backbone = Annotated[Path | None, typer.Option(help="Weights of an encoder, for FID and KID.")]
+DreamSim = Annotated[
+    Path | None, typer.Option("--dreamsim", help="DreamSim's release, unpacked: a folder.")
+]
+Inception = Annotated[
+    Path | None, typer.Option("--inception", help="pt_inception-2015-12-05 (.pth), for FID, KID.")
+]
+Backbone = Annotated[
+    str | None, typer.Option(help="Another encoder for FID and KID: a path, or MODEL#dinov2.")
+]
 Reference = Annotated[
     Path | None, typer.Option(help="Photos for FID and KID (default: the manifest's targets).")
 ]
@@ -75,6 +83,8 @@ def evaluate(
     dino: Dino = None,
     encoder: Judge = "mini",
     lpips: LpipsFiles = None,
+    dreamsim: DreamSim = None,
+    inception: Inception = None,
     backbone: Backbone = None,
     reference: Reference = None,
     segment: Annotated[Path | None, typer.Option(help="ONNX that finds objects.")] = None,
@@ -82,8 +92,8 @@ def evaluate(
         Path | None, typer.Option(help="Where scores are kept (default: OUT/cache).")
     ] = None,
     worst: Annotated[
-        str | None, typer.Option(help="Sort the page by this measure, worst first.")
-    ] = "ours",
+        str | None, typer.Option(help="Sort the page by this, worst first (default: --encoder's).")
+    ] = None,
     show_pictures: Annotated[
         int, typer.Option("--show", help="Compositions on the page, at most.", min=0)
     ] = 200,
@@ -117,16 +127,22 @@ def evaluate(
     entries = manifests.read(manifest)
     manifests.check_files(entries)
     evaluation.find_shots(entries, dict(given))
-    if reference is not None:
-        evaluation.photographs(reference)
     wrong = manifests.with_other_objects(entries) if wrong_object else []
     use_compilation_cache()
-    networks = evaluation.load_networks(
-        clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone, segment=segment
+    measures = evaluation.load_measures(
+        clip=clip,
+        dino=dino,
+        encoder=encoder,
+        lpips=lpips,
+        dreamsim_files=dreamsim,
+        inception_file=inception,
+        backbone=backbone,
+        segment=segment,
+        reference=reference,
     )
-    known = evaluation.sortable(entries, networks)
-    if worst is not None and worst not in known:
-        raise InputError(f"--worst is {worst!r}; with these weights use one of {', '.join(known)}.")
+    names, worst = evaluation.sortable(entries, measures), worst or f"{Path(encoder).name}_encoder"
+    if worst not in names:
+        raise InputError(f"--worst is {worst!r}; with these weights use one of {', '.join(names)}.")
     settings = Settings(num_steps=steps, strength=strength)
     for name in baseline or []:
         evaluation.baseline_results(name, entries, folders[name], track)
@@ -134,15 +150,13 @@ def evaluate(
         evaluation.compose_results(path, entries, folders[name], settings, track)
         if wrong_object:
             evaluation.compose_results(path, wrong, folders[f"{name}_wrong"], settings, track)
-    found = evaluation.evaluate(
-        entries, folders, networks, cache or out / "cache", reference=reference, track=track
-    )
+    found = evaluation.evaluate(entries, folders, measures, cache or out / "cache", track=track)
     described = manifests.describe(manifest, entries)
     summary = report.summarize(found, command=_command(), manifest=described)
     page = report.write(found, summary, out, worst=worst, limit=show_pictures)
     stdout.print(report.table(summary))
-    for name, reason in summary["not_computed"].items():
-        note(f"not computed: {name} ({reason})")
+    if summary["not_computed"]:
+        note(f"not computed: {', '.join(summary['not_computed'])} (summary.json says why)")
     note(f"wrote {page}")
 
 
@@ -216,6 +230,8 @@ def ablate(
     dino: Dino = None,
     encoder: Judge = "mini",
     lpips: LpipsFiles = None,
+    dreamsim: DreamSim = None,
+    inception: Inception = None,
     backbone: Backbone = None,
     sampling_steps: Annotated[
         int | None, typer.Option(help="Denoising steps (default: the models' own).")
@@ -238,15 +254,21 @@ def ablate(
         raise InputError("--seeds and --limit cannot be used with --manifest, which says both.")
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
     use_compilation_cache()
-    networks = evaluation.load_networks(
-        clip=clip, dino=dino, ours=encoder, lpips=lpips, backbone=backbone
+    measures = evaluation.load_measures(
+        clip=clip,
+        dino=dino,
+        encoder=encoder,
+        lpips=lpips,
+        dreamsim_files=dreamsim,
+        inception_file=inception,
+        backbone=backbone,
     )
     table = ablation.ablate(
         variants,
         out,
         test_set=manifest,
         records=RecordSource(stage1.data.sources[0]["records"], "test"),
-        networks=networks,
+        measures=measures,
         settings=Settings(num_steps=sampling_steps, strength=1.0),
         command=_command(),
         console=console,

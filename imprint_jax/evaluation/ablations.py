@@ -26,6 +26,7 @@ from imprint_jax.data import pipeline
 from imprint_jax.data.records import RecordSource, content_hash
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import encoders, evaluate, identity_probe, report, test_sets
+from imprint_jax.evaluation.measures import Column, Measure
 from imprint_jax.runtime.files import atomic_file
 from imprint_jax.training import checkpoint, initialize
 from imprint_jax.training.train import check_config, train
@@ -52,9 +53,10 @@ SUITES = {
         "window_15",
     ),
 }
-# What the table shows, in this order, where it was computed.
-COLUMNS = ("clip", "dino", "imagenet", "imagenet_top1", "ours", "ours_top1", "lpips", "psnr",
-           "ssim", "seam_error", "copied", "fid", "probe_top1", "probe_map")  # fmt: skip
+# What the table shows where it was computed, beside the columns of `--encoder`.
+COLUMNS = {"clip", "dino", "dreamsim", "imagenet", "imagenet_top1", "lpips", "psnr", "ssim",
+           "seam_error", "copied", "fid", "probe_top1", "probe_map"}  # fmt: skip
+OF_ENCODER = ("_encoder", "_encoder_top1")
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def ablate(
     *,
     test_set: Path,
     records: RecordSource,
-    networks: evaluate.Networks,
+    measures: list[Measure],
     settings: Settings,
     command: str,
     console,
@@ -197,7 +199,7 @@ def ablate(
         out: Folder of it all, see the module.
         test_set: Manifest of what every model composes; the k-th picture of each is seed k.
         records: What the identity probe of each encoder looks at.
-        networks: For the measures.
+        measures: What is measured, from `evaluate.load_measures`.
         settings: How to sample.
         command: What the user called, for the table.
         console: A rich console, for `train`.
@@ -227,10 +229,10 @@ def ablate(
     for baseline in baselines:
         results[baseline] = out / "results" / baseline
         evaluate.baseline_results(baseline, entries, results[baseline], track)
-    found = evaluate.evaluate(entries, results, networks, out / "cache", track=track)
+    found = evaluate.evaluate(entries, results, measures, out / "cache", track=track)
     about = {"records": "test split", "apart": identity_probe.APART, "crop": "cut"}
     for name, text in (("probe_top1", "top-1 accuracy"), ("probe_map", "mean average precision")):
-        found.measures[name] = evaluate.Measure(
+        found.columns[name] = Column(
             "higher", f"the encoder alone: {text} of same-object retrieval across views", about
         )
     for label, result in probes.items():
@@ -349,7 +351,7 @@ def _steps(variant: Variant) -> str:
 
 def _table(suite: list[Variant], baselines: list[str], summary: dict, steps: dict[str, str]) -> str:
     """Markdown: a row a variant; over several trainings the mean and spread of their means."""
-    columns = [name for name in COLUMNS if name in summary["measures"]]
+    columns = [c for c in summary["measures"] if c in COLUMNS or c.endswith(OF_ENCODER)]
     repeated = any(v.seed for v in suite)
     rows = []
     for name in dict.fromkeys(v.name for v in suite):

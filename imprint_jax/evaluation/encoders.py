@@ -3,7 +3,7 @@
 | what a path holds                    | embedding                                          |
 |--------------------------------------|----------------------------------------------------|
 | CLIP's vision tower                  | what CLIP compares                                 |
-| DINOv2                               | the class token after the last norm                |
+| DINOv2, or DINO                      | the class token after the last norm                |
 | torchvision's AlexNet or VGG-16      | LPIPS's last features, averaged over positions     |
 | a released model of ours, or a run   | the adapter's tokens, averaged                     |
 | the same, with "#dinov2" behind      | the class token of its image encoder               |
@@ -20,15 +20,15 @@ from flax import nnx, traverse_util
 from ml_collections import ConfigDict
 
 from imprint_jax.errors import InputError
-from imprint_jax.evaluation import perceptual
+from imprint_jax.evaluation import perceptual, vit
 from imprint_jax.evaluation.batched import Batched
-from imprint_jax.models import imprint, init
+from imprint_jax.models import dinov2, imprint, init
 from imprint_jax.models.clip import CLIPVision
 from imprint_jax.models.layers import Rngs
 from imprint_jax.training import checkpoint
 from imprint_jax.weights import mapping, release
 from imprint_jax.weights.detect import Component, find
-from imprint_jax.weights.tensors import StoredTensor, weights_hash
+from imprint_jax.weights.tensors import StoredTensor, open_tensors, weights_hash
 
 # Side of the pictures DINOv2 embeds, in pixels (its evaluations'; dinov2/data/transforms.py).
 DINOV2_SIZE = 224
@@ -43,7 +43,7 @@ class Encoder:
     """An image encoder with its weights.
 
     Attributes:
-        name: "clip", "dinov2", "imagenet" or "imprint".
+        name: "clip", "dinov2", "dino", "dreamsim", "imagenet" or "imprint".
         about: Architecture in words, for reports.
         size: Side of the pictures it takes, in pixels.
         weights: SHA-256 of its weights, 16 hexadecimal digits.
@@ -70,14 +70,16 @@ def load(path: str | Path) -> Encoder:
     path, bare = _split(path)
     if not path.exists():
         raise InputError(
-            f"There is no model {str(path)!r}: give mini, or the path of CLIP, of DINOv2, of"
-            " AlexNet or VGG-16, of a run or of a released model."
+            f"There is no model {str(path)!r}: give mini, or the path of CLIP, of DINOv2 or DINO,"
+            " of AlexNet or VGG-16, of a run or of a released model."
         )
     if (path / "checkpoints").is_dir():
         config, params = checkpoint.load_params(path)
         return _ours(config, params, bare)
     if network := perceptual.find_network(path):
         return _imagenet(network)
+    if path.is_file() and vit.is_vit(tensors := open_tensors(path)):
+        return _dino(tensors, path)
     source = find(path)
     parts = {part.name: part for part in source.components}
     if "adapter" in parts and "dinov2" in parts:
@@ -149,6 +151,20 @@ def _dinov2(part: Component) -> Encoder:
     size = DINOV2_SIZE // settings["patch_size"] * settings["patch_size"]
     weights = weights_hash(part.tensors)[:16]
     return Encoder("dinov2", about, size, weights, Batched(function, _read(part)))
+
+
+def _dino(tensors: dict[str, StoredTensor], path: Path) -> Encoder:
+    params = vit.read(tensors, str(path))
+
+    def function(params, images):
+        tokens = vit.tokens(params, dinov2.normalize(imprint.to_float(images)))
+        return vit.norm(params, "norm", tokens[:, 0], 1e-6)
+
+    shape = params["patch_embed.proj.weight"].shape
+    depth = len(params["blocks"]["norm1.weight"])
+    about = "DINO, " + _shape({"width": shape[0], "patch_size": shape[-1]}, depth)
+    weights = weights_hash(tensors)[:16]
+    return Encoder("dino", about, vit.image_size(params), weights, Batched(function, params))
 
 
 def _imagenet(network: perceptual.Network) -> Encoder:

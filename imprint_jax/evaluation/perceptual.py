@@ -1,10 +1,12 @@
-"""How far is it from the truth? PSNR, SSIM and LPIPS; the last also tells seeds apart.
+"""How far is it from the truth? LPIPS, which also tells seeds apart; PSNR and SSIM.
 
 LPIPS (Zhang et al. 2018, version 0.1): features of AlexNet or VGG-16 after five ReLUs, normalised
 over their channels, squared differences weighted by learned heads, averaged over positions, summed.
 """
 
+import functools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imprint_jax.composing.manifest import Entry
 from imprint_jax.errors import InputError
-from imprint_jax.evaluation.batched import Batched
+from imprint_jax.evaluation.batched import Batched, key_of
+from imprint_jax.evaluation.measures import (
+    Column,
+    Scores,
+    Shot,
+    Store,
+    box_items,
+    mean_distances,
+    siblings,
+)
 from imprint_jax.models import imprint
 from imprint_jax.weights.tensors import StoredTensor, open_tensors, weights_hash
 
@@ -42,6 +54,57 @@ NETWORKS = {"alex": ALEXNET, "vgg": VGG16}
 # Backbone in torchvision's or lpips's names, and lpips's heads.
 BACKBONE = re.compile(r"(?:features|net\.slice\d)\.(\d+)\.(weight|bias)")
 HEAD = re.compile(r"lin(\d)\.model\.1\.weight")
+
+
+class LpipsMeasure:
+    """LPIPS of what is in the hole's box: to the truth, and between the pictures of an entry.
+
+    Args:
+        network: From `load_lpips`.
+    """
+
+    def __init__(self, network: "Lpips"):
+        self.network = network
+        self.settings = {"network": network.network, "weights": network.weights}
+        self.settings |= {"crop": "box", "size": LPIPS_SIZE}
+
+    def sortable(self, entries: Iterable[Entry]) -> list[str]:
+        """As `measures.Measure`."""
+        return ["lpips"] if any(entry.target for entry in entries) else []
+
+    def compute(self, shots: list[Shot], store: Store) -> Scores:
+        """As `measures.Measure`."""
+        scores = Scores([{} for _ in shots])
+        pairs = siblings(shots)
+        keys, items = {}, {}
+        for i, shot in enumerate(shots):
+            if shot.entry.target:
+                keys[i] = key_of(store.key(shot, self.settings), "target")
+                paths = (shot.path, shot.entry.target)
+                items[keys[i]] = functools.partial(box_items, shot.entry, LPIPS_SIZE, *paths)
+        for i, j in pairs:
+            one, other = shots[i], shots[j]
+            keys[i, j] = key_of(*(store.key(shot, self.settings) for shot in (one, other)))
+            paths = (one.path, other.path)
+            items[keys[i, j]] = functools.partial(box_items, one.entry, LPIPS_SIZE, *paths)
+        about = f"LPIPS ({self.network.network})"
+        values = store.values(items, self.network.distance, about)
+        to_target = {i: float(values[key]) for i, key in keys.items() if isinstance(i, int)}
+        between = mean_distances({pair: float(values[keys[pair]]) for pair in pairs})
+        for name, better, about, lacking, column in (
+            ("lpips", "lower", "LPIPS of the hole's box to the target's",
+             "the manifest names no target", to_target),
+            ("diversity_lpips", "",
+             "mean LPIPS to the other pictures of the entry, in the hole's box",
+             "no entry has more than one picture", between),
+        ):  # fmt: skip
+            if not column:
+                scores.not_computed[name] = lacking
+                continue
+            scores.columns[name] = Column(better, about, self.settings)
+            for i, value in column.items():
+                scores.rows[i][name] = value
+        return scores
 
 
 @dataclass(frozen=True, eq=False)

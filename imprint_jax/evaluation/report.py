@@ -19,7 +19,8 @@ from imprint_jax.composing import job
 from imprint_jax.composing.manifest import which_objects
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation.batched import settings_hash
-from imprint_jax.evaluation.evaluate import Evaluation, Shot
+from imprint_jax.evaluation.evaluate import Evaluation
+from imprint_jax.evaluation.measures import Shot
 from imprint_jax.runtime.files import atomic_file, atomic_folder
 
 THUMBNAIL = 320  # pixels, the longer side
@@ -88,7 +89,7 @@ def summarize(evaluation: Evaluation, *, command: str, manifest: dict) -> dict:
                 "hash": settings_hash({"name": name} | measure.settings),
             }
             | ({"stand_in_for": measure.stand_in} if measure.stand_in else {})
-            for name, measure in evaluation.measures.items()
+            for name, measure in evaluation.columns.items()
         },
         "not_computed": evaluation.not_computed,
         "imprint_jax": imprint_jax.__version__,
@@ -104,7 +105,7 @@ def _values(evaluation: Evaluation, method: str) -> dict[str, list[tuple[Shot, f
     ]
     return {
         name: [(s, row[name]) for s, row in rows if not math.isnan(row.get(name, math.nan))]
-        for name in evaluation.measures
+        for name in evaluation.columns
         if name not in evaluation.sets[method]
     }
 
@@ -221,10 +222,10 @@ def sorted_shots(evaluation: Evaluation, worst: str | None) -> list[list[int]]:
     order = list(groups.values())
     if worst is None:
         return order
-    if worst not in evaluation.measures or not evaluation.measures[worst].better:
-        known = [name for name, m in evaluation.measures.items() if m.better]
+    if worst not in evaluation.columns or not evaluation.columns[worst].better:
+        known = [name for name, m in evaluation.columns.items() if m.better]
         raise InputError(f"--worst {worst!r} is no measure to sort by; {', '.join(known)} are.")
-    sign = -1 if evaluation.measures[worst].better == "lower" else 1
+    sign = -1 if evaluation.columns[worst].better == "lower" else 1
     value = lambda group: evaluation.rows[group[0]].get(worst, math.nan)
     return sorted(order, key=lambda group: (math.isnan(value(group)), sign * value(group)))
 
@@ -336,7 +337,7 @@ def _html_settings(summary: dict) -> str:
 
 def _csv(evaluation: Evaluation) -> str:
     """One line a picture."""
-    names = [name for name in evaluation.measures if any(name in row for row in evaluation.rows)]
+    names = [name for name in evaluation.columns if any(name in row for row in evaluation.rows)]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["method", "id", "picture", "file", *names])

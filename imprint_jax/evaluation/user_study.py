@@ -18,7 +18,8 @@ from scipy import stats
 
 from imprint_jax.composing.manifest import Entry
 from imprint_jax.errors import InputError
-from imprint_jax.evaluation.evaluate import find_shots, read_result
+from imprint_jax.evaluation.evaluate import find_shots
+from imprint_jax.evaluation.measures import read_result
 from imprint_jax.evaluation.report import object_picture, page, thumbnail
 from imprint_jax.runtime.files import atomic_folder, check_unused
 

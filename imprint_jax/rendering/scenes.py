@@ -19,6 +19,15 @@ from PIL import Image
 
 from imprint_jax.errors import InputError
 from imprint_jax.images import MASK_THRESHOLD, read_image
+from imprint_jax.rendering.panoramas import (
+    CAMERA,
+    Place,
+    find_panoramas,
+    light_of,
+    read_panorama,
+    shades,
+    turned,
+)
 from imprint_jax.rendering.raytracer import (
     FIELD_OF_VIEW,
     FILL,
@@ -40,6 +49,7 @@ from imprint_jax.rendering.raytracer import (
 )
 from imprint_jax.rendering.rooms import (
     Caster,
+    Plane,
     Room,
     light_maps,
     panorama,
@@ -59,6 +69,7 @@ from imprint_jax.rendering.views import (
 from imprint_jax.runtime.files import atomic_folder, remove_unfinished
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+PANORAMA_SHARE = 0.7  # of the scenes, where there are panoramas
 WALL_TURN = 25.0  # degrees, of the wall behind, either way
 MAX_VIEWS = 12  # more would lead the camera beside the walls
 FRONT = 45.0  # degrees: views of all scenes of an object look at one side of it, more or less
@@ -92,7 +103,7 @@ class Scene:
         directions: (num_views 3) unit, from the object to the camera.
         eyes: (num_views 3) where the camera is.
         light: What lights it.
-        room: Floor, walls and photo.
+        room: Floor, walls and photo, or a panorama.
         about: What scene.json says of it.
     """
 
@@ -101,7 +112,7 @@ class Scene:
     directions: np.ndarray
     eyes: np.ndarray
     light: Light
-    room: Room
+    room: Room | Place
     about: dict
 
 
@@ -114,6 +125,7 @@ def random_scene(
     front: float = 0.0,
     others: Sequence[str | os.PathLike] = (),
     photos: Sequence[str | os.PathLike] = (),
+    panoramas: Sequence[str | os.PathLike] = (),
     up: str = "y",
     samples: int = 4,
 ) -> Scene:
@@ -128,6 +140,8 @@ def random_scene(
             path's middle is at most 45 degrees from it.
         others: Models that stand beside and behind it where there is room.
         photos: Pictures to take textures and backdrops from; without any they are procedural.
+        panoramas: Places of which one takes the place of floor, walls and light in
+            `PANORAMA_SHARE` of the scenes.
         up: The models' upward axis, "y" or "z".
         samples: Rays a pixel.
 
@@ -167,6 +181,17 @@ def random_scene(
 
     about = {"others": names, "photos": []}
 
+    if panoramas and rng.random() < PANORAMA_SHARE:
+        path = panoramas[rng.integers(len(panoramas))]
+        about["panorama"] = Path(path).name
+        sphere = turned(read_panorama(path), rng)
+        light = light_of(sphere, rng)
+        ground = Plane(np.zeros(3), np.array([1.0, 0, 0]), np.array([0, 0, -1.0]), [], 1.0)
+        maps = light_maps(ground, light, Caster(model), Caster(other) if other else None)
+        room = Place(sphere, rng.uniform(*CAMERA), shades(maps))
+        about |= _in_words(directions, turn, distance, light)
+        return Scene(model, other, directions, eyes, light, room, about)
+
     def photo() -> np.ndarray:
         path = photos[rng.integers(len(photos))]
         about["photos"].append(Path(path).name)
@@ -201,13 +226,17 @@ def random_scene(
     planes = place_planes(away, end, walls, textures)
     casters = Caster(model), Caster(other) if other else None
     room = Room(planes, [light_maps(plane, light, *casters) for plane in planes], backdrop)
-    about |= {
+    about |= _in_words(directions, turn, distance, light)
+    return Scene(model, other, directions, eyes, light, room, about)
+
+
+def _in_words(directions: np.ndarray, turn: float, distance: float, light: Light) -> dict:
+    return {
         **path_in_words(directions),
         "model_turn": round(float(np.degrees(turn)) % 360, 3),
         "distance": round(float(distance), 4),
         "light": light_in_words(light),
     }
-    return Scene(model, other, directions, eyes, light, room, about)
 
 
 def scene_views(scene: Scene, size: int, samples: int) -> Iterator[View]:
@@ -253,6 +282,7 @@ def render_scenes(
     *,
     num_scenes: int,
     photos_dir: str | os.PathLike | None = None,
+    panoramas_dir: str | os.PathLike | None = None,
     num_others: int = 2,
     num_views: int = 8,
     size: int = 256,
@@ -274,6 +304,7 @@ def render_scenes(
         out_dir: Made when missing.
         num_scenes: Of each model.
         photos_dir: Pictures for textures and backdrops; None: textures are procedural.
+        panoramas_dir: Places, as in `random_scene`, in Radiance's format (.hdr); None: none.
         num_others: Other models of `models_dir` that stand in a scene, at most.
         num_views: As in `random_scene`.
         size: As in `random_scene`.
@@ -299,6 +330,7 @@ def render_scenes(
     models_dir, out_dir = Path(models_dir), Path(out_dir)
     models = find_models(models_dir)
     photos = _find_photos(Path(photos_dir)) if photos_dir is not None else []
+    panoramas = find_panoramas(panoramas_dir) if panoramas_dir is not None else []
     choice = [name for name, _ in models] if num_others else []
     settings = {
         "num_views": num_views,
@@ -308,7 +340,7 @@ def render_scenes(
         "up": up,
         "num_others": num_others,
         # What there was to choose from, in short.
-        "choice": zlib.crc32("/".join(choice + [photo.name for photo in photos]).encode()),
+        "choice": zlib.crc32("/".join(choice + [p.name for p in (*photos, *panoramas)]).encode()),
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     for folder in (out_dir, *(out_dir / object_id for object_id, _ in models)):
@@ -319,7 +351,7 @@ def render_scenes(
         for number in range(num_scenes):
             folder = out_dir / object_id / f"{number:03d}"
             if not (folder / "scene.json").exists():
-                jobs.append((path, number, models_dir, folder, others, photos, settings))
+                jobs.append((path, number, models_dir, folder, others, photos, panoramas, settings))
                 continue
             found = json.loads((folder / "scene.json").read_text())["settings"]
             if found != settings:
@@ -338,6 +370,7 @@ def _render_scene(
     folder: Path,
     others: list[Path],
     photos: list[Path],
+    panoramas: list[Path],
     settings: dict,
 ) -> Result:
     """One scene to one folder, built beside its place and moved there when whole."""
@@ -358,6 +391,7 @@ def _render_scene(
                 front=front,
                 others=[others[i] for i in rng.choice(len(others), count, replace=False)],
                 photos=photos,
+                panoramas=panoramas,
                 up=settings["up"],
                 samples=samples,
             )

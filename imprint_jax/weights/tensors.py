@@ -32,7 +32,7 @@ DTYPES = {
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
 }
-TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
+TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar")  # DreamSim's are .pth.tar
 # The one global that Stable Diffusion's original checkpoints name beside tensors: the class of a
 # training callback, as a key of a dict. An empty class stands in for it.
 CHECKPOINT_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"

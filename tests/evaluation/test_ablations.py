@@ -235,7 +235,7 @@ def test_mistakes_are_found_before_any_training(tmp_path, monkeypatch):
             tmp_path / "out",
             test_set=test_set,
             records=None,
-            networks=None,
+            measures=None,
             settings=Settings(num_steps=num_steps),
             command="imprint ablate",
             console=None,
@@ -306,7 +306,7 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
             out,
             test_set=test_set,
             records=RecordSource(stage1.data.sources[0]["records"], "test"),
-            networks=evaluate.load_networks(ours=tiny_release),
+            measures=evaluate.load_measures(encoder=tiny_release),
             settings=Settings(num_steps=2),
             command="imprint ablate",
             console=Console(quiet=True),
@@ -316,7 +316,7 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
     table = run(names).read_text()
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
     assert "| 2 + 2 |" in rows["full"] and "| - |" in rows["paste"]
-    assert "ours ↑" in rows["variant"] and "probe_map ↑" in rows["variant"]
+    assert "tiny_encoder ↑" in rows["variant"] and "probe_map ↑" in rows["variant"]
     assert (
         "4 entries of 2 objects. Means over pictures; ± is the standard error over objects" in table
     )
@@ -324,7 +324,7 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
     runs = sorted(path.name.rpartition("-")[0] for path in (out / "runs").iterdir())
     assert runs == ["full-stage1", "full-stage2"]
     summary = json.loads((out / "summary.json").read_text())
-    assert len(summary["methods"]["full"]["ours"]["seeds"]) == 2
+    assert len(summary["methods"]["full"]["tiny_encoder"]["seeds"]) == 2
     assert (out / "index.html").is_file()
 
     caplog.clear()

@@ -21,7 +21,15 @@ from imprint_jax.composing.compositor import Settings
 from imprint_jax.config import load
 from imprint_jax.data.records import RecordSource
 from imprint_jax.errors import InputError
-from imprint_jax.evaluation import encoders, evaluate, perceptual, report, test_sets
+from imprint_jax.evaluation import (
+    encoders,
+    evaluate,
+    identity,
+    perceptual,
+    pixels,
+    report,
+    test_sets,
+)
 from imprint_jax.weights import release
 from imprint_jax.weights.tensors import file_hash
 from tests.commands import run
@@ -83,12 +91,12 @@ def summarized(found) -> dict:
 
 @pytest.fixture(scope="module")
 def found(folder, lpips_file, tiny_release):
-    networks = evaluate.load_networks(
+    measures = evaluate.load_measures(
         dino=f"{tiny_release}#dinov2", lpips=lpips_file, backbone=tiny_release
     )
     entries = manifest.read(folder / "set" / "manifest.jsonl")
     results = {method: folder / method for method in METHODS}
-    return evaluate.evaluate(entries, results, networks, folder / "cache", track=untracked)
+    return evaluate.evaluate(entries, results, measures, folder / "cache", track=untracked)
 
 
 def mean(found, method: str, measure: str) -> float:
@@ -108,15 +116,15 @@ def test_the_truth_scores_best(found):
     for method in ("other", "shifted"):
         assert mean(found, method, "psnr") < 40
         assert mean(found, method, "lpips") > 0
-        assert found.sets[method]["fid"] > found.sets["truth"]["fid"]
+        assert found.sets[method]["fid_imprint"] > found.sets["truth"]["fid_imprint"]
     # Each truth is there twice: equal but for the n - 1 of the covariance.
-    assert found.sets["truth"]["fid"] < 0.1 * found.sets["other"]["fid"]
+    assert found.sets["truth"]["fid_imprint"] < 0.1 * found.sets["other"]["fid_imprint"]
     assert mean(found, "shifted", "kept") < 0.9
     assert mean(found, "shifted", "changed") < mean(found, "truth", "changed")
 
 
 def test_turned_colours_are_another_object(found):
-    assert mean(found, "truth", "ours") > mean(found, "other", "ours")
+    assert mean(found, "truth", "mini_encoder") > mean(found, "other", "mini_encoder")
 
 
 @pytest.mark.parametrize("named, expected", [(False, [0, 1, 0, 1]), (True, [1, 1, 0, 1])])
@@ -137,10 +145,10 @@ def test_other_views_of_the_object_count_as_found(tmp_path, named, expected):
     mean_colour = lambda items: (item[0].mean(axis=(0, 1)) - 128 for item in items)
     judge = encoders.Encoder("imprint", "mean colour", 8, "0" * 16, mean_colour)
     entries = manifest.read(tmp_path / "manifest.jsonl")
-    networks = evaluate.Networks({"ours": judge}, None, None, None)
+    measures = [identity.Identity("colour", judge, "cut", "mean colour")]
     results = {"made": tmp_path / "made"}
-    found = evaluate.evaluate(entries, results, networks, tmp_path / "cache", track=untracked)
-    assert [row["ours_top1"] for row in found.rows] == expected
+    found = evaluate.evaluate(entries, results, measures, tmp_path / "cache", track=untracked)
+    assert [row["colour_top1"] for row in found.rows] == expected
 
 
 def test_equal_pictures_have_no_diversity(found):
@@ -150,16 +158,17 @@ def test_equal_pictures_have_no_diversity(found):
 
 def test_every_measure_says_what_it_depends_on(found):
     summary = summarized(found)
-    named = {"psnr", "lpips", "dino", "dino_top1", "imagenet", "ours", "fid", "kid"}
+    named = {"psnr", "lpips", "dino", "dino_top1", "dino_truth", "dino_region", "dino_whole"}
+    named |= {"imagenet", "mini_encoder", "fid_imprint", "kid_imprint"}
     assert named <= set(summary["measures"])
     assert len(summary["measures"]["dino"]["settings"]["weights"]) == 16
     assert summary["measures"]["dino"]["settings"]["crop"] == "box"
-    assert summary["measures"]["ours"]["settings"]["crop"] == "cut"
+    assert summary["measures"]["mini_encoder"]["settings"]["crop"] == "cut"
     assert all(re.fullmatch("[0-9a-f]{12}", m["hash"]) for m in summary["measures"].values())
-    assert {"clip", "dreamsim", "adherence"} == set(found.not_computed)
+    assert {"clip", "dreamsim", "adherence", "fid", "kid"} == set(found.not_computed)
     stand_ins = {name for name, m in summary["measures"].items() if "stand_in_for" in m}
-    assert stand_ins == {"changed", "imagenet", "ours", "fid", "kid", "diversity"}
-    assert summary["measures"]["ours_top1"]["about"].endswith("(a guess: 0.33)")
+    assert stand_ins == {"changed", "imagenet", "mini_encoder", "diversity"}
+    assert summary["measures"]["mini_encoder_top1"]["about"].endswith("(a guess: 0.33)")
     assert summary["methods"]["other"]["psnr"]["pictures"] == 12
     assert summary["methods"]["other"]["psnr"]["between_seeds"] == 0
 
@@ -167,11 +176,11 @@ def test_every_measure_says_what_it_depends_on(found):
 def test_what_was_measured_is_not_measured_again(
     found, folder, lpips_file, tiny_release, monkeypatch
 ):
-    networks = evaluate.load_networks(lpips=lpips_file)
+    measures = evaluate.load_measures(lpips=lpips_file)
     entries = manifest.read(folder / "set" / "manifest.jsonl")
-    monkeypatch.setattr(evaluate, "_plain", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(pixels, "pixel_scores", lambda *_: pytest.fail("measured again"))
     results = {"again": folder / "truth"}
-    again = evaluate.evaluate(entries, results, networks, folder / "cache", track=untracked)
+    again = evaluate.evaluate(entries, results, measures, folder / "cache", track=untracked)
     expected = [r for s, r in zip(found.shots, found.rows, strict=True) if s.method == "truth"]
     for row, before in zip(again.rows, expected, strict=True):
         np.testing.assert_equal(row, {key: before[key] for key in row})
@@ -181,9 +190,9 @@ def test_a_changed_picture_is_measured_again(folder, tmp_path):
     entries = manifest.read(folder / "set" / "manifest.jsonl")[:1]
     for name in entries[0].names():
         write_png(tmp_path / name, images.read_image(folder / "truth" / name))
-    networks = evaluate.load_networks(ours=None)
+    measures = evaluate.load_measures(encoder=None)
     run = lambda: evaluate.evaluate(
-        entries, {"m": tmp_path}, networks, folder / "cache", track=untracked
+        entries, {"m": tmp_path}, measures, folder / "cache", track=untracked
     ).rows[0]["psnr"]
     assert run() == perceptual.BEST_PSNR
     write_png(tmp_path / name.replace("_1", "_0"), np.zeros((96, 96, 3), np.uint8))
@@ -195,9 +204,9 @@ def test_results_of_another_size_are_scaled(folder, tmp_path):
     for name in entries[0].names():
         picture = Image.open(folder / "truth" / name).resize((192, 192), Image.Resampling.LANCZOS)
         picture.save(tmp_path / name)
-    networks = evaluate.load_networks(ours=None)
+    measures = evaluate.load_measures(encoder=None)
     options = dict(track=untracked)
-    found = evaluate.evaluate(entries, {"m": tmp_path}, networks, tmp_path / "cache", **options)
+    found = evaluate.evaluate(entries, {"m": tmp_path}, measures, tmp_path / "cache", **options)
     assert found.rows[0]["psnr"] > 25
 
 
@@ -209,7 +218,7 @@ def test_pictures_that_are_missing(folder, tmp_path):
 
 def test_weights_of_another_kind_are_refused(tiny_release):
     with pytest.raises(InputError, match=r"--clip .* holds imprint, not clip"):
-        evaluate.load_networks(clip=tiny_release)
+        evaluate.load_measures(clip=tiny_release)
 
 
 def test_models_and_baselines_make_what_is_missing_or_has_changed(folder, tiny_release, tmp_path):
@@ -274,7 +283,7 @@ def test_the_command(folder, tmp_path, monkeypatch):
     assert done.exit_code == 0
     assert re.search(r"psnr ↑ +│ +100 ± 0", done.stdout)
     assert re.search(r"seam_error ↓ +│ +0 ± 0", done.stdout)
-    assert "not computed: lpips (needs weights: --lpips)" in done.stderr
+    assert re.search(r"not computed: .*lpips, .*\(summary.json says why\)", done.stderr)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["methods"]) == ["best", "other", "poisson"]
     assert summary["command"] == shlex.join(["imprint", *arguments])
@@ -339,9 +348,9 @@ def test_mistakes_are_found_before_any_work(folder, tmp_path, more, message):
 def test_methods_may_be_called_as_the_pages_own_pictures(folder, tmp_path):
     entries = manifest.read(folder / "set" / "manifest.jsonl")[:1]
     results = {"target": folder / "other", "object": folder / "shifted"}
-    networks = evaluate.load_networks(ours=None)
+    measures = evaluate.load_measures(encoder=None)
     options = dict(track=untracked)
-    made = evaluate.evaluate(entries, results, networks, folder / "cache", **options)
+    made = evaluate.evaluate(entries, results, measures, folder / "cache", **options)
     report.write(made, summarized(made), tmp_path, worst=None, limit=1)
     text = (tmp_path / "index.html").read_text()
     shown = re.findall(r'src="(pictures/[^"]+)"', text)
@@ -396,12 +405,11 @@ def test_few_pictures_have_no_distribution(folder, tiny_release, tmp_path):
     entries = manifest.read(folder / "set" / "manifest.jsonl")[:1]
     one = [dataclasses.replace(entries[0], num=1)]
     write_png(tmp_path / one[0].names()[0], images.read_image(one[0].target))
-    networks = evaluate.load_networks(ours=None, backbone=tiny_release)
-    found = evaluate.evaluate(
-        one, {"m": tmp_path}, networks, tmp_path / "cache", reference=folder / "truth",
-        track=untracked,
-    )  # fmt: skip
-    assert found.not_computed["fid"] == "needs two pictures of every method"
+    measures = evaluate.load_measures(
+        encoder=None, backbone=tiny_release, reference=folder / "truth"
+    )
+    found = evaluate.evaluate(one, {"m": tmp_path}, measures, tmp_path / "cache", track=untracked)
+    assert found.not_computed["fid_imprint"] == "needs two pictures of every method"
 
 
 def test_local_folders_do_not_take_a_shipped_models_name(tmp_path, monkeypatch, caplog):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
-from imprint_jax.data.preparation.prepare import Job, chunk_folder, do_chunk
+from imprint_jax.data.preparation.chunks import Job, chunk_folder, do_chunk
 from imprint_jax.errors import InputError
 
 

@@ -19,6 +19,9 @@ from imprint_jax.images import decode_coverage, decode_image, decode_labels, too
 # The reason that `--segment` takes care of.
 NO_MASK = "no mask"
 
+MAX_INSTANCE = 2**63 - 1  # of a record, an int64
+MAX_COORDINATE = 1e6  # of a polygon, pixels; Pillow draws others wrongly, or never ends
+
 # Of a picture (h w c) uint8, its objects: which one, and its (h w) uint8 coverage.
 Masks = Callable[[np.ndarray], Iterable[tuple[int, np.ndarray | Reject]]]
 
@@ -162,6 +165,8 @@ def coco_masks(objects: list, image: np.ndarray, *, size: Any = None) -> Iterato
         yield 0, Reject(NO_MASK, "No object is marked.")
     for number, segmentation, crowd in objects:
         try:
+            if abs(number) > MAX_INSTANCE:
+                raise Reject("number too large", f"Object {number}: records hold 64 bits.")
             if crowd:
                 raise Reject("crowd", "Its mask is of many objects.")
             if size not in (None, image.shape[:2]):
@@ -177,7 +182,10 @@ def _coco_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
         if isinstance(segmentation, list):
             mask = Image.new("L", (width, height))
             for polygon in segmentation:
-                ImageDraw.Draw(mask).polygon([float(x) for x in polygon], fill=255)
+                points = [float(x) for x in polygon]
+                if not all(abs(x) < MAX_COORDINATE for x in points):  # NaN is not
+                    raise ValueError("a polygon has a point that is nowhere near the picture")
+                ImageDraw.Draw(mask).polygon(points, fill=255)
             return np.asarray(mask)
         if tuple(segmentation["size"]) != (height, width):
             raise Reject(
@@ -189,7 +197,7 @@ def _coco_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
             raise ValueError(f"its runs count {sum(runs)} pixels of {height * width}")
         values = np.arange(len(runs)) % 2 * 255
         return np.repeat(values, runs).reshape(width, height).T.astype(np.uint8)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise Reject("unreadable mask", f"Its segmentation is not COCO's: {error}.") from error
 
 

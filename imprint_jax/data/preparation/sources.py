@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import features
 
 from imprint_jax.data.preparation.filters import Filters, Reject
 from imprint_jax.data.preparation.masks import (
@@ -34,9 +35,11 @@ from imprint_jax.data.preparation.masks import (
 )
 from imprint_jax.errors import InputError
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
+if features.check("avif"):  # Pillow is built with it, or not
+    PICTURES.add(".avif")
 # Pictures of other formats, which are listed as left out.
-FOREIGN = {".bmp", ".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}
+FOREIGN = {".avif", ".heic", ".heif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"} - PICTURES
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"}
 
 
@@ -111,19 +114,22 @@ def _groups_of_folders(src: Path) -> Iterator[Group | Reject]:
 
 
 def _pictures(folder: Path, suffixes: Iterable[str] = PICTURES) -> list[tuple[int, Path]]:
-    """Frame numbers and paths of the pictures in a folder, in order.
+    """Frame numbers and paths of the pictures in a folder, in order; see `_numbered`."""
+    return _numbered(
+        p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")
+    )
+
+
+def _numbered(pictures: Iterable[Path]) -> list[tuple[int, Path]]:
+    """Frame numbers and paths, in order of the names.
 
     A frame's number is that in its name where every name is a number, else its position.
     """
-    names = in_order(
-        p.name
-        for p in folder.iterdir()
-        if p.suffix.lower() in suffixes and not p.name.startswith(".")
-    )
-    stems = [name.rpartition(".")[0] for name in names]
-    if all(re.fullmatch(r"[0-9]{1,18}", stem) for stem in stems):
-        return [(int(stem), folder / name) for stem, name in zip(stems, names, strict=True)]
-    return [(position, folder / name) for position, name in enumerate(names)]
+    by_name = {path.as_posix(): path for path in pictures}
+    paths = [by_name[name] for name in in_order(by_name)]
+    if all(re.fullmatch(r"[0-9]{1,18}", path.stem) for path in paths):
+        return [(int(path.stem), path) for path in paths]
+    return [*enumerate(paths)]
 
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
@@ -191,19 +197,53 @@ def _need(src: Path, *names: str) -> None:
 # ---------------------------------------------------------------------------- objaverse
 
 
+# G-buffer Objaverse's folder of an object's views.
+GOBJAVERSE = "campos_512_v4"
+# What renderers write beside a view: the name says so, a word of its own.
+MAPS = {
+    *("normal", "normals", "depth", "depths", "nd", "albedo", "mask", "masks", "alpha", "mr"),
+    *("position", "positions", "ccm", "roughness", "metallic", "uv", "hdr"),
+}
+
+
 def objaverse_groups(src: Path) -> Iterator[Group | Reject]:
     """RGBA views, as `imprint data render` and the scripts for Objaverse write them.
 
     SRC/<object>/NNN.webp or .png; neighbours in order are neighbouring views. The object is what is
-    opaque. Source: rendering/views.py; allenai/objaverse-rendering, scripts/blender_script.py
-    (<output_dir>/<object>/%03d.png).
+    opaque. Maps of normals, depth, albedo and the like beside the views are left out, by their
+    names. Also SRC/<object>/rgba/NNN.png, and SRC/<part>/<object>/campos_512_v4/NNNNN/NNNNN.png,
+    or without <part>. Source: rendering/views.py; allenai/objaverse-rendering,
+    scripts/blender_script.py (<output_dir>/<object>/%03d.png); README.md of 3DTopia/OpenLRM
+    (rgba/); dataset/gobjaverse of modelscope/richdreamer (campos_512_v4/); xxlong0/Wonder3D
+    (normals_NNN_VIEW.png beside rgb_NNN_VIEW.png).
     """
-    return _groups_of_folders(src)
+    for found in _folders(src):
+        parts = [] if isinstance(found, Reject) else [*found.glob(f"*/{GOBJAVERSE}")]
+        for name in in_order(part.parent.name for part in parts):
+            yield Group(f"{found.name}/{name}", found / name)
+        if not parts:
+            yield found if isinstance(found, Reject) else Group(found.name, found)
 
 
 def objaverse_pictures(group: Group) -> Iterator[Picture | Reject]:
     """The views of an object."""
-    return _group_pictures(group.folder, lambda path: own_alpha, {".webp", ".png"})
+    folder, suffixes = group.folder, {".webp", ".png"}
+    if (folder / GOBJAVERSE).is_dir():
+        files = [f for f in (folder / GOBJAVERSE).glob("*/*") if f.suffix.lower() in suffixes]
+    else:
+        folder = folder / "rgba" if (folder / "rgba").is_dir() else folder
+        yield from _foreign(folder, suffixes)
+        files = [path for _, path in _pictures(folder, suffixes)]
+    views = []
+    for path in files:
+        if maps := MAPS.intersection(re.findall("[a-z]+", path.stem.lower())):
+            yield Reject("no view", f"By its name it is a map ({', '.join(maps)}).", path)
+        else:
+            views.append(path)
+    if not views:
+        yield Reject("empty folder", "It holds no picture.", folder)
+    for frame, path in _numbered(views):
+        yield Picture(path, frame, own_alpha)
 
 
 # ---------------------------------------------------------------------------- MVImgNet
@@ -213,25 +253,37 @@ def mvimgnet_groups(src: Path) -> Iterator[Group | Reject]:
     """MVImgNet 1 and 2: one video around one object, cut into frames.
 
     SRC/<class>/<object>/images/NNN.jpg (README.md of GAP-LAB-CUHK-SZ/MVImgNet and of
-    luyues/MVImgNet2.0; "sparse/" beside it is not read), or the same below SRC/image. Masks are
+    luyues/MVImgNet2.0; "sparse/" beside it is not read), or the same below SRC/image or
+    SRC/MVImgNet_origin; the folders mvi_NN of the download may stand before <class>. Masks are
 
     - SRC/<class>/<object>/masks/NNN.png (MVImgNet 2), or
-    - SRC/mask/<class>/<object>/NNN.jpg.png (MVImgNet 1, downloaded as MVImgNet_mask), placed as
+    - <class>/<object>/NNN.jpg.png in SRC/mask or SRC/MVImgNet_mask (MVImgNet 1), placed as
       dataset/mvimagenet_sv.py of hwjiang1510/Real3D expects them; it scales them, so do we; or
     - SRC/<class>/<object>/images/NNN_bg_removed.png with alpha (MVImgNet 1, first release; read so
       by datasets/mvimagenet.py of ali-vilab/AnyDoor).
     """
-    images = src / "image" if (src / "image").is_dir() else src
-    for found in _folders(images):
+    images = next((src / n for n in ("image", "MVImgNet_origin") if (src / n).is_dir()), src)
+    masks = [src / n for n in ("mask", "MVImgNet_mask") if (src / n).is_dir()]
+    shelves = {m: [m, *(f for f in m.glob("mvi_*") if f.is_dir())] for m in masks}
+    for found in _mvimgnet_classes(images):
         if isinstance(found, Reject):
             yield found
-        elif found.name != "mask":
+        elif found not in masks:
             for inner in _folders(found):
                 if isinstance(inner, Reject):
                     yield inner
                     continue
                 name = f"{found.name}/{inner.name}"
-                yield Group(name, inner, about=src / "mask" / name)
+                places = [shelf / name for m in masks for shelf in shelves[m]]
+                yield Group(name, inner, about=[p for p in places if p.is_dir()])
+
+
+def _mvimgnet_classes(images: Path) -> Iterator[Path | Reject]:
+    for found in _folders(images):
+        if isinstance(found, Path) and re.fullmatch("mvi_[0-9]+", found.name):
+            yield from _folders(found)
+        else:
+            yield found
 
 
 def mvimgnet_pictures(group: Group) -> Iterator[Picture | Reject]:
@@ -246,7 +298,7 @@ def mvimgnet_pictures(group: Group) -> Iterator[Picture | Reject]:
         places = [
             group.folder / "masks" / f"{path.stem}.png",
             group.folder / "masks" / f"{path.name}.png",
-            group.about / f"{path.name}.png",
+            *(place / f"{path.name}.png" for place in group.about),
         ]
         there = next((p for p in (*places, cut_out) if p.is_file()), places[-1])
         return partial(scaled_mask, there, cut_out=there == cut_out)
@@ -262,10 +314,14 @@ def youtubevos_groups(src: Path) -> Iterator[Group | Reject]:
 
     SRC/JPEGImages/<video>/NNNNN.jpg, SRC/Annotations/<video>/NNNNN.png (palette, the number is the
     object) and SRC/meta.json ({"videos": {<video>: {"objects": {<object>: {"category", "frames":
-    [NNNNN]}}}}}); SRC is the folder "train". Source: the data sets' page
+    [NNNNN]}}}}}); SRC is the folder "train". Ref-YouTube-VOS comes without meta.json: then all
+    numbers of a frame's mask are objects. Source: the data sets' page
     (youtube-vos.org/dataset/vos) and ltr/dataset/youtubevos.py of visionml/pytracking.
     """
-    _need(src, "JPEGImages", "Annotations", "meta.json")
+    _need(src, "JPEGImages", "Annotations")
+    if not (src / "meta.json").exists():
+        yield from _groups_of_folders(src / "JPEGImages")
+        return
     videos = _read_json(src / "meta.json").get("videos")
     if not isinstance(videos, dict):
         raise InputError(f'{src / "meta.json"} has no object "videos".')
@@ -298,6 +354,11 @@ def youtubevos_groups(src: Path) -> Iterator[Group | Reject]:
 def youtubevos_pictures(group: Group) -> Iterator[Picture | Reject]:
     """The frames of a video that have objects."""
     folder = group.folder.parent.parent / "Annotations" / group.name
+    if group.about is None:
+        known = lambda present: present[present > 0].tolist()
+        masks = lambda path: partial(label_masks, folder / f"{path.stem}.png", known=known)
+        yield from _group_pictures(group.folder, masks)
+        return
     for position, name in enumerate(group.about):
         frame = int(name) if re.fullmatch(r"[0-9]{1,18}", name) else position
         objects = group.about[name]
@@ -359,15 +420,23 @@ def vipseg_groups(src: Path) -> Iterator[Group | Reject]:
     """VIPSeg, as downloaded or as its script change2_720p.py makes it.
 
     SRC/imgs (or SRC/images)/<video>/NNNNNNNN.jpg and SRC/panomasks/<video>/NNNNNNNN.png, whose
-    pixels are numbers: 0 is void, to 124 a kind of stuff, above category x 100 + object. Objects
-    ("things") become records, stuff does not. Without panomasks: SRC/panomasksRGB and
-    SRC/panoptic_gt_VIPSeg.json of create_panoptic_video_labels.py. Source: README.md and these
-    scripts in VIPSeg-Dataset/VIPSeg-Dataset.
+    pixels are numbers: 0 is void, to 124 a kind of stuff, above category x 100 + object; 200 is
+    void too, an error of the set (NO_OBJ_BUG in the loader of lxtGH/OMG-Seg). Objects ("things")
+    become records, stuff does not. Without panomasks: SRC/panomasksRGB, with the descriptions of
+    create_panoptic_video_labels.py, SRC/panoptic_gt_VIPSeg.json, or those of splitjson.py,
+    panoptic_gt_VIPSeg_{train,val,test}.json.
+    Source: README.md and these scripts in VIPSeg-Dataset/VIPSeg-Dataset.
     """
     images = "images" if (src / "images").is_dir() else "imgs"
     plain = (src / "panomasks").is_dir()
-    _need(src, images, *([] if plain else ["panomasksRGB", "panoptic_gt_VIPSeg.json"]))
-    things = None if plain else _vipseg_things(src / "panoptic_gt_VIPSeg.json")
+    described = sorted(src.glob("panoptic_gt_VIPSeg*.json"))
+    if plain or not described:
+        _need(src, images, *([] if plain else ["panomasksRGB", "panoptic_gt_VIPSeg.json"]))
+    else:
+        _need(src, images, "panomasksRGB")
+    things = {}
+    for path in [] if plain else described:
+        things |= _vipseg_things(path)
     for found in _folders(src / images):
         if isinstance(found, Reject):
             yield found
@@ -402,7 +471,7 @@ def vipseg_pictures(group: Group) -> Iterator[Picture | Reject]:
 
     def masks(path: Path) -> Masks:
         if things is None:
-            known = lambda present: present[present > 124].tolist()
+            known = lambda present: present[(present > 124) & (present != 200)].tolist()
         else:
             known = lambda present: things.get(path.stem, ())
         return partial(label_masks, folder / f"{path.stem}.png", known=known)
@@ -418,16 +487,21 @@ def ppr10k_groups(src: Path) -> Iterator[Group | Reject]:
 
     SRC/{train,val}/target_a/<group>_<photo>.tif and SRC/{train,val}/masks/<group>_<photo>.png, or
     without train and val; "source" where there is no "target_a", "masks_full" or "masks_360p"
-    where there is no "masks". Source: code_3DLUT/datasets.py, utils/split_train_val.py and
+    where there is no "masks". Photos may be in SRC/train_val_images_tif_360p, as downloaded, with
+    SRC/masks_360p beside it. Source: code_3DLUT/datasets.py, utils/split_train_val.py and
     README.md of csjliang/PPR10K. Raw photos are exported first (its docs/dataset_usage.md).
     """
     found = 0
-    for part in (src, src / "train", src / "val"):
+    small = src / "train_val_images_tif_360p"
+    for part in (src, src / "train", src / "val", small, small / "train", small / "val"):
         images = next((part / n for n in ("target_a", "source") if (part / n).is_dir()), None)
-        names = ("masks", "masks_full", "masks_360p")
-        masks = next((part / n for n in names if (part / n).is_dir()), None)
         if images is None:
             continue
+        names = ("masks", "masks_full", "masks_360p")
+        places = [part / n for n in names]
+        if small in (part, part.parent):  # masks of the photos' size first
+            places += [src / n for n in reversed(names)]
+        masks = next((place for place in places if place.is_dir()), None)
         if masks is None:
             raise InputError(f"{part} holds photos but no masks, masks_full or masks_360p.")
         found += 1

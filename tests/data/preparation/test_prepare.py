@@ -15,6 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from imprint_jax.data.preparation import chunks as chunks_module
 from imprint_jax.data.preparation import prepare as prepare_module
 from imprint_jax.data.preparation.filters import Filters, Reject, largest_part, sharpness
 from imprint_jax.data.preparation.prepare import prepare
@@ -195,7 +196,7 @@ def test_a_run_killed_when_it_had_finished_does_not_end_the_next(tmp_path, rende
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module.os, "replace", stop)
+        patch.setattr(os, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare("objaverse", renders, tmp_path / "d")
     whole = contents(tmp_path / "d")
@@ -434,7 +435,7 @@ def test_prepare_photos_takes_its_own_part_of_the_splits(tmp_path):
 
 def test_masks_are_png_without_filters():
     mask = view()[:50, :, 3]
-    png = prepare_module._encode_mask(mask)
+    png = chunks_module._encode_mask(mask)
     with Image.open(io.BytesIO(png)) as picture:
         assert picture.format == "PNG" and picture.mode == "L"
         np.testing.assert_array_equal(np.asarray(picture), mask)
@@ -504,11 +505,11 @@ def test_a_chunk_that_beam_asks_for_twice_is_done_once(tmp_path, renders, monkey
     from imprint_jax.data.preparation import beam
 
     def late(job, number, groups):
-        prepare_module.chunk_folder(job, number).mkdir(parents=True)
+        chunks_module.chunk_folder(job, number).mkdir(parents=True)
         raise InputError("Directory not empty")
 
     monkeypatch.setattr(beam, "do_chunk", late)
-    job = prepare_module.Job("", renders, tmp_path, None, None, "video", None, (), None)
+    job = chunks_module.Job("", renders, tmp_path, None, None, "video", None, (), None)
     beam._do((0, []), job)
     beam._do((0, []), job)
     monkeypatch.setattr(beam, "do_chunk", lambda *a: (_ for _ in ()).throw(InputError("disk full")))

@@ -1,13 +1,15 @@
 """Every reader on a small tree in the set's own layout."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from imprint_jax.data.preparation.masks import coco_masks
 from imprint_jax.data.preparation.prepare import prepare
@@ -102,6 +104,15 @@ def test_mvimgnet(tmp_path, layout):
     ]
 
 
+def test_mvimgnet_as_downloaded(tmp_path):
+    src = tmp_path / "mvimgnet"
+    for part, name in (("mvi_00", "7/0a000001"), ("mvi_01", "8/0b000002")):
+        save(src / "MVImgNet_origin" / part / name / "images" / "001.jpg", pixels())
+        save(src / "MVImgNet_mask" / name / "001.jpg.png", white(disc()))
+    records, rejects = prepared("mvimgnet", src, tmp_path)
+    assert (ids(records), rejects) == ([("7/0a000001", 0, 1), ("8/0b000002", 0, 1)], [])
+
+
 def test_youtubevos(tmp_path):
     src = tmp_path / "train"
     labels = disc(20).astype(np.uint8) + 2 * disc(60).astype(np.uint8)
@@ -144,6 +155,16 @@ def test_youtubevos(tmp_path):
         ("JPEGImages/odd frames", "bad description"),
         ("JPEGImages/unlisted", "video not in meta.json"),
     ]
+
+
+def test_youtubevos_without_a_description(tmp_path):
+    src = tmp_path / "train"
+    save(src / "JPEGImages" / "ab" / "00000.jpg", pixels())
+    save(src / "JPEGImages" / "ab" / "00005.jpg", pixels())
+    save(src / "Annotations" / "ab" / "00000.png", disc(20) + 2 * disc(60).astype(np.uint8))
+    records, rejects = prepared("youtubevos", src, tmp_path)
+    assert ids(records) == [("ab", 1, 0), ("ab", 2, 0)]
+    assert rejects == [("JPEGImages/ab/00005.jpg", "no mask")]
 
 
 def test_the_listing_is_the_same_in_every_process(tmp_path):
@@ -199,6 +220,7 @@ def vipseg_labels():
     labels = np.zeros((HEIGHT, WIDTH), np.uint16)
     labels[40:] = 15
     labels[disc(20)], labels[disc(60)] = 6100, 6101
+    labels[:15, 30:50] = 200  # void, by an error of the set
     return labels
 
 
@@ -221,7 +243,8 @@ def test_vipseg(tmp_path):
     ]
 
 
-def test_vipseg_with_coloured_masks(tmp_path):
+@pytest.mark.parametrize("split", ["", "_train", "_val"])
+def test_vipseg_with_coloured_masks(tmp_path, split):
     src = tmp_path / "VIPSeg_720P"
     labels = vipseg_labels()
     colours = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -241,7 +264,7 @@ def test_vipseg_with_coloured_masks(tmp_path):
         "annotations": [{"video_id": "v", "annotations": [annotation]}],
         "categories": [{"id": 14, "isthing": 0}, {"id": 60, "isthing": 1}],
     }
-    (src / "panoptic_gt_VIPSeg.json").write_text(json.dumps(content))
+    (src / f"panoptic_gt_VIPSeg{split}.json").write_text(json.dumps(content))
     records, rejects = prepared("vipseg", src, tmp_path)
     assert ids(records) == [("v", number(11, 200, 200), 1)]
     np.testing.assert_array_equal(mask_of(records[0]), white(disc(20)))
@@ -259,6 +282,17 @@ def test_ppr10k(tmp_path):
     assert records[0]["image"].startswith(b"\x89PNG")
     np.testing.assert_array_equal(decode_image(records[0]["image"], ""), pixels())
     assert rejects == [("train/target_a/0_0_1.tif", "unknown name")]
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_ppr10k_as_downloaded(tmp_path, below):
+    src = tmp_path / "PPR10K-dataset"
+    for part in ("source", "target_a"):
+        save(src / "train_val_images_tif_360p" / below / part / "0_0.tif", pixels())
+    save(src / "masks_360p" / "0_0.png", white(disc()))
+    save(src / "masks_full" / "0_0.png", white(np.ones((HEIGHT * 2, WIDTH * 2), bool)))
+    records, rejects = prepared("ppr10k", src, tmp_path)
+    assert (ids(records), rejects) == ([("0", 0, 0)], [])
 
 
 def test_photos_with_masks(tmp_path):
@@ -285,6 +319,19 @@ def test_photos_with_masks(tmp_path):
     ]
 
 
+def test_photos_of_other_formats(tmp_path):
+    src = tmp_path / "photos"
+    formats = ["bmp", "gif", *(["avif"] if features.check("avif") else [])]
+    for suffix in formats:
+        save(src / f"{suffix}.{suffix}", np.full((HEIGHT, WIDTH, 3), (200, 30, 60), np.uint8))
+    records, rejects = prepared("photos", src, tmp_path)
+    assert ([r["group"] for r in records], rejects) == (sorted(formats), [])
+    for record in records:
+        assert record["image"].startswith(b"\x89PNG")
+        off = decode_image(record["image"], "").astype(int) - (200, 30, 60)
+        assert np.abs(off).max() <= 8  # a palette of GIF, AVIF's compression
+
+
 def test_a_photo_whose_mask_cannot_be_told_is_no_background(tmp_path):
     src = tmp_path / "photos"
     for name in ("upper.jpg", "bmp.jpg", "empty.jpg", "twice.jpg", "pair.jpg", "pair.png"):
@@ -301,6 +348,35 @@ def test_a_photo_whose_mask_cannot_be_told_is_no_background(tmp_path):
         ("pair.png", "two of one name"),
         ("twice.jpg", "two of one name"),
     ]
+
+
+def test_maps_beside_views_are_no_views(tmp_path):
+    src = tmp_path / "views"
+    view = np.dstack([pixels(), white(disc())])
+    for name in ("000", "001", "000_normal", "depth_0000", "001_albedo"):
+        save(src / "lamp" / f"{name}.png", view)
+    for name in ("rgb_000_front", "normals_000_front", "rgb_000_right", "masks_000_front"):
+        save(src / "normal chair" / f"{name}.png", view)
+    records, rejects = prepared("objaverse", src, tmp_path)
+    assert ids(records) == [
+        ("lamp", 0, 0), ("lamp", 0, 1), ("normal chair", 0, 0), ("normal chair", 0, 1),
+    ]  # fmt: skip
+    assert {Path(path).stem for path, reason in rejects if reason == "no view"} == {
+        *("000_normal", "depth_0000", "001_albedo", "normals_000_front", "masks_000_front")
+    }
+
+
+def test_objaverse_views_of_others(tmp_path):
+    src = tmp_path / "views"
+    view = np.dstack([pixels(), white(disc())])
+    for number in (0, 1, 10):
+        save(src / "0" / "10010" / "campos_512_v4" / f"{number:05d}" / f"{number:05d}.png", view)
+        save(src / "ab12" / "rgba" / f"{number:03d}.png", view)
+    save(src / "0" / "10010" / "campos_512_v4" / "00000" / "00000_normal.png", view)
+    (src / "ab12" / "pose").mkdir()
+    records, rejects = prepared("objaverse", src, tmp_path)
+    assert ids(records) == [(group, 0, k) for group in ("0/10010", "ab12") for k in (0, 1, 10)]
+    assert rejects == [("0/10010/campos_512_v4/00000/00000_normal.png", "no view")]
 
 
 def test_views_of_other_formats_and_loose_ones_are_listed(tmp_path):
@@ -366,6 +442,10 @@ def test_photos_in_coco_format(tmp_path, nested):
         {"id": 10, "image_id": 99, "segmentation": []},
         {"id": 11, "image_id": 10, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [10**13]}},
         {"id": 12, "image_id": 13, "segmentation": [square]},
+        {"id": 2**63 + 5, "image_id": 9, "segmentation": [square]},
+        {"id": 13, "image_id": 9, "segmentation": [[math.nan, *square[1:]]]},
+        {"id": 14, "image_id": 9, "segmentation": [[math.inf, *square[1:]]]},
+        {"id": 15, "image_id": 9, "segmentation": [[1e300, *square[1:]]]},
     ]
     save(folder / "000000000013.jpg", pixels())
     images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (9, 10, 11, 12, 13)]
@@ -387,7 +467,7 @@ def test_photos_in_coco_format(tmp_path, nested):
     assert not mask_of(records[2]).any()
     assert sorted(reason for _, reason in rejects) == [
         "crowd", "mask of another size", "mask of another size", "missing picture",
-        "missing picture", "unreadable mask", "unreadable mask",
+        "missing picture", "number too large", *["unreadable mask"] * 5,
     ]  # fmt: skip
 
 
@@ -414,7 +494,7 @@ def test_folder(tmp_path):
     save(src / "foreground" / "d.png", pixels(1))
     for suffix in ("jpg", "PNG"):
         save(src / "target" / f"d.{suffix}", pixels(3))
-    save(src / "background" / "c.bmp", pixels(2))
+    (src / "background" / "c.heic").write_bytes(b"")
     records, rejects = prepared("folder", src, tmp_path)
     assert ids(records) == [("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1), ("c", 0, 0)]
     assert records[1]["background"] == (src / "background" / "a.jpg").read_bytes()
@@ -424,7 +504,7 @@ def test_folder(tmp_path):
     assert rejects == [
         ("target/c.png", "no target"),
         ("foreground/d.png", "two of one name"),
-        ("background/c.bmp", "unknown format"),
+        ("background/c.heic", "unknown format"),
         ("background/nobody.jpg", "no foreground"),
     ]
 
@@ -451,7 +531,7 @@ def test_pairs_of_a_folder_fit_and_stay_together(tmp_path):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("youtubevos", "lacks JPEGImages, Annotations, meta.json"),
+        ("youtubevos", "lacks JPEGImages, Annotations"),
         ("vipseg", "lacks imgs, panomasksRGB"),
         ("ppr10k", "no folder target_a or source"),
         ("folder", "lacks foreground, foreground_mask, background"),
