@@ -101,10 +101,12 @@ def _ours(size: str, batch: int, num_steps: int, dtype: str, eager: bool, folder
 
     from imprint_jax.diffusion import sampling
     from imprint_jax.models import imprint, init
+    from imprint_jax.models.attention import Attention, Target
     from imprint_jax.training import flops
 
     c = benchmark_peer.case(size, 2, dtype)
-    graphdef, abstract = imprint.split(c.model, jnp.dtype(dtype))
+    attention = Attention(Target.of(jax.devices()[0]))
+    graphdef, abstract = imprint.split(c.model, jnp.dtype(dtype), attention=attention)
 
     def run(params, objects, squares, holes, keys):
         model = imprint.bind(graphdef, params)

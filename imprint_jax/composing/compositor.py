@@ -37,6 +37,7 @@ from imprint_jax.composing.start import paste_object
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
+from imprint_jax.models.attention import Attention, Target
 from imprint_jax.weights import release
 
 log = logging.getLogger(__name__)
@@ -143,10 +144,11 @@ class Compositor:
             raise InputError(f"The batch size must be 1 or more, not {max_batch}.")
         self.config = config
         self.max_batch = max_batch
-        self.graphdef, abstract = imprint.split(config.model, dtype)
+        self.devices = jax.local_devices()
+        attention = Attention(Target.of(self.devices[0]))
+        self.graphdef, abstract = imprint.split(config.model, dtype, attention=attention)
         self._cell = imprint.bind(self.graphdef, abstract).vae.factor  # pixels
         self.dtype = jnp.dtype(dtype)
-        self.devices = jax.local_devices()
         cast = lambda tree, dtype: jax.tree.map(lambda x: x.astype(dtype, copy=False), tree)
         self.params = {name: cast(tree, dtype) for name, tree in params.items()}
         self.params["vae"] = cast(params["vae"], jnp.float32)

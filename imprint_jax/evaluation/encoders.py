@@ -11,6 +11,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from imprint_jax.errors import InputError
 from imprint_jax.evaluation import perceptual, vit
 from imprint_jax.evaluation.batched import Batched
 from imprint_jax.models import dinov2, imprint, init
+from imprint_jax.models.attention import Attention, Target
 from imprint_jax.models.clip import CLIPVision
 from imprint_jax.models.layers import Rngs
 from imprint_jax.training import checkpoint
@@ -121,7 +123,9 @@ def _read(part: Component) -> dict:
 
 def _bound(make: Callable, call: Callable) -> Callable:
     """(params, images (b s s 3) uint8) -> `call(module, images in [-1, 1])`."""
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(rngs=Rngs(jax.random.key(0)))), nnx.Param)
+    attention = Attention(Target.of(jax.local_devices()[0]))
+    module = nnx.eval_shape(lambda: make(attention=attention, rngs=Rngs(jax.random.key(0))))
+    graphdef, _ = nnx.split(module, nnx.Param)
     return lambda params, images: call(nnx.merge(graphdef, params), imprint.to_float(images))
 
 
@@ -131,7 +135,7 @@ def _shape(settings: dict, depth: int) -> str:
 
 def _clip(part: Component) -> Encoder:
     function = _bound(
-        lambda rngs: CLIPVision(**part.settings, rngs=rngs),
+        partial(CLIPVision, **part.settings),
         lambda module, images: module(module.normalize(images)),
     )
     about = _shape(part.settings, part.settings["depth"])
@@ -144,7 +148,7 @@ def _dinov2(part: Component) -> Encoder:
     settings = part.settings
     config = ConfigDict({"encoder": "dinov2", "dinov2": settings})
     function = _bound(
-        lambda rngs: imprint.build("dinov2", config, dtype=jnp.float32, rngs=rngs),
+        partial(imprint.build, "dinov2", config, dtype=jnp.float32),
         lambda module, images: module.class_and_patches(images)[:, 0],
     )
     about = f"{_shape(settings, settings['depth'])}, {settings['num_registers']} registers"
@@ -181,10 +185,10 @@ def _imagenet(network: perceptual.Network) -> Encoder:
 def _ours(config: ConfigDict, params: dict, bare: bool) -> Encoder:
     """The encoder of a model: DINOv2, and unless `bare` the adapter."""
 
-    def make(rngs):
+    def make(**options):
         return nnx.Dict(
             {
-                name: imprint.build(name, config.model, dtype=jnp.float32, rngs=rngs)
+                name: imprint.build(name, config.model, dtype=jnp.float32, **options)
                 for name in ("dinov2", "adapter")
             }
         )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.layers import Rngs, TransformerBlock, layer_norm
 
 
@@ -21,6 +22,7 @@ class Adapter(nnx.Module):
         depth: Number of blocks.
         num_heads: Attention heads.
         mlp_width: Hidden channels of the feed-forwards.
+        attention: Computes attention.
         dtype: Dtype of the computation; parameters stay float32.
         rngs: Source of the initial parameters.
     """
@@ -33,6 +35,7 @@ class Adapter(nnx.Module):
         depth: int,
         num_heads: int,
         mlp_width: int,
+        attention: Attention = PORTABLE,
         dtype=jnp.float32,
         rngs: Rngs,
     ):
@@ -41,7 +44,10 @@ class Adapter(nnx.Module):
         self.norm_in = layer_norm(width_in, epsilon=1e-5, **make)
         self.proj = nnx.Linear(width_in, width, **make)
         self.blocks = nnx.List(
-            [TransformerBlock(width, num_heads, mlp_width, **make) for _ in range(depth)]
+            [
+                TransformerBlock(width, num_heads, mlp_width, attention=attention, **make)
+                for _ in range(depth)
+            ]
         )
         self.norm_out = layer_norm(width, epsilon=1e-5, **make)
         self.null_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.layers import (
     Rngs,
     TransformerBlock,
@@ -36,6 +37,7 @@ class CLIPVision(nnx.Module):
         projection: Channels of the embedding.
         activation: "quick_gelu" (OpenAI's weights) or "gelu".
         remat: Recompute each block's activations in the backward pass.
+        attention: Computes attention.
         dtype: Dtype of the computation; parameters stay float32.
         rngs: Source of the initial parameters.
     """
@@ -52,6 +54,7 @@ class CLIPVision(nnx.Module):
         projection: int,
         activation: str,
         remat: bool = False,
+        attention: Attention = PORTABLE,
         dtype=jnp.float32,
         rngs: Rngs,
     ):
@@ -69,9 +72,8 @@ class CLIPVision(nnx.Module):
         self.norm_in = layer_norm(width, epsilon=1e-5, **make)
 
         def block(rngs: Rngs) -> TransformerBlock:
-            return TransformerBlock(
-                width, num_heads, mlp_width, activation=function, dtype=dtype, rngs=rngs
-            )
+            make = dict(attention=attention, dtype=dtype, rngs=rngs)
+            return TransformerBlock(width, num_heads, mlp_width, activation=function, **make)
 
         self.blocks = stack_blocks(block, depth, rngs)
         self.norm_out = layer_norm(width, epsilon=1e-5, **make)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.layers import (
     MLP,
     Rngs,
@@ -39,10 +40,20 @@ class LayerScale(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm self-attention and feed-forward, each scaled."""
 
-    def __init__(self, width: int, num_heads: int, mlp: str, mlp_width: int, *, dtype, rngs: Rngs):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp: str,
+        mlp_width: int,
+        *,
+        attention: Attention,
+        dtype,
+        rngs: Rngs,
+    ):
         make = dict(dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(width, epsilon=1e-6, **make)
-        self.attn = SelfAttention(width, num_heads, **make)
+        self.attn = SelfAttention(width, num_heads, attention=attention, **make)
         self.ls1 = LayerScale(width)
         self.norm2 = layer_norm(width, epsilon=1e-6, **make)
         self.mlp = (SwiGLU if mlp == "swiglu" else MLP)(width, mlp_width, **make)
@@ -81,6 +92,7 @@ class DINOv2(nnx.Module):
         mlp_width: Hidden channels of the feed-forward.
         num_registers: Register tokens; 0 for the models without.
         remat: Recompute each block's activations in the backward pass.
+        attention: Computes attention.
         dtype: Dtype of the computation; parameters stay float32.
         rngs: Source of the initial parameters.
     """
@@ -97,6 +109,7 @@ class DINOv2(nnx.Module):
         mlp_width: int,
         num_registers: int,
         remat: bool = False,
+        attention: Attention = PORTABLE,
         dtype=jnp.float32,
         rngs: Rngs,
     ):
@@ -116,7 +129,8 @@ class DINOv2(nnx.Module):
             self.register_tokens = normal(1, num_registers, width)
 
         def block(rngs: Rngs) -> Block:
-            return Block(width, num_heads, mlp, mlp_width, dtype=dtype, rngs=rngs)
+            make = dict(attention=attention, dtype=dtype, rngs=rngs)
+            return Block(width, num_heads, mlp, mlp_width, **make)
 
         self.blocks = stack_blocks(block, depth, rngs)
         self.norm = layer_norm(width, epsilon=1e-6, **make)

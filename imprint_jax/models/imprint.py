@@ -16,6 +16,7 @@ from flax import nnx
 
 from imprint_jax import geometry
 from imprint_jax.models.adapter import Adapter
+from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.clip import CLIPVision
 from imprint_jax.models.dinov2 import DINOv2
 from imprint_jax.models.layers import Rngs
@@ -34,20 +35,27 @@ class Imprint(nnx.Module):
         config: The `model` section of a configuration (see `imprint_jax.config`).
         remat: {"dinov2": ..., "unet": ...}: whose blocks' activations are recomputed in the
             backward pass; None: nobody's.
+        attention: Computes attention in all of them.
         dtype: Dtype of the computation; parameters stay float32. The VAE always runs in float32:
             its activations overflow half precision.
         rngs: Source of the initial parameters.
     """
 
     def __init__(
-        self, config, *, dtype=jnp.float32, remat: Mapping[str, bool] | None = None, rngs: Rngs
+        self,
+        config,
+        *,
+        dtype=jnp.float32,
+        remat: Mapping[str, bool] | None = None,
+        attention: Attention = PORTABLE,
+        rngs: Rngs,
     ):
         remat = remat or {"dinov2": False, "unet": False}
-        make = dict(dtype=dtype, rngs=rngs)
+        make = dict(attention=attention, dtype=dtype, rngs=rngs)
         self.dinov2 = build("dinov2", config, remat=remat["dinov2"], **make)
         self.adapter = build("adapter", config, **make)
         self.unet = build("unet", config, remat=remat["unet"], **make)
-        self.vae = build("vae", config, dtype=jnp.float32, rngs=rngs)
+        self.vae = build("vae", config, **make | dict(dtype=jnp.float32))
 
     def encode_object(self, objects: jax.Array) -> jax.Array:
         """The object's tokens: class and patches, without the registers.
@@ -88,7 +96,7 @@ def build(component: str, config, **make) -> nnx.Module:
     Args:
         component: Its name.
         config: The section.
-        **make: `dtype`, `rngs`, and of DINOv2 and the UNet `remat`.
+        **make: `attention`, `dtype`, `rngs`, and of DINOv2 and the UNet `remat`.
     """
     match component:
         case "dinov2":  # models released before there was a choice do not name theirs
@@ -122,20 +130,26 @@ def latent_factor(config) -> int:
     return vae["patch"] if "patch" in vae else 2 ** (len(vae["block_widths"]) - 1)
 
 
-def split(config, dtype=jnp.float32, remat: Mapping[str, bool] | None = None):
+def split(
+    config,
+    dtype=jnp.float32,
+    remat: Mapping[str, bool] | None = None,
+    attention: Attention = PORTABLE,
+):
     """The model's graph definition and the shapes of its parameters; allocates nothing.
 
     Args:
         config: The `model` section of a configuration.
         dtype: Dtype of the computation.
         remat: As `Imprint` takes it.
+        attention: As `Imprint` takes it.
 
     Returns:
         graphdef: For `bind`; hashable.
         abstract_params: Nested dict of `jax.ShapeDtypeStruct`.
     """
-    make = lambda: Imprint(config, dtype=dtype, remat=remat, rngs=Rngs(jax.random.key(0)))
-    model = nnx.eval_shape(make)
+    make = dict(dtype=dtype, remat=remat, attention=attention)
+    model = nnx.eval_shape(lambda: Imprint(config, **make, rngs=Rngs(jax.random.key(0))))
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, _string_keys(nnx.to_pure_dict(params))
 

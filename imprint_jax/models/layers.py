@@ -1,19 +1,13 @@
-"""What the networks share: attention, feed-forwards, and norms that equal the reference's.
+"""What the networks share: blocks, feed-forwards, and norms that equal the reference's.
 
-Letters in shapes: b batch, h w height and width, c channels, t query tokens, s key tokens,
-n heads, d head width.
+Letters in shapes: b batch, h w height and width, c channels, t tokens, n heads, d head width.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imprint_jax.errors import InputError
-
-# Queries a step of the chunked attention handles; 256 to 1024 measured alike on two CPU cores.
-QUERY_CHUNK = 512
-# Below this many scores a head, one fused softmax is as fast as chunking and compiles smaller.
-CHUNK_FROM = 1024 * 1024
+from imprint_jax.models.attention import Attention
 
 
 class Rngs:
@@ -58,115 +52,6 @@ def upsample_nearest(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
-
-
-BACKENDS = ("auto", "cudnn", "chunked", "plain")
-_backend = "auto"
-
-
-def use_attention_backend(name: str) -> None:
-    """Makes this process's networks take one kernel wherever it can be used, or choose ("auto").
-
-    Raises:
-        InputError: There is no such kernel, or not on this machine.
-    """
-    global _backend
-    if name not in BACKENDS:
-        raise InputError(f"config.attention is {name!r}; it may be {', '.join(BACKENDS)}.")
-    if name == "cudnn" and not _flash_width_here():
-        raise InputError(
-            "config.attention is 'cudnn', which wants an NVIDIA GPU of compute capability 8.0 or"
-            " more; 'auto' takes what there is here."
-        )
-    _backend = name
-
-
-def attention_backend(q: jax.Array, k: jax.Array) -> str:
-    """Names the kernel `attention` takes for these shapes on the default device.
-
-    cuDNN's flash kernel wants half precision and a head width that is a multiple of 8 and at most
-    `flash_width`; the chunked one wants whole chunks.
-
-    Returns:
-        "cudnn", "chunked" or "plain".
-    """
-    if _backend in ("auto", "cudnn") and q.dtype in (jnp.bfloat16, jnp.float16):
-        if q.shape[-1] % 8 == 0 and q.shape[-1] <= _flash_width_here():
-            return "cudnn"
-    large = _backend == "chunked" or q.shape[1] * k.shape[1] >= CHUNK_FROM
-    if _backend == "plain" or not large or q.shape[1] % QUERY_CHUNK:
-        return "plain"
-    return "chunked"
-
-
-def flash_width(compute_capability: str) -> int:
-    """The widest head that cuDNN's flash kernel takes on a GPU; 0: it has none.
-
-    Limits from jax/_src/cudnn/fused_attention_stablehlo.py; NVIDIA's cuDNN documentation has the
-    kernel from compute capability 8.0 on. AMD's names ("gfx942") are no numbers.
-    """
-    major = compute_capability.split(".")[0]
-    if not major.isdecimal() or int(major) < 8:
-        return 0
-    return 256 if int(major) >= 9 else 128
-
-
-def _flash_width_here() -> int:
-    """`flash_width` of the default device."""
-    if jax.default_backend() != "gpu":
-        return 0
-    return flash_width(jax.devices()[0].compute_capability)
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Scaled dot-product attention, softmax in float32.
-
-    Args:
-        q: Queries (b t n d).
-        k: Keys (b s n d).
-        v: Values (b s n d).
-
-    Returns:
-        (b t n d), of q's dtype.
-    """
-    backend = attention_backend(q, k)
-    if backend == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    q = q * q.shape[-1] ** -0.5
-    if backend == "chunked":
-        return _attention_chunked(q, k, v)
-    # Heads come first by hand: left to the einsums, XLA:CPU picks a layout in which the softmax of
-    # 4 heads over 16x16 cells took 6 to 9 times as long.
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    scores = jnp.einsum("bntd,bnsd->bnts", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bnts,bnsd->bntd", weights, v).swapaxes(1, 2)
-
-
-@jax.vmap
-def _attention_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention one head and one chunk of queries at a time: the scores stay in cache.
-
-    Samples are mapped over, not looped over: the partitioner lets every device of a mesh run a
-    loop whole, so one over samples would work through all devices' on each. Normalises after the
-    second product, which touches d columns instead of s.
-    """
-    t, _, d = q.shape
-
-    def one_head(qkv):
-        q, k, v = qkv
-
-        @jax.checkpoint
-        def one_chunk(q):
-            scores = jnp.einsum("td,sd->ts", q, k, preferred_element_type=jnp.float32)
-            weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-            total = jnp.sum(weights, axis=-1, keepdims=True)
-            return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
-
-        return jax.lax.map(one_chunk, q.reshape(-1, QUERY_CHUNK, d)).reshape(t, d)
-
-    out = jax.lax.map(one_head, tuple(x.swapaxes(0, 1) for x in (q, k, v)))
-    return out.swapaxes(0, 1)
 
 
 class ResnetBlock(nnx.Module):
@@ -220,15 +105,16 @@ def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with one fused projection, as in the original ViT and DINOv2."""
 
-    def __init__(self, width: int, num_heads: int, *, dtype, rngs: Rngs):
+    def __init__(self, width: int, num_heads: int, *, attention: Attention, dtype, rngs: Rngs):
         self.num_heads = num_heads
+        self.attention = attention
         self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
         self.proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b t c) -> (b t c)."""
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.qkv(x), 3, axis=-1))
-        return self.proj(attention(q, k, v).reshape(x.shape))
+        return self.proj(self.attention(q, k, v).reshape(x.shape))
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -277,12 +163,13 @@ class TransformerBlock(nnx.Module):
         mlp_width: int,
         *,
         activation=gelu,
+        attention: Attention,
         dtype,
         rngs: Rngs,
     ):
         make = dict(dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(width, epsilon=1e-5, **make)
-        self.attn = SelfAttention(width, num_heads, **make)
+        self.attn = SelfAttention(width, num_heads, attention=attention, **make)
         self.norm2 = layer_norm(width, epsilon=1e-5, **make)
         self.mlp = MLP(width, mlp_width, activation=activation, **make)
 
@@ -301,6 +188,17 @@ def stack_blocks(make, depth: int, rngs: Rngs) -> nnx.Module:
         rngs: Source of their initial parameters.
     """
     return nnx.vmap(lambda key: make(Rngs(key)))(jax.random.split(rngs.params(), depth))
+
+
+def run(module: nnx.Module, *args, remat: bool) -> jax.Array:
+    """Calls a module; with `remat` its activations are recomputed in the backward pass.
+
+    `nnx.remat` would do the same, but not inside a scan that the module was made outside of.
+    """
+    if not remat:
+        return module(*args)
+    graphdef, params = nnx.split(module)
+    return jax.checkpoint(lambda params, *args: nnx.merge(graphdef, params)(*args))(params, *args)
 
 
 def scan_blocks(blocks: nnx.Module, x: jax.Array, *, remat: bool) -> jax.Array:

@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.layers import (
     ResnetBlock,
     Rngs,
-    attention,
     conv3x3,
     gelu,
     group_norm,
     layer_norm,
+    run,
     split_heads,
     upsample_nearest,
 )
@@ -53,8 +54,18 @@ class TimestepMLP(nnx.Module):
 class CrossAttention(nnx.Module):
     """Attention of image tokens to a context; queries, keys and values without bias."""
 
-    def __init__(self, width: int, context: int, num_heads: int, *, dtype, rngs: Rngs):
+    def __init__(
+        self,
+        width: int,
+        context: int,
+        num_heads: int,
+        *,
+        attention: Attention,
+        dtype,
+        rngs: Rngs,
+    ):
         self.num_heads = num_heads
+        self.attention = attention
         self.to_q = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
         self.to_k = nnx.Linear(context, width, use_bias=False, dtype=dtype, rngs=rngs)
         self.to_v = nnx.Linear(context, width, use_bias=False, dtype=dtype, rngs=rngs)
@@ -71,7 +82,7 @@ class CrossAttention(nnx.Module):
     def __call__(self, x: jax.Array, keys_values: tuple[jax.Array, jax.Array]) -> jax.Array:
         """(b t c), keys and values -> (b t c)."""
         q = split_heads(self.to_q(x), self.num_heads)
-        return self.to_out[0](attention(q, *keys_values).reshape(x.shape))
+        return self.to_out[0](self.attention(q, *keys_values).reshape(x.shape))
 
 
 class GEGLU(nnx.Module):
@@ -106,12 +117,22 @@ class FeedForward(nnx.Module):
 class CrossTransformerBlock(nnx.Module):
     """Self-attention, cross-attention to the object's tokens, feed-forward; all pre-norm."""
 
-    def __init__(self, width: int, context: int, num_heads: int, *, dtype, rngs: Rngs):
+    def __init__(
+        self,
+        width: int,
+        context: int,
+        num_heads: int,
+        *,
+        attention: Attention,
+        dtype,
+        rngs: Rngs,
+    ):
         norm = dict(epsilon=1e-5, dtype=dtype, rngs=rngs)
+        heads = dict(num_heads=num_heads, attention=attention, dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(width, **norm)
-        self.attn1 = CrossAttention(width, width, num_heads, dtype=dtype, rngs=rngs)
+        self.attn1 = CrossAttention(width, width, **heads)
         self.norm2 = layer_norm(width, **norm)
-        self.attn2 = CrossAttention(width, context, num_heads, dtype=dtype, rngs=rngs)
+        self.attn2 = CrossAttention(width, context, **heads)
         self.norm3 = layer_norm(width, **norm)
         self.ff = FeedForward(width, dtype=dtype, rngs=rngs)
 
@@ -126,12 +147,21 @@ class CrossTransformerBlock(nnx.Module):
 class Transformer2D(nnx.Module):
     """Flattens the image to tokens for one transformer block."""
 
-    def __init__(self, width: int, context: int, num_heads: int, groups: int, *, dtype, rngs: Rngs):
+    def __init__(
+        self,
+        width: int,
+        context: int,
+        num_heads: int,
+        groups: int,
+        *,
+        attention: Attention,
+        dtype,
+        rngs: Rngs,
+    ):
+        heads = dict(num_heads=num_heads, attention=attention, dtype=dtype, rngs=rngs)
         self.norm = group_norm(width, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.proj_in = nnx.Conv(width, width, (1, 1), dtype=dtype, rngs=rngs)
-        self.transformer_blocks = nnx.List(
-            [CrossTransformerBlock(width, context, num_heads, dtype=dtype, rngs=rngs)]
-        )
+        self.transformer_blocks = nnx.List([CrossTransformerBlock(width, context, **heads)])
         self.proj_out = nnx.Conv(width, width, (1, 1), dtype=dtype, rngs=rngs)
 
     def keys_values(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -155,11 +185,6 @@ class Resample(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b h w c) -> (b h/stride w/stride c)."""
         return self.conv(x)
-
-
-def run(module: nnx.Module, *args, remat: bool) -> jax.Array:
-    """Calls a module; with `remat` its activations are recomputed in the backward pass."""
-    return nnx.remat(lambda m, *a: m(*a))(module, *args) if remat else module(*args)
 
 
 class Level(nnx.Module):
@@ -280,6 +305,7 @@ class UNet(nnx.Module):
         num_heads: Attention heads, the same at every level.
         norm_groups: Groups of every GroupNorm.
         remat: Recompute each block's activations in the backward pass.
+        attention: Computes attention.
         dtype: Dtype of the computation; parameters stay float32.
         rngs: Source of the initial parameters.
     """
@@ -296,13 +322,14 @@ class UNet(nnx.Module):
         num_heads: int,
         norm_groups: int,
         remat: bool = False,
+        attention: Attention = PORTABLE,
         dtype=jnp.float32,
         rngs: Rngs,
     ):
         make = dict(dtype=dtype, rngs=rngs)
         first, last = block_widths[0], block_widths[-1]
         embedding = 4 * first
-        transformer = dict(context=context_width, num_heads=num_heads)
+        transformer = dict(context=context_width, num_heads=num_heads, attention=attention)
         levels = list(zip(block_widths, attention_levels, strict=True))
         self.dtype = dtype
         self.width = first

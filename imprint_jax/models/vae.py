@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.layers import (
     ResnetBlock,
     Rngs,
-    attention,
     conv3x3,
     group_norm,
     split_heads,
@@ -24,7 +24,8 @@ from imprint_jax.models.layers import (
 class VAEAttention(nnx.Module):
     """Single-head self-attention over the pixels of the smallest feature map."""
 
-    def __init__(self, width: int, groups: int, *, dtype, rngs: Rngs):
+    def __init__(self, width: int, groups: int, *, attention: Attention, dtype, rngs: Rngs):
+        self.attention = attention
         linear = lambda: nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.group_norm = group_norm(width, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.to_q, self.to_k, self.to_v = linear(), linear(), linear()
@@ -35,18 +36,18 @@ class VAEAttention(nnx.Module):
         b, h, w, c = x.shape
         y = self.group_norm(x).reshape(b, h * w, c)
         q, k, v = (split_heads(f(y), 1) for f in (self.to_q, self.to_k, self.to_v))
-        return x + self.to_out[0](attention(q, k, v).reshape(b, h * w, c)).reshape(x.shape)
+        return x + self.to_out[0](self.attention(q, k, v).reshape(b, h * w, c)).reshape(x.shape)
 
 
 class VAEMidBlock(nnx.Module):
     """Residual block, attention, residual block."""
 
-    def __init__(self, width: int, groups: int, *, dtype, rngs: Rngs):
+    def __init__(self, width: int, groups: int, *, attention: Attention, dtype, rngs: Rngs):
         make = dict(dtype=dtype, rngs=rngs)
         self.resnets = nnx.List(
             [ResnetBlock(width, width, None, groups, epsilon=1e-6, **make) for _ in range(2)]
         )
-        self.attentions = nnx.List([VAEAttention(width, groups, **make)])
+        self.attentions = nnx.List([VAEAttention(width, groups, attention=attention, **make)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b h w c) -> (b h w c)."""
@@ -107,6 +108,7 @@ class Encoder(nnx.Module):
         layers_per_block: int,
         groups: int,
         *,
+        attention: Attention,
         dtype,
         rngs: Rngs,
     ):
@@ -120,7 +122,7 @@ class Encoder(nnx.Module):
             block.downsamplers = nnx.List([] if last else [VAEDownsample(out, **make)])
             self.down_blocks.append(block)
             width = out
-        self.mid_block = VAEMidBlock(width, groups, **make)
+        self.mid_block = VAEMidBlock(width, groups, attention=attention, **make)
         self.conv_norm_out = group_norm(width, groups, epsilon=1e-6, **make)
         self.conv_out = conv3x3(width, 2 * latent_channels, **make)
 
@@ -144,13 +146,14 @@ class Decoder(nnx.Module):
         layers_per_block: int,
         groups: int,
         *,
+        attention: Attention,
         dtype,
         rngs: Rngs,
     ):
         make = dict(dtype=dtype, rngs=rngs)
         width = block_widths[-1]
         self.conv_in = conv3x3(latent_channels, width, **make)
-        self.mid_block = VAEMidBlock(width, groups, **make)
+        self.mid_block = VAEMidBlock(width, groups, attention=attention, **make)
         self.up_blocks = nnx.List([])
         for level, out in enumerate(reversed(block_widths)):
             block = VAELevel(width, out, layers_per_block + 1, groups, **make)
@@ -192,6 +195,7 @@ class AutoencoderKL(nnx.Module):
         layers_per_block: int,
         norm_groups: int,
         scaling_factor: float,
+        attention: Attention = PORTABLE,
         dtype=jnp.float32,
         rngs: Rngs,
     ):
@@ -201,8 +205,8 @@ class AutoencoderKL(nnx.Module):
         make = dict(dtype=dtype, rngs=rngs)
         shape = (latent_channels, tuple(block_widths), layers_per_block, norm_groups)
         pointwise = lambda width: nnx.Conv(width, width, (1, 1), **make)
-        self.encoder = Encoder(*shape, **make)
-        self.decoder = Decoder(*shape, **make)
+        self.encoder = Encoder(*shape, attention=attention, **make)
+        self.decoder = Decoder(*shape, attention=attention, **make)
         self.quant_conv = pointwise(2 * latent_channels)
         self.post_quant_conv = pointwise(latent_channels)
 
@@ -258,10 +262,11 @@ class LappedCodec(nnx.Module):
         luma: int,
         chroma: int,
         scaling_factor: float,
+        attention: Attention | None = None,
         dtype=jnp.float32,
         rngs: Rngs | None = None,
     ):
-        del dtype, rngs
+        del attention, dtype, rngs
         self.factor = patch
         tables = lapped_codec_params(patch, luma, chroma, scaling_factor)
         self.overlap = nnx.Param(jnp.asarray(tables["overlap"]))

@@ -11,7 +11,8 @@ from flax import struct, traverse_util
 
 from imprint_jax.data import batch as batches
 from imprint_jax.diffusion import losses, process, sampling
-from imprint_jax.models import imprint, init, layers
+from imprint_jax.models import imprint, init
+from imprint_jax.models.attention import Attention, Target
 from imprint_jax.training import flops, optimizer, sharding
 
 # The loss is also reported for each of so many equal ranges of timesteps.
@@ -39,14 +40,17 @@ class Trainer:
     Args:
         config: A whole configuration.
         mesh: From `sharding.make_mesh`.
+        target: The chips that programs are traced for; the mesh's if None.
     """
 
-    def __init__(self, config, mesh: jax.sharding.Mesh):
-        layers.use_attention_backend(config.attention)
+    def __init__(self, config, mesh: jax.sharding.Mesh, target: Target | None = None):
+        target = target or Target.of(mesh.devices.flat[0])
         self.config = config
         self.mesh = mesh
         self.dtype = jnp.dtype(config.dtype)
-        self.graphdef, self.abstract_params = imprint.split(config.model, self.dtype, config.remat)
+        self.graphdef, self.abstract_params = imprint.split(
+            config.model, self.dtype, config.remat, Attention(target, config.attention)
+        )
         self.labels = optimizer.label_params(self.abstract_params, config.groups)
         self.tx = optimizer.make_optimizer(config, self.labels)
         self.abstract_state = jax.eval_shape(self._from_params, self.abstract_params)
@@ -220,7 +224,9 @@ class Trainer:
 
     def model_flops(self) -> int:
         """FLOPs of one step's forward and backward passes, recomputation left out."""
-        graphdef, _ = imprint.split(self.config.model, self.dtype)
+        # The chunked kernel would compute its scores a second time in the backward pass.
+        plain = Attention(kernel="plain")
+        graphdef, _ = imprint.split(self.config.model, self.dtype, attention=plain)
         state = self.abstract_state
         batch = batches.batch_spec(self.config, self.config.batch_size)
 
@@ -228,9 +234,4 @@ class Trainer:
             found = self._losses(trained, frozen, batch, jax.random.key(0), graphdef)
             return jnp.mean(found.values)
 
-        # The chunked kernel computes its scores a second time in the backward pass.
-        layers.use_attention_backend("plain")
-        try:
-            return flops.count(jax.grad(mean_loss), state.trained, state.frozen, batch)
-        finally:
-            layers.use_attention_backend(self.config.attention)
+        return flops.count(jax.grad(mean_loss), state.trained, state.frozen, batch)

@@ -1,16 +1,12 @@
 """Shapes and sizes; equality with the references is in tests/parity."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx, traverse_util
 
 from imprint_jax import config
-from imprint_jax.errors import InputError
-from imprint_jax.models import imprint, init, layers
+from imprint_jax.models import imprint, init
 from imprint_jax.models.vae import AutoencoderKL, LappedCodec
 from tests.tiny import tiny_config
 
@@ -69,50 +65,6 @@ def test_registers_are_dropped_and_null_context_repeats_one_token():
     np.testing.assert_array_equal(
         null, jnp.broadcast_to(params["adapter"]["null_token"], null.shape)
     )
-
-
-@pytest.mark.parametrize("t, s", [(1024, 1024), (2048, 513)])
-def test_chunked_attention_equals_plain(t, s):
-    rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(2, n, 2, 16)), jnp.float32) for n in (t, s, s))
-    assert layers.attention_backend(q, k) == "chunked"
-
-    def plain(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, implementation="xla")
-
-    np.testing.assert_allclose(layers.attention(q, k, v), plain(q, k, v), atol=1e-6)
-    loss = lambda f: jax.grad(lambda *a: (f(*a) ** 2).sum(), argnums=(0, 1, 2))
-    for got, want in zip(loss(layers.attention)(q, k, v), loss(plain)(q, k, v), strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
-
-
-@pytest.mark.parametrize(
-    ("capability", "kernels"),
-    [
-        ("7.5", ["chunked", "chunked", "plain", "chunked"]),
-        ("8.0", ["cudnn", "cudnn", "plain", "chunked"]),  # A100
-        ("8.9", ["cudnn", "cudnn", "plain", "chunked"]),  # RTX 4090, L4
-        ("9.0", ["cudnn", "cudnn", "cudnn", "chunked"]),  # H100, H200
-        ("gfx942", ["chunked", "chunked", "plain", "chunked"]),
-    ],
-)
-def test_the_kernel_of_each_attention_on_gpus(monkeypatch, capability, kernels):
-    """Stable Diffusion's three levels, and the VAE's."""
-    gpu = types.SimpleNamespace(compute_capability=capability)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [gpu])
-    monkeypatch.setattr(layers, "_backend", layers._backend)
-    shapes = [(1, 4096, 8, 40), (1, 1024, 8, 80), (1, 256, 8, 160), (1, 4096, 1, 512)]
-    queries = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
-    in_float32 = jax.ShapeDtypeStruct(shapes[0], jnp.float32)
-    # Asked for by name, cuDNN's kernel is still taken only where it can be.
-    for asked in ("auto", "cudnn") if "cudnn" in kernels else ("auto",):
-        layers.use_attention_backend(asked)
-        assert [layers.attention_backend(q, q) for q in queries] == kernels
-        assert layers.attention_backend(in_float32, in_float32) == "chunked"
-    if "cudnn" not in kernels:
-        with pytest.raises(InputError, match=r"wants an NVIDIA GPU of compute capability 8\.0"):
-            layers.use_attention_backend("cudnn")
 
 
 def test_codec_is_orthonormal_and_has_the_vaes_interface():

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from imprint_jax import config
-from imprint_jax.models import layers
+from imprint_jax.models.attention import Attention
 from imprint_jax.planning import plan
 from imprint_jax.planning.accelerators import ACCELERATORS, Accelerator
 from imprint_jax.training import flops, sharding
@@ -85,8 +85,8 @@ def test_chunked_attention_stays_on_its_device():
     """A loop over samples would be run whole by every device."""
     mesh = sharding.make_mesh(2)
     q = spec(mesh, (8, 1024, 2, 8), ("data", "fsdp"))
-    assert layers.attention_backend(q, q) == "chunked"
-    grad = jax.grad(lambda q, k, v: jnp.sum(layers.attention(q, k, v)), argnums=(0, 1, 2))
+    assert Attention().kernel_for(q, q) == "chunked"
+    grad = jax.grad(lambda q, k, v: jnp.sum(Attention()(q, k, v)), argnums=(0, 1, 2))
     assert plan.collectives(text(grad, q, q, q), MESH) == ()
 
 

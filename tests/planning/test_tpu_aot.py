@@ -19,7 +19,8 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from imprint_jax.models import layers, vit
+from imprint_jax.models import dinov2, layers
+from imprint_jax.models.attention import Attention, Target
 
 topology = topologies.get_topology_desc("v5e:2x4", platform="tpu")
 mesh = Mesh(np.array(topology.devices), ("data",))
@@ -37,16 +38,16 @@ def compiled(function, *args):
 
 
 q = spec((8, 4096, 8, 40), "data")  # the UNet's first level
-make = lambda: vit.Block(
-    1536, 24, "swiglu", 4096, dtype=jnp.bfloat16, rngs=layers.Rngs(jax.random.key(0))
-)
+attention = Attention(Target.of(topology.devices[0]))
+options = dict(attention=attention, dtype=jnp.bfloat16, rngs=layers.Rngs(jax.random.key(0)))
+make = lambda: dinov2.Block(1536, 24, "swiglu", 4096, **options)
 graphdef, abstract = nnx.split(nnx.eval_shape(make))
 params = jax.tree.map(lambda x: spec(x.shape), abstract)
 loss = lambda params, x: jnp.sum(nnx.merge(graphdef, params)(x).astype(jnp.float32))
 results = {
     "kind": topology.devices[0].device_kind,
-    "backend": layers.attention_backend(q, q),
-    "attention": compiled(layers.attention, q, q, q),
+    "backend": attention.kernel_for(q, q),
+    "attention": compiled(attention, q, q, q),
     "block": compiled(jax.grad(loss), params, spec((8, 261, 1536), "data")),
 }
 print(json.dumps(results), flush=True)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from imprint_jax import config
-from imprint_jax.models import imprint, layers
+from imprint_jax.models import imprint
+from imprint_jax.models.attention import Attention, Target, tracing_for
 from imprint_jax.training import flops
 
 
@@ -32,19 +33,18 @@ def test_products_convolutions_and_loops():
         flops.count(lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x + 1, x), x)
 
 
-def test_cudnns_attention_counts_as_the_plain_one(monkeypatch):
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)  # it is traced, not run
-    monkeypatch.setattr(layers, "_flash_width_here", lambda: 128)
+def test_cudnns_attention_counts_as_the_plain_one():
     q, k = jnp.zeros((2, 16, 4, 32), jnp.bfloat16), jnp.zeros((2, 8, 4, 32), jnp.bfloat16)
-    counts = {}
-    for backend in ("plain", "cudnn"):
-        monkeypatch.setattr(layers, "_backend", backend)
-        forward = lambda q, k: jnp.sum(layers.attention(q, k, k).astype(jnp.float32))
-        counts[backend] = flops.count(forward, q, k), flops.count(jax.grad(forward, (0, 1)), q, k)
+    target = Target("gpu", "8.0")
+
+    def counts(attention: Attention) -> tuple[int, int]:
+        forward = lambda q, k: jnp.sum(attention(q, k, k).astype(jnp.float32))
+        return flops.count(forward, q, k), flops.count(jax.grad(forward, (0, 1)), q, k)
+
+    with tracing_for(target):
+        cudnn, plain = (counts(Attention(target, kernel)) for kernel in ("cudnn", "plain"))
     products = 2 * (2 * 4) * 16 * 8 * 32
-    assert counts["plain"] == counts["cudnn"] == (2 * products, 6 * products)
+    assert plain == cudnn == (2 * products, 6 * products)
 
 
 def test_the_full_size_networks_cost_what_was_counted_by_hand():

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from imprint_jax.data import batch as batches
 from imprint_jax.errors import InputError
-from imprint_jax.models import layers
+from imprint_jax.models import attention
 from imprint_jax.planning import plan
 from imprint_jax.training import optimizer, sharding
 from imprint_jax.training.state import Trainer
@@ -38,7 +38,7 @@ def mesh(devices: int = 1, fsdp: int = 1) -> Mesh:
 def small_parts(monkeypatch):
     """Sizes at which the tiny model's parameters are cut, and its attention goes in chunks."""
     monkeypatch.setattr(sharding, "MIN_SHARDED_ELEMENTS", 64)
-    monkeypatch.setattr(layers, "QUERY_CHUNK", 4)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 4)
 
 
 def gradients(c, params, where: Mesh):
