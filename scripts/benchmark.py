@@ -2,16 +2,11 @@
 
 startup  seconds from the command to the picture with `mini`, with an empty compilation cache and
          with a filled one, and the process's peak memory
-sample   pictures by networks with random weights, end to end, beside diffusers' and transformers'
-         modules under torch.compile: images/s, utilisation, peak memory, compile time. On a GPU at
-         full size; elsewhere small networks (--size full needs 20 GB of memory)
 steps    mini's composites by number of steps and sampler: distance to 200 steps of DDIM
-memory   what a full-size composite needs, as XLA plans it for this backend
-models   attention and the full-size networks beside PyTorch (needs 20 GB of disk, 12 GB of memory)
-train    steps of both stages beside the same written with PyTorch, sizes and columns as `sample`,
-         with and without recomputed activations; and the host's share of a step
 scaling  samples/s of mini's first stage in 1, 2 and 4 processes, and what is planned to be sent
 data     samples/s of the input pipeline at 512 px, beside PyTorch's DataLoader with albumentations
+
+Beside PyTorch: sampling and training by `gpu_check.py`, each full-size network by `full_size.py`.
 """
 
 import argparse
@@ -25,13 +20,10 @@ import time
 from pathlib import Path
 
 import benchmark_data
-import benchmark_models
-import benchmark_peer
 import benchmark_sampling
 import benchmark_scaling
-import benchmark_train
 
-WHAT = ("startup", "sample", "steps", "memory", "models", "train", "scaling", "data")
+WHAT = ("startup", "steps", "scaling", "data")
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
 
@@ -64,33 +56,6 @@ def startup(repeats: int) -> None:
             print(f"{'warm' if run else 'cold'}  {seconds:6.1f} s  {memory:6.0f} MiB")
 
 
-def _add_comparison(parser: argparse.ArgumentParser) -> None:
-    """The options of `sample` and `train`; what is not given is chosen by the device."""
-    group = parser.add_argument_group("sample and train")
-    group.add_argument(
-        "--size", choices=benchmark_peer.SIZES, help="by default full on a GPU, else mini"
-    )
-    group.add_argument(
-        "--batch",
-        type=benchmark_peer.training_batches,
-        help="such as 1,4,16; of train also largest: doubled until memory runs out",
-    )
-    group.add_argument("--dtype", choices=benchmark_peer.DTYPES, help="bfloat16 on a GPU")
-    group.add_argument(
-        "--steps", type=benchmark_peer.positive_integer, help="of sample: 50 on a GPU"
-    )
-    group.add_argument(
-        "--stage", type=benchmark_peer.stage_numbers, default=(1, 2), help="of train: 1, 2 or 1,2"
-    )
-    group.add_argument(
-        "--remat",
-        type=benchmark_peer.switches,
-        default=(False, True),
-        help="of train: on, off or on,off",
-    )
-    group.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
-
-
 def main() -> None:
     """Reads the command line, says what machine this is, runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -99,38 +64,17 @@ def main() -> None:
         "--repeats", type=int, default=3, help="of startup: warm runs; of data: turns"
     )
     parser.add_argument("--workers", type=int, default=2, help="of data: processes of each loader")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/full_size"), help="of models: for the weights"
-    )
-    _add_comparison(parser)
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
     print(f"Python {platform.python_version()}, jax {importlib.metadata.version('jax')}")
     if options.what == "startup":
         startup(options.repeats)
-    elif options.what == "models":
-        benchmark_models.models(options.folder)
-    elif options.what == "train":
-        benchmark_train.train(
-            options.size,
-            options.stage,
-            options.remat,
-            options.batch,
-            options.dtype,
-            options.eager,
-        )
-    elif options.what == "sample":
-        if options.batch == benchmark_peer.LARGEST:
-            parser.error("sample wants numbers as --batch")
-        benchmark_sampling.sample(
-            options.size, options.batch, options.steps, options.dtype, options.eager
-        )
     elif options.what == "scaling":
         benchmark_scaling.scaling()
     elif options.what == "data":
         benchmark_data.data(options.workers, options.repeats)
     else:
-        getattr(benchmark_sampling, options.what)()
+        benchmark_sampling.steps()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import benchmark_train
+import check_training
 import jax
 import numpy as np
 
@@ -45,7 +45,7 @@ def run_process(port: int, count: int, number: int, fsdp: int) -> None:
     state = trainer.init(trainer.initial_params({}))
     step, where = trainer.train_step(), sharding.batch_sharding(trainer.mesh)
     rows = slice(number * BATCH_SIZE // count, (number + 1) * BATCH_SIZE // count)
-    batch = {key: x[rows] for key, x in benchmark_train.random_batch(settings).items()}
+    batch = {key: x[rows] for key, x in check_training.random_batch(settings).items()}
     seconds, sent = [], []
     for _ in range(1 + STEPS):
         start, before = time.perf_counter(), sent_here()

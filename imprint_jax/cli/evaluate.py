@@ -49,6 +49,21 @@ def _named(text: str) -> tuple[str, str]:
     return name, path
 
 
+def _with_earlier(earlier: dict, folders: dict, entries: list) -> dict:
+    """The methods of earlier calls whose pictures are still there, then those of this one."""
+    kept = {}
+    for name, folder in earlier.items():
+        if name in folders:
+            continue
+        if all((folder / picture).is_file() for entry in entries for picture in entry.names()):
+            kept[name] = folder
+        else:
+            note(f"left out {name} of an earlier call: {folder} has no longer all its pictures")
+    if kept:
+        note(f"kept from earlier calls: {', '.join(kept)} (another --out begins anew)")
+    return kept | folders
+
+
 def _command() -> str:
     """What the user called."""
     return shlex.join(["imprint", *sys.argv[1:]])
@@ -94,6 +109,10 @@ def evaluate(
     worst: Annotated[
         str | None, typer.Option(help="Sort the page by this, worst first (default: --encoder's).")
     ] = None,
+    compare: Annotated[
+        tuple[str, str],
+        typer.Option(help="Two of the methods: their differences on the same compositions."),
+    ] = ("", ""),
     show_pictures: Annotated[
         int, typer.Option("--show", help="Compositions on the page, at most.", min=0)
     ] = 200,
@@ -119,12 +138,17 @@ def evaluate(
         if name in folders:
             raise InputError(f"Two methods are called {name!r}; name them: NAME=DIR.")
         folders[name] = folder
-    if not folders:
-        raise InputError("Give --results, --model or --baseline: something to measure.")
     if wrong_object and not models:
         raise InputError("--wrong-object needs --model: something that composes.")
     report.check_folder(out)
     entries = manifests.read(manifest)
+    described = manifests.describe(manifest, entries)
+    earlier = report.earlier_results(out, described)
+    if not folders and not earlier:
+        raise InputError("Give --results, --model or --baseline: something to measure.")
+    for name in compare if any(compare) else ():
+        if name not in folders and name not in earlier:
+            raise InputError(f"--compare: there is no method {name!r}.")
     manifests.check_files(entries)
     evaluation.find_shots(entries, dict(given))
     wrong = manifests.with_other_objects(entries) if wrong_object else []
@@ -150,11 +174,15 @@ def evaluate(
         evaluation.compose_results(path, entries, folders[name], settings, track)
         if wrong_object:
             evaluation.compose_results(path, wrong, folders[f"{name}_wrong"], settings, track)
+    folders = _with_earlier(earlier, folders, entries)
     found = evaluation.evaluate(entries, folders, measures, cache or out / "cache", track=track)
-    described = manifests.describe(manifest, entries)
     summary = report.summarize(found, command=_command(), manifest=described)
+    if any(compare):
+        summary["compared"] = {" minus ".join(compare): report.compare(found, *compare)}
     page = report.write(found, summary, out, worst=worst, limit=show_pictures)
     stdout.print(report.table(summary))
+    if any(compare):
+        stdout.print(report.comparison_table(*summary["compared"].values(), *compare))
     if summary["not_computed"]:
         note(f"not computed: {', '.join(summary['not_computed'])} (summary.json says why)")
     note(f"wrote {page}")

@@ -81,6 +81,28 @@ def pasted(
 
 
 @app.command()
+def video(
+    records: Annotated[Path, typer.Argument(help="A prepared set of videos with masks.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, with manifest.jsonl.")],
+    split: Split = "test",
+    apart: Annotated[int, typer.Option(help="Frames between the two, at least.", min=1)] = 1,
+    num: Num = 1,
+    limit: Limit = None,
+    mask_level: Level = 0,
+    seed: Annotated[int, typer.Option(help="Decides which frames.")] = 0,
+) -> None:
+    """The object of one frame into another frame of the same video, which is the truth."""
+    from imprint_jax import config
+    from imprint_jax.data.records import RecordSource
+    from imprint_jax.evaluation import test_sets
+
+    options = dict(apart=apart, num=num, limit=limit, mask_level=mask_level, seed=seed)
+    source = RecordSource(records, split)
+    written = test_sets.video(config.default(), source, out, **options)
+    note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
+
+
+@app.command()
 def rendered(
     views: Annotated[Path, typer.Argument(help="What `imprint data render MODELS` wrote.")],
     scenes: Annotated[Path, typer.Argument(help="The same with --scenes, of the same models.")],

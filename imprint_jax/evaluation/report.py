@@ -21,6 +21,7 @@ from imprint_jax.errors import InputError
 from imprint_jax.evaluation.batched import settings_hash
 from imprint_jax.evaluation.evaluate import Evaluation
 from imprint_jax.evaluation.measures import Shot
+from imprint_jax.evaluation.statistics import Estimate, estimate, verdict
 from imprint_jax.runtime.files import atomic_file, atomic_folder
 
 THUMBNAIL = 320  # pixels, the longer side
@@ -58,8 +59,8 @@ def check_folder(out: Path) -> None:
 def summarize(evaluation: Evaluation, *, command: str, manifest: dict) -> dict:
     """What was measured, how it was made, and what came out; for JSON.
 
-    A measure's `mean` is over pictures. `standard_error` is that of a mean over objects, of each of
-    which there may be several entries and pictures, absent for one object. The k-th pictures of all
+    A measure's `mean` is over pictures; `standard_error` and the 95 % `interval` are over objects
+    (statistics.py), absent for one object. The k-th pictures of all
     entries are what seed k made; `between_seeds` is the standard deviation (of a sample, n - 1) of
     their means over the entries that have a value for every seed, absent where there is one seed
     or no such entry. `difference` is to the first method on the same compositions.
@@ -117,7 +118,7 @@ def _summary(values: list[tuple[Shot, float]], first: list[tuple[Shot, float]]) 
     summary = {"mean": float(numbers.mean()), "pictures": len(numbers)}
     if len(numbers) > 1:
         summary["deviation"] = float(numbers.std(ddof=1))
-    summary |= _standard_error(values)
+    summary |= _interval(_estimate(values))
     entries: dict[str, dict[int, float]] = {}
     for shot, x in values:
         entries.setdefault(shot.entry.id, {})[shot.number] = x
@@ -126,24 +127,88 @@ def _summary(values: list[tuple[Shot, float]], first: list[tuple[Shot, float]]) 
     if len(seeds) > 1 and whole:
         means = np.mean(whole, axis=0).tolist()
         summary |= {"seeds": means, "between_seeds": float(np.std(means, ddof=1))}
-    before = {(shot.entry.id, shot.number): x for shot, x in first}
-    place = lambda shot: (shot.entry.id, shot.number)
-    pairs = [(shot, x - before[place(shot)]) for shot, x in values if place(shot) in before]
-    if pairs and values[0][0].method != first[0][0].method:
-        difference = {"mean": float(np.mean([x for _, x in pairs]))} | _standard_error(pairs)
-        summary["difference"] = difference
+    if first and values[0][0].method != first[0][0].method and (pairs := _paired(values, first)):
+        difference = _estimate(pairs)
+        summary["difference"] = {"mean": difference.mean} | _interval(difference)
     return summary
 
 
-def _standard_error(values: list[tuple[Shot, float]]) -> dict[str, float]:
-    """Of the mean over objects: pictures of one object are not independent of each other."""
-    objects: dict[tuple, list[float]] = {}
-    for shot, x in values:
-        objects.setdefault(which_objects(shot.entry), []).append(x)
-    if len(objects) < 2:
+def _paired(
+    values: list[tuple[Shot, float]], other: list[tuple[Shot, float]]
+) -> list[tuple[Shot, float]]:
+    """The differences to another method's values on the same compositions."""
+    before = {(shot.entry.id, shot.number): x for shot, x in other}
+    place = lambda shot: (shot.entry.id, shot.number)
+    return [(shot, x - before[place(shot)]) for shot, x in values if place(shot) in before]
+
+
+def _estimate(values: list[tuple[Shot, float]]) -> Estimate:
+    return estimate([x for _, x in values], [which_objects(shot.entry) for shot, _ in values])
+
+
+def _interval(found: Estimate) -> dict:
+    if found.low is None:
         return {}
-    means = [np.mean(of) for of in objects.values()]
-    return {"standard_error": float(np.std(means, ddof=1) / math.sqrt(len(means)))}
+    return {"standard_error": found.standard_error, "interval": [found.low, found.high]}
+
+
+def compare(evaluation: Evaluation, first: str, second: str) -> dict[str, dict]:
+    """Two methods' paired differences, `first` minus `second`.
+
+    Args:
+        evaluation: What was measured.
+        first: A method.
+        second: Another one.
+
+    Returns:
+        By column, for JSON: mean, interval over objects, pictures, objects, and `verdict` in words.
+    """
+    ours, theirs = (_values(evaluation, method) for method in (first, second))
+    result = {}
+    for name, column in evaluation.columns.items():
+        pairs = _paired(ours.get(name, []), theirs.get(name, []))
+        if pairs:
+            found = _estimate(pairs)
+            result[name] = {
+                "mean": found.mean,
+                "interval": [found.low, found.high],
+                "pictures": found.pictures,
+                "objects": found.objects,
+                "verdict": verdict(found, column.better, first, second),
+            }
+    return result
+
+
+def comparison_table(compared: dict[str, dict], first: str, second: str) -> Table:
+    """What `compare` found, for the terminal."""
+    result = Table(title=f"{first} minus {second}, on the same compositions")
+    for column in ("measure", "difference", "95 % interval over objects", "so"):
+        result.add_column(column, justify="left" if column in ("measure", "so") else "right")
+    for name, found in compared.items():
+        low, high = found["interval"]
+        interval = "-" if low is None else f"{low:.3g} to {high:.3g}"
+        result.add_row(name, f"{found['mean']:.3g}", interval, found["verdict"])
+    return result
+
+
+def earlier_results(out: Path, manifest: dict) -> dict[str, Path]:
+    """The methods of the report that is in a folder, if it is one of the same manifest.
+
+    Args:
+        out: The report's folder.
+        manifest: From `manifest.describe`.
+
+    Returns:
+        {method: folder of its pictures}; empty if there is no such report.
+    """
+    file = out / "summary.json"
+    if not file.is_file():
+        return {}
+    before = json.loads(file.read_text())
+    same = ("sha256", "entries", "objects")
+    if any(before["manifest"].get(key) != manifest[key] for key in same):
+        return {}
+    return {method: Path(made["folder"]) for method, made in before["made"].items()}
 
 
 def table(summary: dict) -> Table:

@@ -6,6 +6,8 @@
               photo is the truth (Sec. 4.2's Pixabay set of 1,000)
 `pasted`      the same without photographed objects: a view of an object, perturbed, and another
               view of it pasted into a photo as the truth (ours, for small sets)
+`video`       the object of one frame of a video into another frame, which is the truth (ours): real
+              photographs of another moment, with their light, from videos kept for tests
 `rendered`    a view of an object by itself, and a rendered scene with and without it, seen from
               another side (ours); of all these the only one whose truth has the scene's light
 
@@ -152,6 +154,64 @@ def pasted(
             }
             group = records[first]["group"]
             folder.write(_name(records[first], first), pictures, object_id=group, num=num)
+    return len(folder.lines)
+
+
+def video(
+    config,
+    records: RecordSource,
+    out: Path,
+    *,
+    apart: int = 1,
+    num: int = 1,
+    limit: int | None = None,
+    mask_level: int = 0,
+    seed: int = 0,
+) -> int:
+    """Objects of video frames, to be put into other frames of the same video.
+
+    The background is the other frame with the hole in mid-grey, so that no method sees the truth,
+    which is the frame itself; the object is as it was seen, not perturbed.
+
+    Args:
+        config: Has `data.mask_sigmas`.
+        records: Frames with masks, of videos that no model was trained on.
+        out: Folder to make.
+        apart: Frames between the two, at least; it ends the entries' ids.
+        num, limit, mask_level, seed: As `perturbed`.
+
+    Returns:
+        How many entries were written.
+
+    Raises:
+        InputError: `out` is not empty, or no object is seen in two frames so far apart.
+    """
+    pairs = make_pairs("video", records.index, config.data.window)
+    frames = records.index["frame"]
+    chosen = []
+    for k, target in enumerate(pairs.records):
+        partners = pairs.partners(k)
+        partners = partners[np.abs(frames[partners] - frames[target]) >= apart]
+        if partners.size:
+            chosen.append((int(target), partners))
+    if not chosen:
+        raise InputError(f"No object is seen in two frames that are {apart} or more apart.")
+    with _test_set(out) as folder:
+        for k in _spread(np.arange(len(chosen)), limit):
+            target, partners = chosen[k]
+            source = int(np.random.default_rng([seed, target]).choice(partners))
+            image, coverage = transforms.decode_view(records[target])
+            hole = _level(coverage >= geometry.FAINT, mask_level, config)
+            pictures = {
+                "object": _cut_out(*transforms.decode_view(records[source])),
+                "background": geometry.fill_hole(image, hole[..., None], "grey", 128),
+                "mask": hole,
+                "target": image,
+            }
+            record = records[target]
+            object_id = f"{record['group']}_{record['instance']}"
+            name = f"{_name(record, target)}_{abs(int(frames[source] - frames[target]))}frames"
+            folder.write(name, pictures, object_id=object_id, num=num)
     return len(folder.lines)
 
 
@@ -326,11 +386,16 @@ def _perturbed_object(
     config, image: np.ndarray, coverage: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """P(T(.)) of an object at its own size, with its soft mask as transparency, (h w 4) uint8."""
-    x0, y0, x1, y1 = geometry.bounding_box(coverage >= geometry.FAINT)
-    image, coverage = image[y0:y1, x0:x1], coverage[y0:y1, x0:x1]
-    image = transforms.recolor(image, transforms.random_colors(rng, config.data.color))
+    cut = _cut_out(image, coverage)
+    image = transforms.recolor(cut[..., :3], transforms.random_colors(rng, config.data.color))
     matrix = transforms.random_affine(rng, **config.data.affine)
-    return np.dstack(transforms.warp(image, coverage, matrix))
+    return np.dstack(transforms.warp(image, cut[..., 3], matrix))
+
+
+def _cut_out(image: np.ndarray, coverage: np.ndarray) -> np.ndarray:
+    """The box around an object with its soft mask as transparency, (h w 4) uint8."""
+    x0, y0, x1, y1 = geometry.bounding_box(coverage >= geometry.FAINT)
+    return np.dstack([image, coverage])[y0:y1, x0:x1]
 
 
 def _level(hole: np.ndarray, level: int, config) -> np.ndarray:

@@ -8,6 +8,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from flax import traverse_util
@@ -61,16 +62,21 @@ def draw(component: str, config, seed: int) -> dict:
     if component == "vae" and config.autoencoder == "lapped":
         return lapped_codec_params(**config.vae)
     flat = traverse_util.flatten_dict(imprint.abstract(component, config), sep="/")
-    values = {}
-    for path, x in flat.items():
+
+    def values(path: str) -> np.ndarray:
         initializer = next(f for p, f in INITIAL if re.fullmatch(p, path.rpartition("/")[2]))
         rng = np.random.default_rng([seed, zlib.crc32(f"{component}/{path}".encode())])
-        stacked = component == "dinov2" and path.startswith("blocks/")
-        if stacked:  # the leading axis counts blocks, not inputs
-            values[path] = np.stack([initializer(x.shape[1:], rng) for _ in range(x.shape[0])])
-        else:
-            values[path] = initializer(x.shape, rng)
-    return traverse_util.unflatten_dict(values, sep="/")
+        shape = flat[path].shape
+        if component != "dinov2" or not path.startswith("blocks/"):
+            return initializer(shape, rng)
+        stacked = np.empty(shape, np.float32)  # the leading axis counts blocks, not inputs
+        for block in stacked:
+            block[...] = initializer(shape[1:], rng)
+        return stacked
+
+    with ThreadPoolExecutor() as pool:  # NumPy draws without holding Python's lock
+        drawn = dict(zip(flat, pool.map(values, flat), strict=True))
+    return traverse_util.unflatten_dict(drawn, sep="/")
 
 
 def draw_all(config, seed: int) -> dict:

@@ -226,16 +226,16 @@ def read_mesh(text: str | None, devices: int, fsdp: int) -> Mesh:
     Args:
         text: None: `fsdp` as the configuration has it.
         devices: How many there are.
-        fsdp: The configuration's.
+        fsdp: The configuration's; 0: all devices.
 
     Raises:
         InputError: Unknown axes, no numbers, or a product other than `devices`.
     """
     if devices < 1:
         raise InputError(f"--devices must be 1 or more, not {devices}.")
-    if fsdp < 1:
-        raise InputError(f"config.fsdp = {fsdp} must be 1 or more.")
-    mesh = {} if text else {"fsdp": fsdp}
+    if fsdp < 0:
+        raise InputError(f"config.fsdp = {fsdp} must be 0 or more.")
+    mesh = {} if text else {"fsdp": fsdp or devices}
     for part in text.split(",") if text else ():
         axis, _, size = part.partition("=")
         if axis not in ("data", "fsdp"):

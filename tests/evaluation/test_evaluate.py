@@ -294,6 +294,33 @@ def test_the_command(folder, tmp_path, monkeypatch):
     assert (tmp_path / "index.html").is_file()
 
 
+def test_methods_of_earlier_calls_stay_and_are_compared(folder, tmp_path):
+    arguments = ["evaluate", "--manifest", folder / "set" / "manifest.jsonl", "--out", tmp_path]
+    assert run(*arguments, "--results", folder / "truth")[0] == 0
+    shutil.copytree(folder / "other", tmp_path / "gone")
+    assert run(*arguments, "--results", f"gone={tmp_path / 'gone'}")[0] == 0
+    (tmp_path / "gone" / next((tmp_path / "gone").iterdir()).name).unlink()
+    code, said = run(*arguments, "--results", folder / "shifted", "--compare", "truth", "shifted")
+    assert code == 0, said
+    assert "kept from earlier calls: truth" in said
+    assert "left out gone of an earlier call" in said
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary["methods"]) == ["truth", "shifted"]
+    compared = summary["compared"]["truth minus shifted"]
+    assert compared["psnr"]["verdict"] == "truth is better" and compared["psnr"]["objects"] == 3
+    assert compared["psnr"]["interval"][0] > 0
+    assert run(*arguments, "--compare", "truth", "none") == (
+        2,
+        "--compare: there is no method 'none'.",
+    )
+    # Nothing new: the same report, and no method is lost.
+    assert run(*arguments)[0] == 0
+    assert list(json.loads((tmp_path / "summary.json").read_text())["methods"]) == [
+        "truth",
+        "shifted",
+    ]
+
+
 def test_the_wrong_object_is_another_entrys(folder, tiny_release, tmp_path):
     lines = (folder / "set" / "manifest.jsonl").read_text().splitlines()
     manifest_of_two = folder / "set" / "two.jsonl"
@@ -396,7 +423,10 @@ def test_the_error_is_over_objects_and_the_difference_is_paired(found):
     summary = report._summary(second, first)
     # Objects' means are 3 and 13, their differences 1 and 3: deviations 7.07 and 1.41, over root 2.
     assert summary["standard_error"] == pytest.approx(5)
-    assert summary["difference"] == pytest.approx({"mean": 5 / 3, "standard_error": 1})
+    difference = summary["difference"]
+    assert difference["mean"] == pytest.approx(5 / 3)
+    assert difference["standard_error"] == pytest.approx(1)
+    assert difference["interval"] == [1, 3]  # both draws of one object are likely
     assert "difference" not in report._summary(first, first)
     assert "standard_error" not in report._summary(first[:2], first)
 

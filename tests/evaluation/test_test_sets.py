@@ -68,6 +68,26 @@ def test_pasted_views_show_the_truth_only_in_the_hole(records, tmp_path):
         assert (request.photo[hole] != target[hole]).any(axis=1).mean() > 0.5
 
 
+def test_frames_of_a_video_are_the_truth_for_other_frames(records, tmp_path):
+    c, videos = config.default(), records[0]  # objects before a moving camera, as videos are
+    assert test_sets.video(c, videos, tmp_path / "a", apart=4, limit=6, mask_level=3) == 6
+    for entry in manifest.read(tmp_path / "a" / "manifest.jsonl"):
+        request = entry.request()
+        hole, target = request.parts[0].hole, images.read_image(entry.target)
+        assert int(entry.id.rpartition("_")[2].removesuffix("frames")) >= 4
+        assert entry.objects[0].object_id == entry.id.rsplit("_", 2)[0]
+        np.testing.assert_array_equal(request.photo[~hole], target[~hole])
+        assert (request.photo[hole] == 128).all()
+        view, coverage = request.parts[0].views[0]
+        # A disc of one colour: the object is the target's, whole, in its own box.
+        assert coverage.shape == (23, 23)
+        np.testing.assert_array_equal(view[11, 11], target[20, hole.nonzero()[1].min() + 11])
+    test_sets.video(c, videos, tmp_path / "b", apart=4, limit=6, mask_level=3)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    with pytest.raises(InputError, match="in two frames that are 10 or more apart"):
+        test_sets.video(c, videos, tmp_path / "c", apart=10)
+
+
 def test_a_set_is_written_whole_or_not_at_all(records, tmp_path):
     c = config.load("mini_stage2").unlock()
     c.data.share = (0.0, 0.0)  # fails in the middle of the first entry

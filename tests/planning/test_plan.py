@@ -199,7 +199,7 @@ def test_full_size_equals_the_hand_count():
         (["--devices", "1024"], "does not divide over 1024 devices"),
         (["--devices", "8", "--global-batch", "100"], "does not divide over 8 devices"),
         (["--devices", "8", "--config.fsdp=5"], "is not 8 devices"),
-        (["--devices", "8", "--config.fsdp=0"], "config.fsdp = 0 must be 1 or more"),
+        (["--devices", "8", "--config.fsdp=-1"], "config.fsdp = -1 must be 0 or more"),
         (["--devices", "8", "--config.no=5"], "Unknown config field"),
         (["--devices", "8", "--accelerator", "abacus"], "Unknown --accelerator abacus"),
         (["--devices", "2", "--accelerator", "tpu-v5e"], "no slice of 2 tpu-v5e"),

@@ -1,4 +1,4 @@
-"""The model that `benchmark.py` compares with: diffusers' and transformers' modules and PyTorch.
+"""The model that `gpu_check.py` compares with: diffusers' and transformers' modules and PyTorch.
 
 Weights are ours, drawn from a seed and renamed by the converter's tables.
 """
@@ -19,6 +19,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # JAX multiplies float32 in TF32 on NVIDIA's GPUs unless told otherwise.
 torch.set_float32_matmul_precision("high")
+# XLA times convolutions' algorithms before it chooses one; so may PyTorch.
+torch.backends.cudnn.benchmark = True
+
+
+def limit_memory(share: float) -> None:
+    """Makes PyTorch report that memory is used up at this share of the GPU's."""
+    if DEVICE == "cuda":
+        torch.cuda.set_per_process_memory_fraction(share)
 
 
 class Attention(torch.nn.Module):
@@ -111,12 +119,6 @@ class Peer(torch.nn.Module):
         self.registers = model.dinov2.num_registers
         self.factor = imprint.latent_factor(model)
         self.to(DEVICE, memory_format=torch.channels_last)
-
-    def compile_parts(self) -> None:
-        """`torch.compile` of every network, in place; the first call does the compiling."""
-        networks = (self.dinov2, self.adapter, self.unet, self.vae.encoder, self.vae.decoder)
-        for network in networks:
-            network.compile()
 
     def encode_object(self, objects):
         """(b 3 s s) in [-1, 1] -> the object's tokens (b t c), without the registers."""
