@@ -132,12 +132,12 @@ def gradients(size: str, stage: int) -> None:
     )
     exact, norms = jax.device_get(second(trained, frozen, batch, grads))
     check_part.report(what="loss", bfloat16=float(loss), float32=float(exact), compile=seconds)
-    for group, (ours, theirs, difference) in norms.items():
+    for group, (norm, exact, difference) in norms.items():
         check_part.report(
             what=f"gradient norm, {group}",
-            bfloat16=float(ours),
-            float32=float(theirs),
-            difference=float(difference / theirs),
+            bfloat16=float(norm),
+            float32=float(exact),
+            difference=float(difference / exact),
         )
 
 

@@ -4,9 +4,10 @@
     L_comp = E [ M || target - G(M x_t + (1 - M) z_bg, t, E(object)) ||^2 ]
 
 (with other inputs than M x_t + (1 - M) z_bg in the ablations: `process.network_input`). `target`
-is the noise, or what `prediction_type` says. Both are means over all latent elements of a sample,
-then over samples: dividing by a batch's summed mask would make the loss depend on how the batch is
-cut over devices or accumulation steps.
+is the noise, or what `prediction_type` says; with `min_snr_gamma` nearly clean timesteps count less
+(`process.loss_weight`). Both are means over all latent elements of a sample, then over samples:
+dividing by a batch's summed mask would make the loss depend on how the batch is cut over devices or
+accumulation steps.
 """
 
 from typing import NamedTuple
@@ -92,7 +93,7 @@ def identity_loss(model: Imprint, batch: dict, draws: Draws, alphas_cumprod, con
     xt = process.add_noise(x0, draws.noise, a)
     prediction = model.unet(xt, draws.timesteps, model.unet.keys_values(context))
     target = process.prediction_target(config.diffusion.prediction_type, x0, draws.noise, a)
-    return jnp.mean((target - prediction) ** 2, axis=(1, 2, 3))
+    return _weight(config, a) * jnp.mean((target - prediction) ** 2, axis=(1, 2, 3))
 
 
 def compositing_loss(
@@ -111,7 +112,13 @@ def compositing_loss(
     seen = process.network_input(config.diffusion, xt, background, mask, draws.noise, a)
     prediction = model.unet(seen, draws.timesteps, model.unet.keys_values(context))
     target = process.prediction_target(config.diffusion.prediction_type, x0, draws.noise, a)
-    return jnp.mean(mask * (target - prediction) ** 2, axis=(1, 2, 3))
+    return _weight(config, a) * jnp.mean(mask * (target - prediction) ** 2, axis=(1, 2, 3))
+
+
+def _weight(config, alpha_cumprod: jax.Array) -> jax.Array:
+    return process.loss_weight(
+        config.diffusion.prediction_type, alpha_cumprod, config.min_snr_gamma
+    )
 
 
 STAGE_LOSS = {1: identity_loss, 2: compositing_loss}

@@ -12,7 +12,7 @@ from imprint_jax import config as configs
 from imprint_jax.errors import InputError
 from imprint_jax.planning.accelerators import ACCELERATORS, TPU
 from imprint_jax.planning.hlo import Collective
-from imprint_jax.training.train import check_config
+from imprint_jax.training.checks import check_config
 
 # Meshes up to this are compiled as they are. Larger ones are planned from one of `SMALL` devices,
 # or twice as many: compile time grows with devices, a device's program hardly changes. Ours.
