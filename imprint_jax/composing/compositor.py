@@ -57,14 +57,6 @@ FEW_CELLS = 9
 MUCH = 0.8
 # Guidance beyond this leaves nothing of a picture; papers and tools stay below 30. Ours.
 MOST_GUIDANCE = 100.0
-# Where numbers can stop being finite, in the order of the computation.
-STAGES = (
-    "the object's tokens",
-    "the background's latents",
-    "the latents of the pasted object",
-    "the denoising",
-    "the decoding",
-)
 
 
 @dataclass(frozen=True)
@@ -174,13 +166,22 @@ class Compositor:
         params: Its parameters, {dinov2, adapter, unet, vae}.
         dtype: Of the computation: `jnp.float32`, or `jnp.bfloat16` for half the memory and, on an
             accelerator, less time. The VAE and the sampler always use float32.
+        precision: Of float32 products and convolutions, as a configuration's `precision`.
         max_batch: Samples computed together on one device, at most.
 
     Raises:
         InputError: No such batch size, or no device of the kind that JAX_PLATFORMS asks for.
     """
 
-    def __init__(self, config: ConfigDict, params: dict, *, dtype=jnp.float32, max_batch: int = 8):
+    def __init__(
+        self,
+        config: ConfigDict,
+        params: dict,
+        *,
+        dtype=jnp.float32,
+        precision: str = "high",
+        max_batch: int = 8,
+    ):
         if not is_whole(max_batch) or max_batch < 1:
             raise InputError(f"The batch size must be 1 or more, not {max_batch}.")
         self.config = config
@@ -188,6 +189,7 @@ class Compositor:
         self.graphdef, abstract = imprint.split(config.model, dtype, attention=attention)
         self._cell = imprint.bind(self.graphdef, abstract).vae.factor  # pixels
         self.dtype = jnp.dtype(dtype)
+        self.precision = precision
         cast = lambda tree, dtype: jax.tree.map(lambda x: x.astype(dtype, copy=False), tree)
         self.params = {name: cast(tree, dtype) for name, tree in params.items()}
         self.params["vae"] = cast(params["vae"], jnp.float32)
@@ -196,7 +198,12 @@ class Compositor:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, dtype=jnp.float32, max_batch: int = 8
+        cls,
+        name: str | Path,
+        *,
+        dtype=jnp.float32,
+        precision: str = "high",
+        max_batch: int = 8,
     ) -> "Compositor":
         """Loads a model that ships ("mini") or a released folder; options as the constructor.
 
@@ -205,7 +212,8 @@ class Compositor:
         """
         folder = release.model_folder(name)
         first, count = devices.local()[0], len(devices.local())
-        compositor = cls(*release.load(folder), dtype=dtype, max_batch=max_batch)
+        options = dict(dtype=dtype, precision=precision, max_batch=max_batch)
+        compositor = cls(*release.load(folder), **options)
         log.info("model %s on %d x %s, %s", folder, count, first.device_kind, compositor.dtype)
         if first.platform == "cpu" and compositor.dtype != jnp.float32:
             log.warning(
@@ -466,10 +474,12 @@ class Compositor:
         choices = settings.num_steps, settings.sampler, settings.eta, settings.strength
         if (choices, guided) not in self._functions:
             run = functools.partial(generate, self.graphdef, self.config, choices)
-            if guided:
-                function = lambda params, *args: _to_bytes(*run(params, *args))
-            else:
-                function = lambda params, *args: _to_bytes(*run(params, None, *args))
+
+            def function(params, *args):
+                with jax.default_matmul_precision(self.precision):
+                    images, finite = run(params, *(args if guided else (None, *args)))
+                return imprint.to_uint8(images), finite
+
             self._functions[choices, guided] = function
         return self._functions[choices, guided]
 
@@ -492,43 +502,31 @@ def generate(
         starts: (b h w 3) uint8, the objects pasted into the holes; below strength 1 only.
 
     Returns:
-        (b h w 3) float32 in [-1, 1]; and (b stages) bool, whether the numbers of each of `STAGES`
-        are finite.
+        (b h w 3) float32 in [-1, 1]; and (b stages) bool, whether the numbers of each of
+        `sampling.STAGES` are finite.
     """
     num_steps, sampler, eta, strength = choices
-    model = imprint.bind(graphdef, params)
-    b, views = objects.shape[:2]
-    tokens = model.encode_object(imprint.to_float(objects.reshape(-1, *objects.shape[2:])))
-    tokens = tokens.reshape(b, views * tokens.shape[1], -1)
-    background, cells = model.encode_background(
-        imprint.to_float(squares), holes.astype(jnp.float32), config.diffusion.hole_fill
-    )
-    start = None if starts is None else model.vae.encode(imprint.to_float(starts))
-    latents = sampling.denoise(
-        model,
-        tokens,
-        background,
-        cells,
+    return sampling.generate_checked(
+        imprint.bind(graphdef, params),
+        objects,
+        squares,
+        holes,
         jax.vmap(_key)(draws),
         guidance_scale,
-        num_steps=num_steps,
         config=config,
+        starts=starts,
+        num_steps=num_steps,
         sampler=sampler,
         eta=eta,
         strength=strength,
-        start=start,
     )
-    images = sampling.decode(model, latents)
-    stages = (tokens, background, background if start is None else start, latents, images)
-    finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in stages]
-    return images, jnp.stack(finite, axis=1)
 
 
 def _non_finite(sample: _Sample, stages: np.ndarray) -> str:
     return (
         f"Picture {sample.number} of seed {sample.request.seed} has numbers that are not finite,"
-        f" from {STAGES[int(np.argmin(stages))]} on: the model's weights are damaged, or too large"
-        " for the precision."
+        f" from {sampling.STAGES[int(np.argmin(stages))]} on: the model's weights are damaged, or"
+        " too large for the precision."
     )
 
 
@@ -536,11 +534,6 @@ def _key(draw: jax.Array) -> jax.Array:
     """The key of a sample from its seed, its number and its object's number, (3,) uint32."""
     key = jax.random.key(draw[0], impl=sampling.GENERATOR)
     return jax.random.fold_in(jax.random.fold_in(key, draw[1]), draw[2])
-
-
-def _to_bytes(images: jax.Array, finite: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[-1, 1] -> uint8."""
-    return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8), finite
 
 
 def _groups(samples: Iterable[_Sample], index: int) -> Iterator[list[_Sample]]:

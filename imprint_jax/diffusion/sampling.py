@@ -27,13 +27,21 @@ import numpy as np
 
 from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
-from imprint_jax.models.imprint import Imprint
+from imprint_jax.models.imprint import Imprint, to_float
 from imprint_jax.models.unet import UNet
 
 SAMPLERS = ("ddim", "dpm++2m")
 # "leading" timesteps that start below this share of the schedule would take pure noise for a noised
 # picture: 600 of 1000 steps start at timestep 600, one step at 1. Ours.
 LATEST_START = 0.8
+# Where numbers can stop being finite, in the order of the computation.
+STAGES = (
+    "the object's tokens",
+    "the background's latents",
+    "the latents of the pasted object",
+    "the denoising",
+    "the decoding",
+)
 # Of all that is drawn, whatever JAX's own default is; for a record of how a picture was made.
 GENERATOR = "threefry2x32"
 
@@ -297,3 +305,52 @@ def denoise(
     if config.diffusion.final_blend:
         latents = process.blend(latents, background, cells)
     return latents
+
+
+def generate(model: Imprint, objects, images, holes, keys, guidance_scale, **options) -> jax.Array:
+    """As `generate_checked`, the pictures alone."""
+    return generate_checked(model, objects, images, holes, keys, guidance_scale, **options)[0]
+
+
+def generate_checked(
+    model: Imprint,
+    objects: jax.Array,
+    images: jax.Array,
+    holes: jax.Array,
+    keys: jax.Array,
+    guidance_scale: jax.Array | None,
+    *,
+    config,
+    starts: jax.Array | None = None,
+    **options,
+) -> tuple[jax.Array, jax.Array]:
+    """From pictures to pictures: objects composed into the holes of images. Jit it.
+
+    Args:
+        model: The bound model.
+        objects: (b views s s 3) uint8, on black.
+        images: (b H W 3) uint8.
+        holes: (b H W 1) of 0 and 1, 1 in the hole; any dtype.
+        keys: (b,) a key for each sample.
+        guidance_scale: As in `guided`.
+        config: Has `diffusion` and `sampling` (static).
+        starts: (b H W 3) uint8, images with the objects pasted into them; needed below strength 1.
+        **options: As `denoise`.
+
+    Returns:
+        (b H W 3) float32 in [-1, 1]; and (b stages) bool, whether the numbers of each of `STAGES`
+        are finite.
+    """
+    b, views = objects.shape[:2]
+    tokens = model.encode_object(to_float(objects.reshape(-1, *objects.shape[2:])))
+    tokens = tokens.reshape(b, views * tokens.shape[1], -1)
+    background, cells = model.encode_background(
+        to_float(images), holes.astype(jnp.float32), config.diffusion.hole_fill
+    )
+    start = None if starts is None else model.vae.encode(to_float(starts))
+    inputs = model, tokens, background, cells, keys, guidance_scale
+    latents = denoise(*inputs, config=config, start=start, **options)
+    pictures = decode(model, latents)
+    stages = (tokens, background, background if start is None else start, latents, pictures)
+    finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in stages]
+    return pictures, jnp.stack(finite, axis=1)
