@@ -165,8 +165,9 @@ def measure_torch(
     if c.remat.unet:
         model.unet.enable_gradient_checkpointing()
     if not eager:
-        # Its blocks are equal and compiled once.
-        for network in (*model.dinov2.encoder.layer, model.adapter, model.unet, model.vae.encoder):
+        # DINOv2's blocks are equal and compiled once.
+        blocks = next(x for x in model.dinov2.modules() if isinstance(x, torch.nn.ModuleList))
+        for network in (*blocks, model.adapter, model.unet, model.vae.encoder):
             network.compile(dynamic=False)
     # Rates do not change the time; the warm-up's first ones are next to nothing.
     optimizer = torch.optim.AdamW(trained, lr=1e-8, weight_decay=1e-2, fused=True)
