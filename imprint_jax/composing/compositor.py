@@ -194,7 +194,7 @@ class Compositor:
         object_mask: Picture | Sequence[Picture | None] | None = None,
         num: int = 1,
         seed: int = 0,
-        mask_level: int = 0,
+        mask_level: int | None = None,
         **settings,
     ) -> list[Image.Image]:
         """Several composites of the same pictures, which differ by their noise.
@@ -206,7 +206,7 @@ class Compositor:
             object_mask: As in `Placement`.
             num: As in `Request`.
             seed: As in `Request`; the k-th picture does not depend on `num`.
-            mask_level: As in `Request`.
+            mask_level: As in `Request`; the model's own if None.
             **settings: The fields of `Settings`.
 
         Returns:
@@ -215,6 +215,8 @@ class Compositor:
         Raises:
             InputError: As `Request` and `Settings.filled`.
         """
+        if mask_level is None:
+            mask_level = self.config.sampling.mask_level
         placement = Placement(object_image, mask, object_mask)
         request = Request(background, [placement], seed=seed, num=num, mask_level=mask_level)
         return next(self.run([request], Settings(**settings))).pictures
@@ -291,7 +293,8 @@ class Compositor:
         # Filled before resizing too, so that what is in the hole cannot leak into its rim.
         mode = self.config.diffusion.hole_fill
         filled = geometry.fill_hole(sample.photo, hole[..., None], mode, grey=128)
-        cuts = [geometry.object_crop(*view, self.config.object_size) for view in views]
+        see = partial(geometry.object_crop, size=self.config.object_size, **self.config.object_view)
+        cuts = [see(*view) for view in views]
         square_hole = geometry.extract(hole, crop, size)[..., None]
         if sample.number == 0:
             self._mention(hole, square_hole, crop)

@@ -255,5 +255,6 @@ def sample(
         config.diffusion.prediction_type,
         draw if eta else None,
     )
-    latents = process.blend(latents, background, cells)
+    if config.diffusion.final_blend:
+        latents = process.blend(latents, background, cells)
     return jnp.clip(model.vae.decode(latents), -1.0, 1.0)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from imprint_jax.data import batch as batches
 from imprint_jax.errors import InputError
 from imprint_jax.models import attention
-from imprint_jax.planning import plan
+from imprint_jax.planning import hlo
 from imprint_jax.training import optimizer, sharding
 from imprint_jax.training.state import Trainer
 from tests.tiny import random_batch, tiny_config
@@ -115,7 +115,7 @@ def test_activations_stay_where_they_are_when_the_average_is_looked_at(small_par
     def summed(step, *arguments) -> dict[str, int]:
         text = step.lower(*arguments).compile().as_text()
         found = collections.Counter()
-        for x in plan.collectives(text, dict(trainer.mesh.shape)):
+        for x in hlo.collectives(hlo.Program(text), dict(trainer.mesh.shape)):
             found[x.kind] += x.bytes
         return found
 
