@@ -29,6 +29,10 @@ def train(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="With --dry-run: the configuration, every parameter.")
     ] = False,
+    profile: Annotated[
+        int,
+        typer.Option(help="Record so many steps for a profiler, in WORKDIR/profile.", min=0),
+    ] = 0,
     multi_process: Annotated[
         bool,
         typer.Option("--distributed", help="One of several processes (SLURM, Open MPI, TPU pod)."),
@@ -62,6 +66,7 @@ def train(
         resume=resume,
         overwrite=overwrite,
         dry_run=dry_run,
+        profile=profile,
         verbose=verbose,
         console=stdout if dry_run else console,
     )

@@ -49,6 +49,8 @@ def count_jaxpr(jaxpr) -> int:
             total += CUDNN_PRODUCTS[name] * 2 * math.prod(query) * key[1]  # both are (b t n d)
         elif name == "scan":
             total += params["length"] * count_jaxpr(params["jaxpr"].jaxpr)
+        elif name == "shard_map":  # one device's share
+            total += params["mesh"].size * count_jaxpr(params["jaxpr"])
         elif name == "cond":
             total += max(count_jaxpr(branch.jaxpr) for branch in params["branches"])
         elif name == "while":
