@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from imprint_jax.cli.terminal import console, note, stdout, use_compilation_cache
+from imprint_jax.cli.terminal import App, console, note, stdout, use_compilation_cache
 from imprint_jax.errors import InputError
 from imprint_jax.planning.accelerators import UTILISATION
 
-app = typer.Typer()
+app = App()
 
 
 @app.command(
