@@ -40,7 +40,7 @@ def _set_up(
         bool, typer.Option("--version", help="The version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    logging.basicConfig(level=logging.WARNING, handlers=[Lines(verbose)])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[Lines(verbose)])
     logging.captureWarnings(True)
     logging.getLogger("imprint_jax").setLevel(logging.DEBUG if verbose else logging.INFO)
 
