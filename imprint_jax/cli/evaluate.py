@@ -88,7 +88,7 @@ def evaluate(
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="No model: paste, poisson, or truth, the targets; again: more."),
+        typer.Option(help="No model: paste, color, poisson, or truth, the targets; again: more."),
     ] = None,
     wrong_object: Annotated[
         bool,

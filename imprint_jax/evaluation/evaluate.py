@@ -179,8 +179,8 @@ def baseline_results(baseline: str, entries: list[Entry], out: Path, track: Call
     Pictures that are there are made anew: it takes less time than to see whether they still fit.
 
     Args:
-        baseline: "paste", "poisson", or "truth": the entries' own targets, which say what a measure
-            makes of perfect pictures.
+        baseline: "paste", "color", "poisson" (baselines.py), or "truth": the entries' own targets,
+            which say what a measure makes of perfect pictures.
         entries: The manifest's.
         out: Folder of results; made.
         track: As in `compose_results`.
