@@ -1,24 +1,24 @@
 """Draws docs/mini/levels.png: held-out objects in held-out photos, in holes of all four levels.
 
-    python scripts/mini_sheet.py [OUT]
+    python scripts/mini_sheet.py [--out OUT] [--model MODEL]
 
-One row an object: the object, and for each photo the photo with the outline of another of the
-object's views as hole, and what `mini` composes into it at the mask levels 0 (the outline) to 3
-(its box).
+Under headings, one row an object: the object, and for each photo the photo with the outline of
+another of the object's views as hole, and what the model composes into it at the mask levels 0 (the
+outline) to 3 (its box).
 """
 
-import sys
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from imprint_jax import Compositor, Placement, Request, geometry, images
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "data" / "samples"
-TILE = 112
+TILE, CAPTION = 112, 16
 COLOURS = 256  # of the sheet, to keep the file small
 
 # Held-out objects: the view that is shown, and the one whose outline is the hole.
@@ -52,6 +52,16 @@ def object_tile(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.LANCZOS))
 
 
+def headings() -> np.ndarray:
+    """A line of text over every column."""
+    text = ["object", *["hole", "outline", "level 1", "level 2", "box"] * len(PHOTOS)]
+    line = Image.new("RGB", (TILE * len(text), CAPTION), "white")
+    draw = ImageDraw.Draw(line)
+    for column, word in enumerate(text):
+        draw.text((TILE * column + 4, 2), word, fill="black")
+    return np.asarray(line)
+
+
 def compositions() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Object (h w 4), photo (H W 3), and the outline (H W) bool it goes into; object by object."""
     for name, view, seen in OBJECTS:
@@ -61,9 +71,9 @@ def compositions() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
             yield image, photo, outline_mask(name, seen, box, photo.shape[:2])
 
 
-def main(out: Path) -> None:
+def main(out: Path, model: str) -> None:
     """Composes every row and writes the sheet."""
-    compositor = Compositor.from_pretrained("mini")
+    compositor = Compositor.from_pretrained(model)
     tiles = []
     for number, (image, photo, outline) in enumerate(compositions()):
         if number % len(PHOTOS) == 0:
@@ -75,10 +85,14 @@ def main(out: Path) -> None:
         ]
         pictures = [np.asarray(result.pictures[0]) for result in compositor.run(requests)]
         tiles[-1] += [geometry.extract(x, crop, TILE) for x in (marked, *pictures)]
-    sheet = np.concatenate([np.concatenate(row, axis=1) for row in tiles])
+    sheet = np.concatenate([headings(), *(np.concatenate(row, axis=1) for row in tiles)])
     out.parent.mkdir(exist_ok=True)
     Image.fromarray(sheet).quantize(COLOURS).save(out, optimize=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "mini" / "levels.png")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "mini" / "levels.png")
+    parser.add_argument("--model", default="mini")
+    options = parser.parse_args()
+    main(options.out, options.model)

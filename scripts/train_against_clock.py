@@ -28,6 +28,7 @@ WARM_UP = 0.05
 LEAST_STEPS = 10
 FOR_EVER = 10**9
 LOG_EVERY = 5  # steps of a trial
+SAVES = 10  # of a run, so that little is lost even if it is killed
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def stop(process: subprocess.Popen, end: float) -> None:
         process.wait(max(end - time.monotonic(), 0))
     except subprocess.TimeoutExpired:
         process.kill()
+        process.wait()
 
 
 def measure(recipe: str, workdir: Path, overrides: list[str], seconds: float) -> Speed:
@@ -132,11 +134,9 @@ def run(recipe: str, overrides: list[str], share: float, end: float) -> None:
         warmup = min(warmup, int(WARM_UP * steps))
         saving = 2 * speed.save + 2
     print(f"{recipe}: {steps} steps", flush=True)
-    process = train(
-        recipe,
-        workdir,
-        [*overrides, f"--config.total_steps={steps}", f"--config.optim.warmup_steps={warmup}"],
-    )
+    schedule = [f"--config.total_steps={steps}", f"--config.optim.warmup_steps={warmup}"]
+    saves = f"--config.save_every={max(steps // SAVES, 1)}"
+    process = train(recipe, workdir, [saves, *overrides, *schedule])
     try:
         process.wait(max(end - saving - time.monotonic(), 0))
     except subprocess.TimeoutExpired:

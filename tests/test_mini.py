@@ -21,6 +21,7 @@ from imprint_jax.evaluation.background import overlap
 from imprint_jax.geometry import fill_hole, ring_around
 from imprint_jax.models import imprint
 from imprint_jax.models.vae import LappedCodec
+from imprint_jax.training.checks import check_config
 from imprint_jax.weights import release
 
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
@@ -150,6 +151,24 @@ def test_the_recipes_overrides_are_understood():
         overrides = [part for part in word if part.startswith("--config.")]
         found = config.load(word[word.index("--config") + 1], overrides)
         assert found.total_steps > 2000 and len(found.data.sources) == found.stage
+
+
+def test_the_next_recipe_and_fine_tuning_can_be_run():
+    script = (SAMPLES.parent / "recipes" / "mini128.sh").read_text()
+    names = re.findall(r"^imprint train --config (\w+)", script, re.M)
+    assert names == ["mini128_stage1", "mini128_stage2"]
+    one, two, tuned = (config.load(name) for name in [*names, "mini_finetune"])
+    for settings in (one, two, tuned):
+        check_config(settings, 1)
+    # An object spans 16 latents and more, and as many tokens.
+    assert one.image_size / one.context / imprint.latent_factor(one.model) >= 16
+    assert one.object_size // one.model.dinov2.patch_size == 16
+    assert release.released_fields(one) == release.released_fields(two)
+    # Fine-tuning starts from what ships, so it must be built like it.
+    shipped = release.load_config(release.model_folder("mini"))
+    assert json.loads(tuned.model.to_json()) == json.loads(shipped.model.to_json())
+    assert tuned.context == shipped.context
+    assert (tuned.image_size, tuned.object_size) == (shipped.image_size, shipped.object_size)
 
 
 def test_mini_is_small_and_says_what_it_is():

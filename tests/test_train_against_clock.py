@@ -44,7 +44,7 @@ def test_both_stages_in_the_time_there_is(tmp_path):
 
     def run(minutes: float) -> tuple[int, float]:
         start = time.monotonic()
-        arguments = [*command, "--minutes", str(minutes), "--config.save_every=1000000"]
+        arguments = [*command, "--minutes", str(minutes)]
         code = subprocess.run(arguments, cwd=tmp_path, env=environment).returncode
         return code, time.monotonic() - start
 

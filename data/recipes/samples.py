@@ -173,6 +173,14 @@ PHOTOS_HEAD = """\
 | here | title | creator | licence | package, file |
 |---|---|---|---|---|
 """
+PAIRS = """\
+
+## Pairs
+
+`samples/pairs` shows the cap of the table above, rendered (`data/recipes/pairs.py`) in panoramas of
+Poly Haven (polyhaven.com, CC0 1.0) out of the npm package `@pmndrs/assets` 1.7.0: park, workshop,
+bridge, city, esplanade, forest, lab, night, studio, sunrise, warehouse and lobby.
+"""
 TRAINED_HEAD = """\
 
 ## What `mini` was trained and tested on
@@ -240,7 +248,7 @@ def credits(models: Path) -> str:
         f"| `{name}` | {title} | {creator} | {licence} | {package}, `{file}` |\n"
         for name, (title, creator, licence, package, file) in sorted(_all(PHOTOS).items())
     ]
-    head = "".join([HEAD, *lines, PHOTOS_HEAD, *photos, TRAINED_HEAD])
+    head = "".join([HEAD, *lines, PHOTOS_HEAD, *photos, PAIRS, TRAINED_HEAD])
     return head + _trained_on(models, catalogs) + TRAINED_PHOTOS
 
 

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # The 3D models that the shipped model was trained with, rendered: about 25 minutes on two cores.
 #
-#   data/recipes/sweethome3d.sh WORK
+#   data/recipes/sweethome3d.sh WORK [models]
 #
-# Makes WORK/models (the unpacked libraries) and WORK/objects (30 views of 128 pixels an object).
+# Makes WORK/models (the unpacked libraries) and WORK/objects (30 views of 128 pixels an object); with
+# `models`, the former only.
 # Needs Debian or Ubuntu (apt-get, dpkg), unzip, and `imprint` with the extra [render].
 # A stopped run is started again with the same command.
 set -euo pipefail
 
-work=$(realpath -m "${1:?usage: sweethome3d.sh WORK}")
+work=$(realpath -m "${1:?usage: sweethome3d.sh WORK [models]}")
 mkdir -p "$work/package"
 cd "$work/package"
 
@@ -25,4 +26,5 @@ if [ ! -d "$work/models" ]; then
     mv "$work/models.part" "$work/models"
 fi
 
+if [ "${2:-}" = models ]; then exit; fi
 imprint data render "$work/models" "$work/objects" --views 30 --size 128

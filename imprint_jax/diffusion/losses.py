@@ -4,9 +4,10 @@
     L_comp = E [ M || target - G(M x_t + (1 - M) z_bg, t, E(object)) ||^2 ]
 
 (with other inputs than M x_t + (1 - M) z_bg in the ablations: `process.network_input`). `target`
-is the noise, or what `prediction_type` says. Both are means over all latent elements of a sample,
-then over samples: dividing by a batch's summed mask would make the loss depend on how the batch is
-cut over devices or accumulation steps.
+is the noise, or what `prediction_type` says; with `min_snr_gamma` nearly clean timesteps count less
+(`process.loss_weight`). Both are means over all latent elements of a sample, then over samples:
+dividing by a batch's summed mask would make the loss depend on how the batch is cut over devices or
+accumulation steps.
 """
 
 from typing import NamedTuple
@@ -60,17 +61,25 @@ def draw(key: jax.Array, index: jax.Array, latent_shape: tuple[int, ...], config
 
 def object_context(model: Imprint, objects: jax.Array, drop: jax.Array) -> jax.Array:
     """The object's tokens (b s c), or the null token where `drop` (b,) says so."""
-    tokens = model.encode_object(objects)
-    return jnp.where(drop[:, None, None], model.adapter.null_context(tokens), tokens)
+    with jax.named_scope("encode_object"):
+        tokens = model.encode_object(objects)
+        return jnp.where(drop[:, None, None], model.adapter.null_context(tokens), tokens)
 
 
 def encode_target(model: Imprint, images: jax.Array, draws: Draws, config) -> jax.Array:
     """The target's latents (b h w c): the posterior's mean, or a sample if the config says so."""
-    if not config.diffusion.sample_posterior:
-        return model.vae.encode(images)
-    return jax.vmap(lambda image, key: model.vae.encode(image[None], key)[0])(
-        images, draws.posterior
-    )
+    with jax.named_scope("encode_target"):
+        if not config.diffusion.sample_posterior:
+            return model.vae.encode(images)
+        return jax.vmap(lambda image, key: model.vae.encode(image[None], key)[0])(
+            images, draws.posterior
+        )
+
+
+def denoise(model: Imprint, latents: jax.Array, timesteps: jax.Array, context: jax.Array):
+    """The UNet's prediction (b h w c) for these latents, timesteps (b,) and context (b s c)."""
+    with jax.named_scope("denoise"):
+        return model.unet(latents, timesteps, model.unet.keys_values(context))
 
 
 def identity_loss(model: Imprint, batch: dict, draws: Draws, alphas_cumprod, config) -> jax.Array:
@@ -90,9 +99,9 @@ def identity_loss(model: Imprint, batch: dict, draws: Draws, alphas_cumprod, con
     x0 = encode_target(model, to_float(batch["target"]), draws, config)
     context = object_context(model, to_float(batch["object"]), draws.drop)
     xt = process.add_noise(x0, draws.noise, a)
-    prediction = model.unet(xt, draws.timesteps, model.unet.keys_values(context))
+    prediction = denoise(model, xt, draws.timesteps, context)
     target = process.prediction_target(config.diffusion.prediction_type, x0, draws.noise, a)
-    return jnp.mean((target - prediction) ** 2, axis=(1, 2, 3))
+    return _weight(config, a) * jnp.mean((target - prediction) ** 2, axis=(1, 2, 3))
 
 
 def compositing_loss(
@@ -104,14 +113,22 @@ def compositing_loss(
     """
     a = alphas_cumprod[draws.timesteps]
     images = to_float(batch["target"])
-    background, mask = model.encode_background(images, batch["mask"], config.diffusion.hole_fill)
+    with jax.named_scope("encode_background"):
+        fill = config.diffusion.hole_fill
+        background, mask = model.encode_background(images, batch["mask"], fill)
     x0 = encode_target(model, images, draws, config)
     context = object_context(model, to_float(batch["object"]), draws.drop)
     xt = process.add_noise(x0, draws.noise, a)
     seen = process.network_input(config.diffusion, xt, background, mask, draws.noise, a)
-    prediction = model.unet(seen, draws.timesteps, model.unet.keys_values(context))
+    prediction = denoise(model, seen, draws.timesteps, context)
     target = process.prediction_target(config.diffusion.prediction_type, x0, draws.noise, a)
-    return jnp.mean(mask * (target - prediction) ** 2, axis=(1, 2, 3))
+    return _weight(config, a) * jnp.mean(mask * (target - prediction) ** 2, axis=(1, 2, 3))
+
+
+def _weight(config, alpha_cumprod: jax.Array) -> jax.Array:
+    return process.loss_weight(
+        config.diffusion.prediction_type, alpha_cumprod, config.min_snr_gamma
+    )
 
 
 STAGE_LOSS = {1: identity_loss, 2: compositing_loss}

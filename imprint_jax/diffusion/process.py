@@ -91,6 +91,26 @@ def prediction_target(
     return signal * noise - sigma * x0
 
 
+def loss_weight(prediction_type: str, alpha_cumprod: jax.Array, gamma: float) -> jax.Array:
+    """What a squared error of the prediction counts, (b,): 1, or less at nearly clean timesteps.
+
+    With the signal-to-noise ratio s = a / (1 - a), an error of x0 is an error of the noise times s,
+    and of v times 1 + s (Salimans and Ho 2022, Sec. 4): that weight is cut at gamma. Hang et al.
+    2023 (Sec. 3.4) cut s alone, also for v, which leaves pure noise (s = 0) untrained.
+
+    Args:
+        prediction_type: One of `PREDICTION_TYPES`.
+        alpha_cumprod: (b,) a_t.
+        gamma: 0 = all weights are 1.
+    """
+    a = jnp.asarray(alpha_cumprod)
+    if not gamma or prediction_type == "sample":
+        return jnp.ones_like(a)
+    # 1 / s and 1 / (1 + s), finite everywhere but at a = 0, where the former does not matter.
+    inverse = 1.0 - a if prediction_type == "v_prediction" else (1.0 - a) / jnp.maximum(a, 1e-9)
+    return jnp.minimum(1.0, gamma * inverse)
+
+
 def x0_and_noise(
     prediction_type: str, prediction: jax.Array, xt: jax.Array, alpha_cumprod: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

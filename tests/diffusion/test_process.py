@@ -127,3 +127,16 @@ def test_concatenation_needs_its_channels():
     c.diffusion.background_mode = "concat"
     with pytest.raises(InputError, match=r"in_channels is 4; with .* it must be 9"):
         process.check_config(c)
+
+
+@pytest.mark.parametrize("prediction_type", process.PREDICTION_TYPES)
+def test_the_weight_of_errors_of_x0_is_cut_at_gamma(prediction_type):
+    """An error of the prediction, seen as one of x0, counts what it did, but gamma at most."""
+    alphas = np.array([0.999, 0.9, 0.5, 0.1, 0.001], np.float32)
+    ratio = alphas / (1 - alphas)
+    of_x0 = {"epsilon": ratio, "sample": np.ones(5), "v_prediction": 1 + ratio}[prediction_type]
+    weight = process.loss_weight(prediction_type, alphas, 5.0)
+    np.testing.assert_allclose(weight * of_x0, np.minimum(of_x0, 5), rtol=1e-5)
+    np.testing.assert_array_equal(process.loss_weight(prediction_type, alphas, 0.0), 1)
+    # Pure noise counts in full.
+    assert process.loss_weight(prediction_type, np.zeros(1, np.float32), 5.0) == 1

@@ -1,0 +1,1 @@
+"""The networks, and how the whole model is put together."""
