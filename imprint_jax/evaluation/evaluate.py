@@ -4,7 +4,7 @@ manifest, folders of results, measures (measures.py) -> rows of scores -> report
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +165,7 @@ def compose_results(
     filled = settings.filled(config)
     # A model that knows boxes only gets every hole as one; others take the entries' own levels.
     shape = {"mask_level": level} if (level := config.sampling.mask_level) else {}
-    how = job.provenance(folder, filled, shape, np.float32)
+    how = job.provenance(folder, config, filled, shape, np.float32)
     todo = job.unfinished(entries, out, how)
     if not todo:
         return
@@ -226,7 +226,7 @@ def find_shots(entries: Iterable[Entry], results: dict[str, Path]) -> list[Shot]
     shots = [
         Shot(method, entry, number, folder / name)
         for method, folder in results.items()
-        for entry in entries
+        for entry in _with_holes_of(folder, entries)
         for number, name in enumerate(entry.names())
     ]
     for method, folder in results.items():
@@ -237,6 +237,12 @@ def find_shots(entries: Iterable[Entry], results: dict[str, Path]) -> list[Shot]
                 f" {lacking[0].name}: compose them, or leave these entries out."
             )
     return shots
+
+
+def _with_holes_of(folder: Path, entries: Iterable[Entry]) -> list[Entry]:
+    """The entries, their mask levels those of the model that composed a folder's pictures."""
+    sigmas = job.recorded(folder).get("mask_sigmas")
+    return [replace(entry, mask_sigmas=tuple(sigmas)) if sigmas else entry for entry in entries]
 
 
 def evaluate(
