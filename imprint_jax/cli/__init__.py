@@ -9,7 +9,18 @@ import typer
 from rich.markup import escape
 
 import imprint_jax
-from imprint_jax.cli import compose, data, doctor, evaluate, study, testset, train, ui, weights
+from imprint_jax.cli import (
+    compose,
+    data,
+    doctor,
+    evaluate,
+    plan,
+    study,
+    testset,
+    train,
+    ui,
+    weights,
+)
 from imprint_jax.cli.terminal import App, Lines, console, stdout
 from imprint_jax.errors import InputError
 
@@ -19,7 +30,7 @@ app = App(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verbs in (compose, train, weights, evaluate, ui, doctor):
+for verbs in (compose, train, plan, weights, evaluate, ui, doctor):
     app.add_typer(verbs.app)
 for noun in (data, testset, study):
     app.add_typer(noun.app, name=noun.__name__.rpartition(".")[-1])
