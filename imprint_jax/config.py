@@ -15,6 +15,9 @@ from ml_collections import ConfigDict
 
 from imprint_jax.errors import InputError
 
+# What `init_from` says of a component that starts at random.
+RANDOM = "random"
+
 
 def default() -> ConfigDict:
     """The paper's stage 1 at full size; "(open)" marks what the paper does not say."""
@@ -29,9 +32,10 @@ def default() -> ConfigDict:
     # and, where `data.share` is empty, in training (open).
     c.context = 1.75
     c.dtype = "bfloat16"  # of the computation; parameters in training stay float32
-    # Weights to start from: {component: path of a released folder or of a training run}. From a
-    # run the averaged (EMA) weights are taken. What is not named starts at random.
-    c.init_from = ConfigDict({"dinov2": "", "adapter": "", "unet": "", "vae": ""})
+    # Weights to start from: {component: path of a released folder or of a training run, or
+    # "random"}. From a run the averaged (EMA) weights are taken. "": not chosen yet, which no run
+    # begins with; the closed-form codec has none.
+    c.init_from = ConfigDict({"dinov2": "", "adapter": RANDOM, "unet": "", "vae": ""})
 
     c.model = ConfigDict()
     # What the component `dinov2` is: "dinov2", or "clip" with the fields of `CLIPVision`.
@@ -118,7 +122,9 @@ def default() -> ConfigDict:
     c.data.split = "train"
     # Frames two views of an object are apart at most (Sec. 3.1); 0: each view with itself.
     c.data.window = 7
-    c.data.color = 0.5  # strength of the colour and light perturbation P, 0 to 1 (open)
+    # Strength of the colour and light perturbation P, 0 to 1 (open). P is for stage 2's inputs only
+    # (Sec. 3.3); its recipes set 0.5.
+    c.data.color = 0.0
     # The affine perturbation T of the object image: degrees, log of the stretch, degrees,
     # probability of mirroring (open).
     c.data.affine = ConfigDict(dict(rotate=15.0, scale=0.2, shear=8.0, flip=0.0))

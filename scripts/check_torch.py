@@ -137,7 +137,9 @@ class Peer(torch.nn.Module):
 
     def encode_background(self, images, holes):
         """Latents with the hole (b 1 H W) greyed, and the hole on their grid."""
-        return self.encode(images * (1 - holes)), functional.max_pool2d(holes, self.factor)
+        margin = imprint.FILL_MARGIN
+        filled = functional.max_pool2d(holes, 2 * margin + 1, stride=1, padding=margin)
+        return self.encode(images * (1 - filled)), functional.max_pool2d(holes, self.factor)
 
 
 def _drawn(part: str, model) -> dict:

@@ -17,12 +17,18 @@ app = typer.Typer()
 )
 def train(
     context: typer.Context,
-    config: Annotated[str, typer.Option(help="A recipe's name, or a .py file.")],
     workdir: Annotated[Path, typer.Option(help="Folder of the run.")],
+    config: Annotated[
+        str | None,
+        typer.Option(help="A recipe's name, or a .py file; --resume needs none."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run there.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show configuration, groups and shardings.")
+        bool, typer.Option("--dry-run", help="Only check recipe, data and weights.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --dry-run: the configuration, every parameter.")
     ] = False,
     multi_process: Annotated[
         bool,
@@ -36,14 +42,15 @@ def train(
 ) -> None:
     """Train one stage: `--config mini_stage1 --workdir runs/stage1 [--config.a.b=value ...]`.
 
-    Ends with exit code 0 when all steps are done, and 143 after SIGTERM, with the state saved.
+    Ends with exit code 0 when all steps are done; with 143 after SIGTERM and 130 after Ctrl-C, the
+    state saved. `--resume` takes the run's own configuration; overrides of what shows and keeps a
+    run may change.
     """
     from absl import flags
 
-    from imprint_jax import config as configs
     from imprint_jax.runtime import distributed
 
-    settings = configs.load(config, context.args)
+    settings = _settings(config, workdir, resume, context.args)
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
     use_compilation_cache()
     if multi_process or coordinator or num_processes or process_id is not None:
@@ -56,9 +63,21 @@ def train(
         resume=resume,
         overwrite=overwrite,
         dry_run=dry_run,
+        verbose=verbose,
         console=stdout if dry_run else console,
     )
     raise typer.Exit(code)
+
+
+def _settings(recipe: str | None, workdir: Path, resume: bool, overrides: list[str]):
+    from imprint_jax import config as configs
+    from imprint_jax.training import run_directory
+
+    if resume and run_directory.holds_run(workdir):
+        return run_directory.config_to_resume(workdir, recipe, overrides)
+    if recipe is None:
+        raise InputError(f"{workdir} holds no run to resume: name a recipe, --config NAME.")
+    return configs.load(recipe, overrides)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

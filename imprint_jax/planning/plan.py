@@ -231,7 +231,7 @@ def plan(name: str, overrides: Sequence[str], devices: int, mesh: str | None = N
         InputError: The mesh, the batch or the configuration does not fit; found before compiling.
         RuntimeError: Compiling failed.
     """
-    from imprint_jax.training.train import check_config
+    from imprint_jax.training.checks import check_config
 
     config = configs.load(name, overrides)
     shape = read_mesh(mesh, devices, config.fsdp)

@@ -231,10 +231,29 @@ def load_component(folder: Path, component: str) -> dict:
 
 def load_clip(folder: Path) -> dict:
     """As `load_component`, of a folder of converted CLIP weights: as the component "dinov2"."""
-    settings = read_json(folder / "config.json")["clip"]
-    model = ConfigDict({"encoder": "clip", "dinov2": settings})
-    flat = dict(_read(component_file(folder, "clip"), "dinov2", model))
+    flat = dict(_read(component_file(folder, "clip"), "dinov2", _clip_model(folder)))
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def component_shapes(folder: Path, component: str) -> dict:
+    """As `load_component`, but reads no values: a nested dict of `jax.ShapeDtypeStruct`s."""
+    return _shapes(component_file(folder, component), component, load_config(folder).model)
+
+
+def clip_shapes(folder: Path) -> dict:
+    """As `load_clip`, but reads no values: a nested dict of `jax.ShapeDtypeStruct`s."""
+    return _shapes(component_file(folder, "clip"), "dinov2", _clip_model(folder))
+
+
+def _clip_model(folder: Path) -> ConfigDict:
+    settings = read_json(folder / "config.json")["clip"]
+    return ConfigDict({"encoder": "clip", "dinov2": settings})
+
+
+def _shapes(file: Path, component: str, model: ConfigDict) -> dict:
+    shapes = abstract(component, model, str(file))
+    mapping.check(mapping.own_table(shapes), open_tensors(file), shapes, str(file))
+    return shapes
 
 
 def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, np.ndarray]]:
