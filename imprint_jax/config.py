@@ -153,11 +153,15 @@ def default() -> ConfigDict:
     c.optim.clip_norm = 1.0  # over all trained gradients together
     c.optim.ema_decay = 0.9999  # at most; (1 + step) / (10 + step) before
 
-    c.fsdp = 1  # devices that share one copy of parameters and moments; the rest copy it
+    c.fsdp = 0  # devices that share one copy of parameters and moments; 0: all
     c.accumulation = 1  # parts that a batch is worked through in; changes memory, not results
     # Recompute blocks' activations in the backward pass instead of keeping them.
     c.remat = ConfigDict(dict(dinov2=True, unet=True))
-    c.attention = "auto"  # kernel: "auto", "cudnn", "chunked" or "plain" (models/layers.py)
+    # Of products and convolutions of float32 numbers: the VAE's, and all where `dtype` is float32.
+    # "high": TF32 on NVIDIA, three passes of bfloat16 on TPU; "default": TF32, and a single pass;
+    # "highest": float32 (docs/training.md).
+    c.precision = "high"
+    c.attention = "auto"  # kernel: "auto", "cudnn", "chunked" or "plain" (models/attention.py)
     c.log_every = 50  # steps
     c.save_every = 1000  # steps
     c.keep = 3  # newest checkpoints that stay,

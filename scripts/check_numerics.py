@@ -42,7 +42,7 @@ def smoke() -> None:
         memory=stats.get("bytes_limit", 0) / check_part.GIB,
         versions=versions,
     )
-    c = check_training.config("mini", 2, "bfloat16", SAMPLES)
+    c = check_training.load_config("mini", 2, "bfloat16", SAMPLES)
     trainer = Trainer(c, sharding.make_mesh(1))
     state = trainer.init(trainer.initial_params({}))
     _, metrics = trainer.train_step()(state, check_training.random_batch(c))
@@ -68,9 +68,9 @@ def lower(size: str, stage: int, mesh):
     from imprint_jax.training import optimizer, sharding
     from imprint_jax.training.state import Trainer
 
-    c = check_training.config(size, stage, "bfloat16", SAMPLES)
+    c = check_training.load_config(size, stage, "bfloat16", SAMPLES)
     plain = c.copy_and_resolve_references().unlock()
-    plain.dtype, plain.attention = "float32", "plain"
+    plain.dtype, plain.attention, plain.precision = "float32", "plain", "highest"
     plain.remat.update(dinov2=False, unet=False)
     checked, plain = Trainer(c, mesh), Trainer(plain.lock(), mesh)
     groups = sorted(set(checked.labels.values()) - {optimizer.FROZEN})
@@ -84,8 +84,7 @@ def lower(size: str, stage: int, mesh):
         return jnp.mean(found.values), grads
 
     def reference(trained, frozen, batch, grads):
-        with jax.default_matmul_precision("highest"):  # NVIDIA's GPUs take TF32 else
-            loss, exact = step(plain, trained, frozen, batch)
+        loss, exact = step(plain, trained, frozen, batch)
         norms = {}
         for group in groups:
             first, second = of_group(grads, group), of_group(exact, group)

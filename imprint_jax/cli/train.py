@@ -1,4 +1,4 @@
-"""`imprint train`, `plan`, `export`: a training, what it will need, what comes of it."""
+"""`imprint train`, `export`: a training, and what comes of it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,6 @@ import typer
 
 from imprint_jax.cli.terminal import console, note, stdout, use_compilation_cache
 from imprint_jax.errors import InputError
-from imprint_jax.planning.accelerators import UTILISATION
 
 app = typer.Typer()
 
@@ -30,6 +29,10 @@ def train(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="With --dry-run: the configuration, every parameter.")
     ] = False,
+    profile: Annotated[
+        int,
+        typer.Option(help="Record so many steps for a profiler, in WORKDIR/profile.", min=0),
+    ] = 0,
     multi_process: Annotated[
         bool,
         typer.Option("--distributed", help="One of several processes (SLURM, Open MPI, TPU pod)."),
@@ -63,6 +66,7 @@ def train(
         resume=resume,
         overwrite=overwrite,
         dry_run=dry_run,
+        profile=profile,
         verbose=verbose,
         console=stdout if dry_run else console,
     )
@@ -78,51 +82,6 @@ def _settings(recipe: str | None, workdir: Path, resume: bool, overrides: list[s
     if recipe is None:
         raise InputError(f"{workdir} holds no run to resume: name a recipe, --config NAME.")
     return configs.load(recipe, overrides)
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def plan(
-    context: typer.Context,
-    config: Annotated[str, typer.Option(help="A recipe's name, or a .py file.")],
-    devices: Annotated[int, typer.Option(help="GPUs, or TPU chips.")],
-    mesh: Annotated[
-        str | None, typer.Option(help="data=2,fsdp=4 (default: the recipe's fsdp).")
-    ] = None,
-    global_batch: Annotated[
-        int | None,
-        typer.Option(help="Samples a step over all devices; steps for as many samples in all."),
-    ] = None,
-    accelerator: Annotated[
-        list[str] | None, typer.Option(help="One of the table; again: more (default: all).")
-    ] = None,
-    utilisation: Annotated[
-        float, typer.Option(help="Share of the peak FLOP/s that is reached.", min=0.01, max=1)
-    ] = UTILISATION,
-) -> None:
-    """Say what a training will need: memory, FLOPs, traffic, days.
-
-    Compiles the step for fake CPU devices, which takes minutes at full size; runs nothing.
-    `--config.a.b=value` works as in `imprint train`.
-    """
-    from imprint_jax import config as configs
-    from imprint_jax.planning import plan as plans
-    from imprint_jax.planning.accelerators import ACCELERATORS
-
-    if unknown := sorted(set(accelerator or ()) - ACCELERATORS.keys()):
-        known = ", ".join(ACCELERATORS)
-        raise InputError(f"Unknown --accelerator {unknown[0]}; known are {known}.")
-    overrides = list(context.args)
-    if global_batch is not None:
-        recipe = configs.load(config, overrides)
-        steps = round(recipe.total_steps * recipe.batch_size / max(global_batch, 1))
-        overrides.append(f"--config.batch_size={global_batch}")
-        overrides.append(f"--config.total_steps={max(steps, 1)}")
-    with console.status("compiling"):
-        found = plans.plan(config, overrides, devices, mesh)
-    for table in plans.tables(found, accelerator or list(ACCELERATORS), utilisation):
-        stdout.print(table)
-    for line in plans.remarks(found):
-        stdout.print(line, soft_wrap=True, highlight=False)
 
 
 @app.command()

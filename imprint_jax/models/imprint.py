@@ -187,6 +187,11 @@ def to_float(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
+def to_uint8(images: jax.Array) -> jax.Array:
+    """[-1, 1] -> uint8 0 to 255."""
+    return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)
+
+
 def _string_keys(tree):
     """Lists come out of NNX with integer keys; paths and files want strings."""
     if isinstance(tree, dict):

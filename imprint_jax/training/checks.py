@@ -35,6 +35,10 @@ def check_config(config, devices: int) -> None:
             raise InputError(f"config.{field} = {value} must be {allowed}.")
     if config.dtype not in ("float32", "bfloat16"):
         raise InputError(f"config.dtype = {config.dtype!r} must be float32 or bfloat16.")
+    if config.precision not in ("default", "high", "highest"):
+        raise InputError(
+            f"config.precision = {config.precision!r} must be default, high or highest."
+        )
     if config.stage not in losses.STAGE_LOSS:
         raise InputError(f"config.stage = {config.stage}; the stages are 1 and 2.")
     process.check_config(config)

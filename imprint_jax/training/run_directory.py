@@ -31,7 +31,7 @@ from imprint_jax.weights import release
 MAY_CHANGE = {
     *("log_every", "save_every", "keep", "keep_every", "data.num_workers"),
     *("validation.every", "validation.batches", "preview.every", "preview.samples"),
-    *("fsdp", "accumulation", "remat.dinov2", "remat.unet", "attention"),
+    *("fsdp", "accumulation", "remat.dinov2", "remat.unet", "attention", "precision"),
 }
 # The fields of a source that are paths: the records' checksums count, not where they are.
 PATHS = ("records", "backgrounds")

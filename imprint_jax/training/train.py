@@ -23,6 +23,7 @@ from imprint_jax.training import (
 )
 from imprint_jax.training.checkpoint import Checkpoints
 from imprint_jax.training.metrics import Meter
+from imprint_jax.training.profiler import Profiler
 from imprint_jax.training.state import Trainer, TrainState
 from imprint_jax.training.validation import Validation
 
@@ -37,6 +38,7 @@ def train(
     overwrite: bool = False,
     dry_run: bool = False,
     verbose: bool = False,
+    profile: int = 0,
     console,
 ) -> int:
     """Trains one stage.
@@ -48,6 +50,7 @@ def train(
         overwrite: Delete the run in `workdir` first.
         dry_run: Only check configuration, records and weights, and show what would be done.
         verbose: The dry run shows the configuration, and where parameters that are cut lie.
+        profile: Record so many steps for a profiler, in the run's profile/.
         console: A rich console for the tables and the progress bar.
 
     Returns:
@@ -77,7 +80,7 @@ def train(
         checkpoints, state, position = _start(
             config, workdir, trainer, licences, overwrite=overwrite
         )
-        code = _loop(config, workdir, trainer, checkpoints, state, position, console)
+        code = _loop(config, workdir, trainer, checkpoints, state, position, profile, console)
         checkpoints.close()
     if code == 0:
         summary.say_what_next(config, workdir, console)
@@ -111,6 +114,7 @@ def _loop(
     checkpoints: Checkpoints,
     state: TrainState,
     position: int,
+    profile: int,
     console,
 ) -> int:
     """Steps until all are done, or until told to stop; the exit code."""
@@ -133,6 +137,7 @@ def _loop(
         closing(iter(dataset)) as host_batches,
         Meter(workdir, config, console, int(state.step), model_flops) as meter,
         distributed.StopSignal() as stop,
+        Profiler(workdir / "profile", int(state.step) + 1, profile) as profiler,
     ):
         train_step = _compiled(trainer, state, meter)
         for step in range(int(state.step) + 1, config.total_steps + 1):
@@ -146,7 +151,10 @@ def _loop(
                 if distributed.is_main():
                     with atomic_file(workdir / "first_batch.png") as file:
                         file.write_bytes(images.encode_png(batches.picture(host_batch)))
-            state, metrics = train_step(state, batches.to_device(host_batch, batch_sharding))
+            batch = batches.to_device(host_batch, batch_sharding)
+            profiler.before(step)
+            state, metrics = train_step(state, batch)
+            profiler.after(step, metrics)
             # One step ahead of the device and no more: running further ahead takes batches faster
             # than they are made, and would count as waiting for data though no device waits.
             jax.block_until_ready(before)
