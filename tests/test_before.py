@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from imprint_jax import Compositor
 from imprint_jax.data.records import RecordSource
-from tests.commands import run
+from tests.commands import run, run_alone
 
 PACKED = Path(__file__).parent / "before" / "898fd98.tar.xz"
 COMPONENTS = ("dinov2", "adapter", "unet", "vae")
@@ -42,16 +42,17 @@ def test_a_run_exports_the_same_bits_and_goes_on(before):
             before / "released_at_4" / file
         ).read_bytes()
 
-    code, text = run("train", "--workdir", "run", "--resume")
-    assert code == 0, text
+    done = run_alone("train", "--workdir", "run", "--resume", devices=1, folder=before)
+    assert done.returncode == 0, done.stderr
     assert run("export", "run", "finished")[0] == 0
     for name in COMPONENTS:
         here = load_file(before / "finished" / f"{name}.safetensors")
         then = load_file(before / "released_at_6" / f"{name}.safetensors")
         assert here.keys() == then.keys()
         for key, value in here.items():
-            # Two more steps on eight devices instead of one: sums in another order.
-            np.testing.assert_allclose(value, then[key], rtol=1e-5, atol=1e-6, err_msg=key)
+            # Two more steps, exported in half precision: float32's rounding may differ, and so
+            # move a value to its neighbour in float16.
+            np.testing.assert_allclose(value, then[key], rtol=2**-10, atol=1e-6, err_msg=key)
 
 
 def test_a_released_folder_composes(before):
