@@ -42,7 +42,7 @@ def smoke() -> None:
         memory=stats.get("bytes_limit", 0) / check_part.GIB,
         versions=versions,
     )
-    c = check_training.config("mini", 2, "bfloat16", SAMPLES)
+    c = check_training.load_config("mini", 2, "bfloat16", SAMPLES)
     trainer = Trainer(c, sharding.make_mesh(1))
     state = trainer.init(trainer.initial_params({}))
     _, metrics = trainer.train_step()(state, check_training.random_batch(c))
@@ -68,7 +68,7 @@ def lower(size: str, stage: int, mesh):
     from imprint_jax.training import optimizer, sharding
     from imprint_jax.training.state import Trainer
 
-    c = check_training.config(size, stage, "bfloat16", SAMPLES)
+    c = check_training.load_config(size, stage, "bfloat16", SAMPLES)
     plain = c.copy_and_resolve_references().unlock()
     plain.dtype, plain.attention, plain.precision = "float32", "plain", "highest"
     plain.remat.update(dinov2=False, unet=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from imprint_jax import config
 from imprint_jax.training import sharding
 from imprint_jax.training.state import Trainer
 
@@ -179,7 +180,8 @@ def test_the_batch_that_fits_grows_with_memory():
 
 
 def test_the_deep_case_trains_as_many_tensors_as_full_size_does():
-    trainer = Trainer(check_part.case("deep", 2, "float32"), sharding.make_mesh(1))
+    c = config.load("stage2", check_part.overrides("deep", "float32"))
+    trainer = Trainer(c, sharding.make_mesh(1))
     assert len(jax.tree.leaves(trainer.abstract_state.trained)) == pytest.approx(690, abs=20)
 
 

@@ -8,7 +8,7 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from imprint_jax.cli.terminal import console, stdout
-from imprint_jax.planning.accelerators import ACCELERATORS, UTILISATION
+from imprint_jax.runtime.accelerators import ACCELERATORS, UTILISATION
 
 app = typer.Typer()
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from imprint_jax.data.preparation.filters import Reject
 from imprint_jax.errors import InputError
-from imprint_jax.images import MASK_THRESHOLD
+from imprint_jax.images import MASK_THRESHOLD, has_cut_out
 
 # Mean and standard deviation of the input, by its side in pixels.
 FAMILIES = {
@@ -64,12 +64,12 @@ class Segmenter:
     def cut_out(self, picture: np.ndarray, name: str) -> np.ndarray:
         """A picture (h w 3 or 4) uint8 with its object's coverage as transparency, (h w 4) uint8.
 
-        One that is transparent anywhere has it already.
+        One that is cut out (`images.has_cut_out`) has it already.
 
         Raises:
             InputError: It finds no object.
         """
-        if picture.shape[2] == 4 and picture[..., 3].min() < 255:
+        if has_cut_out(picture):
             return picture
         try:
             return np.dstack([picture[..., :3], self(picture[..., :3])])

@@ -159,7 +159,7 @@ BAD = [
     (dict(num="0"), "number of pictures must be"),
     (dict(seed="-1"), "seed must be"),
     (dict(seed="4294967296"), "seed must be"),
-    (dict(guidance="nan"), "guidance scale must be a number"),
+    (dict(guidance="nan"), "guidance scale must be 0 to 100"),
     (dict(sampler="euler"), "must be ddim or dpm++2m"),
     (dict(eta="1.5"), "eta must be 0 to 1"),
     (dict(sampler="dpm++2m", eta="0.5"), "wants the sampler ddim"),
@@ -331,7 +331,7 @@ def test_a_manifest_is_done_as_far_as_it_can_be(files, manifest, tmp_path, monke
     assert run(*arguments)[0] == 0
     # Pictures of another kind do not get mixed in.
     code, output = run(*arguments, "--steps", "3")
-    assert code == 2 and "made with another settings" in output
+    assert code == 2 and "composed with another settings" in output
 
 
 def test_what_a_stopped_or_changed_job_left_is_done_again(files, manifest, tmp_path):
