@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from imprint_jax.cli.terminal import console, note, stdout, track, use_compilation_cache
+from imprint_jax.cli.terminal import App, console, note, stdout, track, use_compilation_cache
 from imprint_jax.errors import InputError
 
-app = typer.Typer()
+app = App()
 
 # Options of the commands that measure.
 Clip = Annotated[Path | None, typer.Option(help="CLIP's weights: a folder, converted or not.")]

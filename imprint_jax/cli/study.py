@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from imprint_jax.cli.terminal import note, stdout
+from imprint_jax.cli.terminal import App, note, stdout
 
-app = typer.Typer(help="Compare methods by asking people.", no_args_is_help=True)
+app = App(help="Compare methods by asking people.", no_args_is_help=True)
 
 
 @app.command()

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from imprint_jax.cli.terminal import note, parse_numbers
+from imprint_jax.cli.terminal import App, note, parse_numbers
 from imprint_jax.errors import InputError
 
-app = typer.Typer(help="Write test sets, as manifests.", no_args_is_help=True)
+app = App(help="Write test sets, as manifests.", no_args_is_help=True)
 
 Num = Annotated[int, typer.Option(help="Pictures to make of each entry, by seed.", min=1)]
 Limit = Annotated[int | None, typer.Option(help="Entries at most, evenly spread.", min=1)]
