@@ -13,6 +13,7 @@ def get_config():
     c.drop_probability = 0.1
     for component in ("dinov2", "adapter", "unet"):
         c.init_from[component] = "runs/mini128_stage1"
+    c.data.color = 0.5
     # Three samples of four are rendered, with light, shadow and another side; the rest are real.
     c.data.sources = (
         dict(kind="scenes", records="data/records/scenes", weight=3.0),

@@ -17,6 +17,7 @@ def get_config():
     c.object_size = 112
     c.dtype = "float32"
     c.batch_size = 16
+    c.init_from.update(dinov2=config.RANDOM, unet=config.RANDOM)
     c.total_steps = 2000  # the shipped model: data/recipes/mini.sh
 
     c.model.autoencoder = "lapped"

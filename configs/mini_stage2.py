@@ -18,6 +18,7 @@ def get_config():
     c.drop_probability = 0.1
     for component in ("dinov2", "adapter", "unet"):
         c.init_from[component] = "runs/mini_stage1"
+    c.data.color = 0.5
     c.data.window = 12
     c.data.share = (0.08, 0.45)
     c.data.sources = (

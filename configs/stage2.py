@@ -17,6 +17,8 @@ def get_config():
     c.stage = 2
     c.total_steps = 12_741  # 15 epochs of 217,451 pairs (Sec. 4.1, Tab. 1)
     c.drop_probability = 0.1
+    c.init_from.adapter = ""  # stage 1's
+    c.data.color = 0.5
     c.data.sources = (  # weights: training pairs (Tab. 1)
         dict(kind="photo", records="data/records/photos", weight=116_820.0),
         dict(kind="video", records="data/records/vipseg", weight=51_743.0),

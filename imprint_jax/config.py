@@ -15,6 +15,9 @@ from ml_collections import ConfigDict
 
 from imprint_jax.errors import InputError
 
+# What `init_from` says of a component that starts at random.
+RANDOM = "random"
+
 
 def default() -> ConfigDict:
     """The paper's stage 1 at full size; "(open)" marks what the paper does not say."""
@@ -29,13 +32,18 @@ def default() -> ConfigDict:
     # and, where `data.share` is empty, in training (open).
     c.context = 1.75
     c.dtype = "bfloat16"  # of the computation; parameters in training stay float32
-    # Weights to start from: {component: path of a released folder or of a training run}. From a
-    # run the averaged (EMA) weights are taken. What is not named starts at random.
-    c.init_from = ConfigDict({"dinov2": "", "adapter": "", "unet": "", "vae": ""})
+    # Weights to start from: {component: path of a released folder or of a training run, or
+    # "random"}. From a run the averaged (EMA) weights are taken. "": not chosen yet, which no run
+    # begins with; the closed-form codec has none.
+    c.init_from = ConfigDict({"dinov2": "", "adapter": RANDOM, "unet": "", "vae": ""})
 
     c.model = ConfigDict()
     # What the component `dinov2` is: "dinov2", or "clip" with the fields of `CLIPVision`.
     c.model.encoder = "dinov2"
+    # What the adapter is: "imprint", or "mapper" with the order of layers of Paint-by-Example and
+    # ObjectStitch; and which of the encoder's tokens it reads: "all", or the "class" token alone.
+    c.model.adapter_kind = "imprint"
+    c.model.object_tokens = "all"
     c.model.autoencoder = "kl"  # "kl": Stable Diffusion's VAE; "lapped": a closed-form codec
     c.model.dinov2 = ConfigDict(
         dict(  # ViT-g/14 with registers (facebookresearch/dinov2, vit_giant2)
@@ -85,7 +93,19 @@ def default() -> ConfigDict:
     c.diffusion.background_mode = "blend"
     c.diffusion.mask_channel = "hole"  # "concat" only: what 1 stands for, "hole" or "keep"
     c.diffusion.hole_fill = "grey"  # what the background shows inside the hole: "grey" or "none"
+    # Whether the background's latents replace the sampled ones around the hole before decoding.
+    c.diffusion.final_blend = True
     c.diffusion.sample_posterior = False  # the target's latents: a sample, or the mean
+
+    # How the image encoder sees an object: `geometry.object_crop`.
+    c.object_view = ConfigDict(
+        dict(
+            fit="pad",  # "pad": in the middle of a square; "stretch": to a square
+            margin=0.05,  # on each side, as a share of the object's longer side (open)
+            background="black",  # around the object; or "photo": what its own picture shows
+            resample="lanczos",  # or "bicubic", "bilinear", as Pillow has them
+        )
+    )
 
     c.drop_probability = 0.05  # of the object's tokens, a sample (Sec. 4.1)
     # What a squared error of the clean latents counts in the loss at most (min-SNR-gamma; Hang et
@@ -102,7 +122,9 @@ def default() -> ConfigDict:
     c.data.split = "train"
     # Frames two views of an object are apart at most (Sec. 3.1); 0: each view with itself.
     c.data.window = 7
-    c.data.color = 0.5  # strength of the colour and light perturbation P, 0 to 1 (open)
+    # Strength of the colour and light perturbation P, 0 to 1 (open). P is for stage 2's inputs only
+    # (Sec. 3.3); its recipes set 0.5.
+    c.data.color = 0.0
     # The affine perturbation T of the object image: degrees, log of the stretch, degrees,
     # probability of mirroring (open).
     c.data.affine = ConfigDict(dict(rotate=15.0, scale=0.2, shear=8.0, flip=0.0))
@@ -131,11 +153,15 @@ def default() -> ConfigDict:
     c.optim.clip_norm = 1.0  # over all trained gradients together
     c.optim.ema_decay = 0.9999  # at most; (1 + step) / (10 + step) before
 
-    c.fsdp = 1  # devices that share one copy of parameters and moments; the rest copy it
+    c.fsdp = 0  # devices that share one copy of parameters and moments; 0: all
     c.accumulation = 1  # parts that a batch is worked through in; changes memory, not results
     # Recompute blocks' activations in the backward pass instead of keeping them.
     c.remat = ConfigDict(dict(dinov2=True, unet=True))
-    c.attention = "auto"  # kernel: "auto", "cudnn", "chunked" or "plain" (models/layers.py)
+    # Of products and convolutions of float32 numbers: the VAE's, and all where `dtype` is float32.
+    # "high": TF32 on NVIDIA, three passes of bfloat16 on TPU; "default": TF32, and a single pass;
+    # "highest": float32 (docs/training.md).
+    c.precision = "high"
+    c.attention = "auto"  # kernel: "auto", "cudnn", "chunked" or "plain" (models/attention.py)
     c.log_every = 50  # steps
     c.save_every = 1000  # steps
     c.keep = 3  # newest checkpoints that stay,
@@ -153,6 +179,7 @@ def default() -> ConfigDict:
             guidance_scale=3.0,
             sampler="ddim",  # or "dpm++2m"
             spacing="leading",  # of the timesteps; or "trailing", for zero terminal SNR
+            mask_level=0,  # of the hole, 0 to 3, see `geometry.mask_level`
             # Share of the schedule the object, pasted into the hole, is noised to; 1.0: pure noise.
             strength=1.0,
         )

@@ -94,24 +94,64 @@ def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return cv2.multiply(image, cv2.merge([mask] * 3), scale=1 / 255)
 
 
-def object_crop(image: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
-    """The object cut out on black, centred in a square that it fills but for `OBJECT_MARGIN`.
+def object_crop(
+    image: np.ndarray,
+    mask: np.ndarray,
+    size: int,
+    *,
+    fit: str = "pad",
+    margin: float | None = None,
+    background: str = "black",
+    resample: str = "lanczos",
+) -> np.ndarray:
+    """An object as an image encoder sees it: in a square, usually on black.
 
     Args:
         image: (h w 3) uint8.
         mask: (h w) bool, or uint8 coverage, of which `FAINT` and more counts for the box.
         size: Side of the result, in pixels.
+        fit: "pad" centres the object in a square with a black rim, "stretch" makes its box a
+            square, grown by the margin as far as the image goes.
+        margin: On each side, as a share of the box's longer side; None is `OBJECT_MARGIN`.
+        background: What is around the object in its box: "black", or "photo" for the image.
+        resample: "lanczos", "bicubic" or "bilinear", with antialiasing.
 
     Returns:
         (size size 3) uint8.
 
     Raises:
-        InputError: The mask is empty.
+        InputError: The mask is empty, or a choice that does not exist.
     """
+    check_object_view(fit, background, resample)
+    margin = OBJECT_MARGIN if margin is None else margin
     x0, y0, x1, y1 = bounding_box(mask if mask.dtype == bool else mask >= FAINT)
-    cut = cut_out(image[y0:y1, x0:x1], mask[y0:y1, x0:x1])
-    scale = size / (max(x1 - x0, y1 - y0) * (1 + 2 * OBJECT_MARGIN))
-    return centre(_resize(cut, round((x1 - x0) * scale), round((y1 - y0) * scale)), size)
+    longer = max(x1 - x0, y1 - y0)
+    if fit == "stretch":
+        grow = round(margin * longer)
+        x0, y0, x1, y1 = max(x0 - grow, 0), max(y0 - grow, 0), x1 + grow, y1 + grow
+    cut = image[y0:y1, x0:x1]
+    if background == "black":
+        cut = cut_out(cut, mask[y0:y1, x0:x1])
+    if fit == "stretch":
+        return _resize(cut, size, size, resample)
+    scale = size / (longer * (1 + 2 * margin))
+    width, height = round((x1 - x0) * scale), round((y1 - y0) * scale)
+    return centre(_resize(cut, width, height, resample), size)
+
+
+def check_object_view(fit: str, background: str, resample: str) -> None:
+    """Checks the choices of `object_crop`.
+
+    Raises:
+        InputError: One does not exist.
+    """
+    for name, value, choices in (
+        ("fit", fit, ("pad", "stretch")),
+        ("background", background, ("black", "photo")),
+        ("resample", resample, ("lanczos", "bicubic", "bilinear")),
+    ):
+        if value not in choices:
+            raise InputError(f"object_view.{name} is {value!r}; it may be {', '.join(choices)}.")
 
 
 def on_grey(image: np.ndarray, mask: np.ndarray, grey: int = 64) -> np.ndarray:
@@ -399,9 +439,9 @@ def fill_hole(images, mask, mode: str, grey):
     return images * (1 - mask) + grey * mask
 
 
-def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+def _resize(image: np.ndarray, width: int, height: int, resample: str = "lanczos") -> np.ndarray:
     size = (max(width, 1), max(height, 1))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling[resample.upper()]))
 
 
 def _blur(mask: np.ndarray, sigma: float) -> np.ndarray:

@@ -16,7 +16,8 @@ import numpy as np
 
 from imprint_jax import config
 from imprint_jax.data import batch as batches
-from imprint_jax.planning import plan
+from imprint_jax.planning.compile_process import plan
+from imprint_jax.planning.plan import training_request
 from imprint_jax.runtime import distributed, host_memory
 from imprint_jax.training import sharding
 from imprint_jax.training.state import Trainer
@@ -96,7 +97,7 @@ def scaling() -> None:
     print("|---|---|---|---|---|---|")
     rates = []
     for count, fsdp in CASES:
-        planned = plan.plan(RECIPE, overrides(fsdp), count)
+        planned = plan(training_request(RECIPE, overrides(fsdp), count))
         expected = sum(c.sent for c in planned.collectives) / 1e6
         try:
             seconds, sent = measure(count, fsdp)

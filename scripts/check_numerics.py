@@ -70,7 +70,7 @@ def lower(size: str, stage: int, mesh):
 
     c = check_training.config(size, stage, "bfloat16", SAMPLES)
     plain = c.copy_and_resolve_references().unlock()
-    plain.dtype, plain.attention = "float32", "plain"
+    plain.dtype, plain.attention, plain.precision = "float32", "plain", "highest"
     plain.remat.update(dinov2=False, unet=False)
     checked, plain = Trainer(c, mesh), Trainer(plain.lock(), mesh)
     groups = sorted(set(checked.labels.values()) - {optimizer.FROZEN})
@@ -84,8 +84,7 @@ def lower(size: str, stage: int, mesh):
         return jnp.mean(found.values), grads
 
     def reference(trained, frozen, batch, grads):
-        with jax.default_matmul_precision("highest"):  # NVIDIA's GPUs take TF32 else
-            loss, exact = step(plain, trained, frozen, batch)
+        loss, exact = step(plain, trained, frozen, batch)
         norms = {}
         for group in groups:
             first, second = of_group(grads, group), of_group(exact, group)
@@ -132,12 +131,12 @@ def gradients(size: str, stage: int) -> None:
     )
     exact, norms = jax.device_get(second(trained, frozen, batch, grads))
     check_part.report(what="loss", bfloat16=float(loss), float32=float(exact), compile=seconds)
-    for group, (ours, theirs, difference) in norms.items():
+    for group, (norm, exact, difference) in norms.items():
         check_part.report(
             what=f"gradient norm, {group}",
-            bfloat16=float(ours),
-            float32=float(theirs),
-            difference=float(difference / theirs),
+            bfloat16=float(norm),
+            float32=float(exact),
+            difference=float(difference / exact),
         )
 
 

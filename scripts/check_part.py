@@ -87,7 +87,7 @@ def seconds_of(call: Callable, runs: int) -> float:
 
 
 def take_memory() -> None:
-    """Waits until no other part of this library's has arrays on the device; till this part ends."""
+    """Waits for this part's share of the device's memory, and keeps it until the part ends."""
     _ask("memory")
 
 

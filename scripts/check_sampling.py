@@ -26,7 +26,7 @@ def inputs(c, batch: int) -> dict[str, np.ndarray]:
     }
 
 
-def measure(call: Callable[[], np.ndarray], batch: int, picture: str) -> dict[str, float]:
+def _measure(call: Callable[[], np.ndarray], batch: int, picture: str) -> dict[str, float]:
     """Pictures a second of `call`, whose first picture is saved as the file `picture`."""
     np.save(picture, call()[0])
     return {"batch": batch, "rate": batch / check_part.seconds_of(call, RUNS)}
@@ -85,8 +85,10 @@ def lower(c, batch: int, num_steps: int, mesh):
     return run.lower(*arguments), params, flops.count(run, *arguments)
 
 
-def ours(size: str, batches: Sequence[int], num_steps: int, dtype: str, pictures: str) -> None:
-    """This package: programs of all batch sizes are compiled first, at the same time.
+def measure_jax(
+    size: str, batches: Sequence[int], num_steps: int, dtype: str, pictures: str
+) -> None:
+    """imprint_jax: programs of all batch sizes are compiled first, at the same time.
 
     Args:
         size: Of the networks.
@@ -124,7 +126,7 @@ def ours(size: str, batches: Sequence[int], num_steps: int, dtype: str, pictures
         common["planned"] = check_part.planned_memory(program)
         call = lambda program=program, arrays=arrays: np.asarray(program(params, *arrays))
         try:
-            rate = measure(call, batch, f"{pictures}/ours_{batch}.npy")
+            rate = _measure(call, batch, f"{pictures}/jax_{batch}.npy")
         except jax.errors.JaxRuntimeError as error:
             if not check_part.is_out_of_memory(error):
                 raise
@@ -151,7 +153,7 @@ def _noise(c, batch: int) -> np.ndarray:
     return np.array(jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(batch)))
 
 
-def peer(
+def measure_torch(
     size: str,
     batches: Sequence[int],
     num_steps: int,
@@ -177,7 +179,7 @@ def peer(
     import diffusers
     import torch
 
-    check_torch.limit_memory(memory_share)
+    check_torch.take_memory(memory_share)
     c = check_part.case(size, 2, dtype)
     half = getattr(torch, dtype)
     model = check_torch.Peer(c.model).eval()
@@ -223,7 +225,7 @@ def peer(
             run(tensors, noise, 1)
             seconds = check_part.clock() - start
             call = lambda tensors=tensors, noise=noise: run(tensors, noise, num_steps)
-            rate = measure(call, batch, f"{pictures}/torch_{batch}.npy")
+            rate = _measure(call, batch, f"{pictures}/torch_{batch}.npy")
         except torch.OutOfMemoryError:
             check_part.report(batch=batch, out_of_memory=True)
         else:
@@ -231,4 +233,4 @@ def peer(
 
 
 if __name__ == "__main__":
-    check_part.main({"ours": ours, "torch": peer})
+    check_part.main({"jax": measure_jax, "torch": measure_torch})

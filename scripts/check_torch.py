@@ -5,6 +5,7 @@ Weights are ours, drawn from a seed and renamed by the converter's tables.
 
 from collections.abc import Callable
 
+import check_part
 import diffusers
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ torch.set_float32_matmul_precision("high")
 torch.backends.cudnn.benchmark = True
 
 
-def limit_memory(share: float) -> None:
-    """Makes PyTorch report that memory is used up at this share of the GPU's."""
+def take_memory(share: float) -> None:
+    """As `check_part.take_memory`; from this share of the GPU's memory on PyTorch has none left."""
+    check_part.take_memory()
     if DEVICE == "cuda":
         torch.cuda.set_per_process_memory_fraction(share)
 
@@ -135,7 +137,9 @@ class Peer(torch.nn.Module):
 
     def encode_background(self, images, holes):
         """Latents with the hole (b 1 H W) greyed, and the hole on their grid."""
-        return self.encode(images * (1 - holes)), functional.max_pool2d(holes, self.factor)
+        margin = imprint.FILL_MARGIN
+        filled = functional.max_pool2d(holes, 2 * margin + 1, stride=1, padding=margin)
+        return self.encode(images * (1 - filled)), functional.max_pool2d(holes, self.factor)
 
 
 def _drawn(part: str, model) -> dict:

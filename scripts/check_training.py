@@ -1,4 +1,4 @@
-"""Parts of `gpu_check.py`: a training step of ours, and the same one written with PyTorch."""
+"""Parts of `gpu_check.py`: a training step of imprint_jax, and the same one with PyTorch."""
 
 import statistics
 import time
@@ -68,7 +68,7 @@ def lower(c, mesh):
     return trainer, trainer.train_step().lower(state, batch)
 
 
-def ours(size: str, stage: int, dtype: str, batch: int) -> None:
+def measure_jax(size: str, stage: int, dtype: str, batch: int) -> None:
     """Our step. "host" is the milliseconds until its call returns, which waits for no result.
 
     Args:
@@ -137,7 +137,9 @@ def _draws(c) -> dict[str, np.ndarray]:
     }
 
 
-def peer(size: str, stage: int, dtype: str, batch: int, eager: bool, memory_share: float) -> None:
+def measure_torch(
+    size: str, stage: int, dtype: str, batch: int, eager: bool, memory_share: float
+) -> None:
     """The same step: loss, gradients, clipping, AdamW and the average of the weights.
 
     Args:
@@ -153,7 +155,7 @@ def peer(size: str, stage: int, dtype: str, batch: int, eager: bool, memory_shar
 
     from imprint_jax.diffusion import process
 
-    check_torch.limit_memory(memory_share)
+    check_torch.take_memory(memory_share)
     c = config(size, stage, dtype, batch)
     model = check_torch.Peer(c.model).train()
     trained = _freeze(model, stage, getattr(torch, dtype))
@@ -242,4 +244,4 @@ def _loss(model, tensors: dict, alphas, stage: int):
 
 
 if __name__ == "__main__":
-    check_part.main({"ours": ours, "torch": peer})
+    check_part.main({"jax": measure_jax, "torch": measure_torch})

@@ -10,6 +10,9 @@ Writes reference networks of Stable Diffusion v1.4's and DINOv2-g's size with ev
 
 Needs 20 GB of disk, 12 GB of memory and PyTorch (pip install '.[test]'). Takes some ten minutes on
 two cores.
+
+`python scripts/full_size.py train FOLDER` fine-tunes these weights for a few steps instead, see
+full_size_train.py; it needs 22 GB of memory and 60 GB of disk.
 """
 
 import argparse
@@ -162,15 +165,21 @@ def fastest(call) -> tuple[np.ndarray, float]:
     return output, min(times)
 
 
-def compose(folder: Path) -> None:
-    """One composite of 512 px in 2 steps by the converted model and a random adapter."""
-    from imprint_jax import Compositor
+def write_adapter(folder: Path) -> None:
+    """Adds a random adapter to the converted weights, unless there is one."""
     from imprint_jax.models import init
     from imprint_jax.weights import release
 
     model = release.load_config(folder / "ours").model
     if not (folder / "ours/adapter.safetensors").exists():
         release.write_component(folder / "ours", "adapter", init.draw("adapter", model, 0))
+
+
+def compose(folder: Path) -> None:
+    """One composite of 512 px in 2 steps by the converted model and a random adapter."""
+    from imprint_jax import Compositor
+
+    write_adapter(folder)
     compositor = Compositor.from_pretrained(folder / "ours")
     rng = np.random.default_rng(0)
     thing = np.dstack([rng.integers(0, 256, (300, 200, 3)), np.full((300, 200), 255)])
@@ -233,6 +242,11 @@ def prepare(folder: Path) -> None:
 
 def main() -> None:
     """Reads the command line and does all, or one case of one side."""
+    if sys.argv[1:2] == ["train"]:
+        import full_size_train
+
+        full_size_train.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where weights go; what is there is used again")
     parser.add_argument("--case", choices=[*CASES, "references", "compose"], help="only this")

@@ -6,8 +6,8 @@ DIR/results.md and DIR/results.json have each result as soon as it is there, DIR
 wrote. A part that fails or is late costs its own results and no other's, and the command ends in
 time. With the same DIR again, what was not done is done.
 
-Most of the time goes into compiling, on the CPU. So where a GPU has memory for it, parts run in
-three rows beside each other, and while one of them measures all others are stopped (SIGSTOP).
+Most of the time goes into compiling, on the CPU. So where a GPU has memory for it, parts run beside
+each other, and while one of them measures all others are stopped (SIGSTOP).
 
 Without a GPU the same runs with small networks.
 """
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +38,20 @@ SCRIPTS = Path(__file__).resolve().parent
 RESERVE = 5.0
 # With less than this nothing is started.
 LEAST = 20.0
-# GiB of device memory from which on PyTorch's parts run beside ours, each library with its half.
-SHARED_FROM = 64.0
+# For so many cores one of JAX's parts runs at a time, but no more than three: kernels are timed
+# while they are chosen, and that wants a GPU that does little else.
+CORES = 4
 # The share of the device's memory that all parts together may take.
 USABLE = 0.9
-DONE = "done"
+# GiB of that from which on PyTorch's parts run beside JAX's, each library with its half.
+SHARED_FROM = 64.0
+# A training that has no room for so many samples in its half gets all of the memory.
+ENOUGH = 16
+BEGUN, DONE = "begun", "done"  # states of parts
 PICTURES = "pictures"  # folder in DIR
 
-# Of training at full size: GiB that stay, and GiB a sample, by XLA's plan for an H100.
-TRAINING_MEMORY = {1: (26.1, 0.8), 2: (15.8, 0.95)}
+# Of training at full size: GiB of state and gradients, and of a sample, as XLA plans for an H100.
+TRAINING_MEMORY = {1: (32.6, 0.6), 2: (19.3, 0.5)}
 
 
 @dataclass(frozen=True)
@@ -55,73 +60,68 @@ class Part:
 
     Attributes:
         name: In the tables.
-        row: Parts of one row run one after the other.
         script: A file beside this one.
         function: What is called in it, with `arguments`.
-        share: Of the whole time, at most.
+        time: The share of the whole time that it may take.
+        memory: The share of the device's memory.
     """
 
     name: str
-    row: str
     script: str
     function: str
     arguments: dict
-    share: float
+    time: float
+    memory: float = USABLE
 
     @property
     def library(self) -> str:
         """Whose memory it takes."""
-        return "torch" if self.function == "torch" else "ours"
+        return "torch" if self.function == "torch" else "jax"
 
 
-ROWS = ("ours", "ours, training", "torch")
-SMOKE = Part("smoke test", "ours", "check_numerics.py", "smoke", {}, 0.25)
+SMOKE = Part("smoke test", "check_numerics.py", "smoke", {}, 0.25)
 
 
-def parts(size: str, memory: float, memory_share: float, pictures: Path, eager: bool) -> list[Part]:
+def parts(size: str, memory: float, beside: bool, pictures: Path, eager: bool) -> list[Part]:
     """All parts after the smoke test, the most important ones first.
 
     Args:
         size: Of the networks.
-        memory: GiB that a part may take.
-        memory_share: The same, of all the device's memory.
+        memory: GiB that all parts together may take.
+        beside: Whether both libraries' parts run at the same time.
         pictures: Folder for samples of both.
         eager: PyTorch without `torch.compile`.
     """
     full = size == "full"
     dtype = "bfloat16" if full else "float32"
-    sampling = dict(size=size, num_steps=50 if full else 4, dtype=dtype, pictures=str(pictures))
+    half = USABLE / 2 if beside else USABLE
+    common = dict(size=size, num_steps=50 if full else 4, dtype=dtype, pictures=str(pictures))
     # JAX tells the peak of all that a process did before: the largest batch comes last. Ours are
     # compiled together; PyTorch's one after the other, the one that matters first.
-    batches, peer_batches = ((1, 4, 16), (16, 1, 4)) if full else ((1, 2), (2, 1))
-    torch = dict(eager=eager, memory_share=memory_share)
-    peer = sampling | torch | dict(batches=peer_batches)
-    found = [
-        Part(
-            f"numerics, stage {stage}",
-            "ours",
-            "check_numerics.py",
-            "gradients",
-            dict(size=size, stage=stage),
-            0.25,
-        )
-        for stage in (1, 2)
+    batches, torch_batches = ((1, 4, 16), (16, 1, 4)) if full else ((1, 2), (2, 1))
+    torch = dict(eager=eager, memory_share=half)
+    script = "check_numerics.py"
+    work = [
+        Part(f"numerics, stage {i}", script, "gradients", dict(size=size, stage=i), 0.4, half)
+        for i in (1, 2)
     ]
-    script = "check_sampling.py"
-    found += [
-        Part("sampling", "ours", script, "ours", sampling | dict(batches=batches), 0.4),
-        Part("sampling, PyTorch", "torch", script, "torch", peer, 0.45),
-    ]
+    script, name = "check_sampling.py", "sampling"
+    arguments = common | dict(batches=batches)
+    work.append(Part(name, script, "jax", arguments, 0.5, half))
+    arguments = common | torch | dict(batches=torch_batches)
+    work.append(Part(f"{name}, PyTorch", script, "torch", arguments, 0.45, half))
+    script = "check_training.py"
     for stage in (1, 2):
-        script = "check_training.py"
-        batch = training_batch(stage, memory) if full else 4
-        ours = dict(size=size, stage=stage, dtype=dtype, batch=batch)
+        share = half
+        if training_batch(stage, memory * share / USABLE) < ENOUGH:
+            share = USABLE
+        batch = training_batch(stage, memory * share / USABLE) if full else 4
+        arguments = dict(size=size, stage=stage, dtype=dtype, batch=batch)
         name = f"training, stage {stage}"
-        found += [
-            Part(name, "ours, training", script, "ours", ours, 0.4),
-            Part(f"{name}, PyTorch", "torch", script, "torch", ours | torch, 0.4),
-        ]
-    return found
+        work.append(Part(name, script, "jax", arguments, 0.75, share))
+        arguments = arguments | dict(eager=eager, memory_share=share)
+        work.append(Part(f"{name}, PyTorch", script, "torch", arguments, 0.45, share))
+    return work
 
 
 def training_batch(stage: int, memory: float) -> int:
@@ -146,10 +146,9 @@ class Check:
         self.out, self.record = out, record
         self.total = 60 * minutes
         self.end = time.monotonic() + self.total - RESERVE
-        self.memory_share = USABLE  # of the device's, for each part
         self.files = threading.Lock()
         self.quiet = threading.RLock()  # held by the part that measures
-        self.memory = {"ours": threading.Lock(), "torch": threading.Lock()}
+        self.memory = {"jax": threading.Lock(), "torch": threading.Lock()}
         self.processes: dict[str, subprocess.Popen] = {}  # by name of the part
         self.stopped: dict[str, float] = {}  # seconds
 
@@ -159,8 +158,10 @@ class Check:
         return self.end - time.monotonic()
 
     def note(self, name: str, state: str, seconds: float = 0.0, result: dict | None = None) -> None:
-        """Writes down how a part stands, and a result."""
+        """Writes down how a part stands, and a result; a part that begins has none."""
         with self.files:
+            if state == BEGUN:
+                self.record["parts"].pop(name, None)
             entry = self.record["parts"].setdefault(name, {"results": []})
             entry |= {"state": state, "seconds": round(seconds, 1)}
             if result:
@@ -173,10 +174,20 @@ class Check:
                 with atomic_file(self.out / file) as partial:
                     partial.write_text(text)
 
-    def run_rows(self, rows: Sequence[Sequence[Part]]) -> None:
-        """Runs rows beside each other, and kills what runs when the time is over."""
-        # Daemons: a thread that hangs on a process that does not die must not keep this one.
-        threads = [threading.Thread(target=self._run_row, args=(row,), daemon=True) for row in rows]
+    def run_all(self, *queues: tuple[list[Part], int]) -> None:
+        """Runs parts, and kills what still runs when the time is over.
+
+        Args:
+            *queues: Parts, and how many of them run at a time; queues run beside each other.
+        """
+        threads = []
+        for work, count in queues:
+            shared = iter(work)  # which gives each part to one thread
+            # Daemons: a thread that hangs on a process that does not die must not keep this one.
+            threads += [
+                threading.Thread(target=self._work, args=(shared,), daemon=True)
+                for _ in range(count)
+            ]
         try:
             for thread in threads:
                 thread.start()
@@ -187,25 +198,24 @@ class Check:
                 _signal(process, signal.SIGKILL)
                 self.note(name, "killed at the end")
 
-    def _run_row(self, row: Sequence[Part]) -> None:
-        for part in row:
+    def _work(self, shared: Iterator[Part]) -> None:
+        for part in shared:
             before = self.record["parts"].get(part.name, {"state": None})
             if before["state"] == DONE:
                 continue
             if self.left < LEAST:
                 self.note(part.name, before["state"] or "no time left")
             else:
-                self.record["parts"].pop(part.name, None)
                 self.run(part)
 
     def run(self, part: Part) -> None:
         """Runs one part to its end, whichever that is."""
-        limit = min(part.share * self.total, self.left)
+        limit = min(part.time * self.total, self.left)
         log = self.out / "logs" / f"{part.name.replace(', ', '_').replace(' ', '_')}.txt"
         log.parent.mkdir(exist_ok=True)
         command = [sys.executable, SCRIPTS / part.script, part.function, json.dumps(part.arguments)]
         start = time.monotonic()
-        self.note(part.name, "running")
+        self.note(part.name, BEGUN)
         with log.open("w") as file:
             with self.quiet:  # nothing starts while something is measured
                 process = subprocess.Popen(
@@ -256,7 +266,10 @@ class Check:
                         continue
                     case "memory":
                         memory.close()  # it may ask twice
-                        memory.enter_context(self.memory[part.library])
+                        # Always in this order, so that no two wait for each other.
+                        for library, lock in self.memory.items():
+                            if library == part.library or part.memory > USABLE / 2:
+                                memory.enter_context(lock)
                 with self.quiet, suppress(BrokenPipeError):  # where it has ended since
                     answer(time.monotonic() - self.stopped[part.name])
 
@@ -264,7 +277,7 @@ class Check:
     def _others_stopped(self, name: str) -> Iterator[None]:
         with self.quiet:
             start = time.monotonic()
-            others = {n: p for n, p in self.processes.items() if n != name}
+            others = {n: p for n, p in list(self.processes.items()) if n != name}
             for process in others.values():
                 _signal(process, signal.SIGSTOP)
             try:
@@ -282,7 +295,7 @@ class Check:
             "TORCHINDUCTOR_CACHE_DIR": str(self.out / "cache/torch"),
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{self.memory_share:.2f}",
+            "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{part.memory:.2f}",
         }
         if part.library == "torch":
             # It draws weights and noise by our code, which must leave the device to PyTorch.
@@ -312,8 +325,8 @@ def markdown(record: dict, pictures: Path) -> str:
         record: What results.json holds.
         pictures: Folder with samples of both.
     """
-    found = {name: part["results"] for name, part in record["parts"].items()}
-    machine = next(iter(found.get(SMOKE.name, [])), {})
+    results = {name: part["results"] for name, part in record["parts"].items()}
+    machine = next(iter(results.get(SMOKE.name, [])), {})
     peak = PEAK_FLOPS.get(machine.get("device"))
     versions = ", ".join(f"{k} {v}" for k, v in machine.get("versions", {}).items())
     device = machine.get("device", "no device")
@@ -321,7 +334,7 @@ def markdown(record: dict, pictures: Path) -> str:
         "# GPU check",
         "",
         f"{device}, {machine.get('memory', 0):.0f} GiB to use; {versions}."
-        f" Networks of {record.get('size')} size; ours / PyTorch {record.get('peer')}.",
+        f" Networks of {record.get('size')} size; imprint_jax / PyTorch {record.get('peer')}.",
         *_table("part", "state", "seconds"),
     ]
     for name, part in record["parts"].items():
@@ -330,7 +343,7 @@ def markdown(record: dict, pictures: Path) -> str:
     lines += ["", "## Numerics, as trained against float32"]
     lines += _table("stage", "what", "bfloat16", "float32", "ratio", "gradients differ by")
     for stage in (1, 2):
-        for x in found.get(f"numerics, stage {stage}", []):
+        for x in results.get(f"numerics, stage {stage}", []):
             differ = f"{x['difference']:.2%}" if "difference" in x else ""
             ratio = f"{x['bfloat16'] / x['float32']:.4f}"
             cells = (str(stage), x["what"], f"{x['bfloat16']:.5g}", f"{x['float32']:.5g}")
@@ -339,20 +352,25 @@ def markdown(record: dict, pictures: Path) -> str:
     common = ("ratio", "MFU", "peak GiB", "as planned", "compile s")
     lines += ["", "## Sampling"]
     lines += _table("batch", "pictures/s", *common, "pictures differ by")
-    ours, peer = ({x["batch"]: x for x in found.get(n, [])} for n in _pair("sampling"))
-    for batch in sorted(ours | peer):
-        cells = _compared(ours.get(batch, {}), peer.get(batch, {}), peak)
-        difference = largest_difference(pictures, batch)
-        lines.append(_row(str(batch), *cells, "-" if difference is None else f"{difference:.1e}"))
+    jax, torch = ({x["batch"]: x for x in results.get(n, [])} for n in _pair("sampling"))
+    for batch in sorted(jax | torch):
+        sides = jax.get(batch, {}), torch.get(batch, {})
+        difference = "-"
+        if all("rate" in side for side in sides):
+            difference = f"{largest_difference(pictures, batch):.1e}"
+        lines.append(_row(str(batch), *_compared(*sides, peak), difference))
 
     lines += ["", "## Training"]
     lines += _table("stage", "batch", "samples/s", *common, "first loss", "host ms a step")
     for stage in (1, 2):
         # The last one that was measured; the ones before were too large.
-        ours, peer = ((found.get(n) or [{}])[-1] for n in _pair(f"training, stage {stage}"))
-        batch, loss = _both(ours, peer, "batch", "d"), _both(ours, peer, "loss", ".5f")
-        cells = (*_compared(ours, peer, peak), loss, _cell(ours, "host", ".1f"))
-        lines.append(_row(str(stage), batch, *cells))
+        sides = [(results.get(n) or [{}])[-1] for n in _pair(f"training, stage {stage}")]
+        cells = (
+            _both(*sides, "batch", "d"),
+            *_compared(*sides, peak),
+            _both(*sides, "loss", ".5f"),
+        )
+        lines.append(_row(str(stage), *cells, _cell(sides[0], "host", ".1f")))
     return "\n".join(lines) + "\n"
 
 
@@ -360,26 +378,24 @@ def _pair(name: str) -> tuple[str, str]:
     return name, f"{name}, PyTorch"
 
 
-def largest_difference(pictures: Path, batch: int) -> float | None:
-    """Of both sides' first picture, of a range of 2; None where one is missing."""
-    files = [pictures / f"{side}_{batch}.npy" for side in ("ours", "torch")]
-    if not all(file.exists() for file in files):
-        return None
+def largest_difference(pictures: Path, batch: int) -> float:
+    """Of both sides' first picture, of a range of 2."""
+    files = [pictures / f"{side}_{batch}.npy" for side in ("jax", "torch")]
     return float(np.abs(np.subtract(*map(np.load, files))).max())
 
 
-def _compared(ours: dict, peer: dict, peak: float | None) -> tuple[str, ...]:
+def _compared(jax: dict, torch: dict, peak: float | None) -> tuple[str, ...]:
     """Rates, ratio, utilisation, memory, the plan's memory and compile time of both sides."""
-    ratio = f"{ours['rate'] / peer['rate']:.2f}" if "rate" in ours and "rate" in peer else "-"
-    work = ours.get("flops", 0) / peak if peak else 0
-    shares = [{"share": x["rate"] * work} if work and "rate" in x else {} for x in (ours, peer)]
+    ratio = f"{jax['rate'] / torch['rate']:.2f}" if "rate" in jax and "rate" in torch else "-"
+    work = jax.get("flops", 0) / peak if peak else 0
+    shares = [{"share": x["rate"] * work} if work and "rate" in x else {} for x in (jax, torch)]
     return (
-        _both(ours, peer, "rate", ".3g"),
+        _both(jax, torch, "rate", ".3g"),
         ratio,
         _both(*shares, "share", ".0%"),
-        _both(ours, peer, "memory", ".2f"),
-        _cell(ours, "planned", ".2f"),
-        _both(ours, peer, "compile", ".0f"),
+        _both(jax, torch, "memory", ".2f"),
+        _cell(jax, "planned", ".2f"),
+        _both(jax, torch, "compile", ".0f"),
     )
 
 
@@ -389,8 +405,8 @@ def _cell(result: dict, key: str, form: str) -> str:
     return "out of memory" if "out_of_memory" in result and key == "rate" else "-"
 
 
-def _both(ours: dict, peer: dict, key: str, form: str) -> str:
-    return f"{_cell(ours, key, form)} / {_cell(peer, key, form)}"
+def _both(jax: dict, torch: dict, key: str, form: str) -> str:
+    return f"{_cell(jax, key, form)} / {_cell(torch, key, form)}"
 
 
 def _row(*cells: str) -> str:
@@ -416,24 +432,26 @@ def main() -> None:
         parser.error("--minutes is too short for anything")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # parts are killed on the way out
 
+    options.out = options.out.resolve()
     (options.out / PICTURES).mkdir(parents=True, exist_ok=True)
     file = options.out / "results.json"
     record = json.loads(file.read_text()) if file.exists() else {"parts": {}}
     check = Check(options.out, record, options.minutes)
-    check.run_rows([[SMOKE]])
+    check.run_all(([SMOKE], 1))
     machine = next(iter(record["parts"][SMOKE.name]["results"]), {})
     size = options.size or ("mini" if machine.get("backend") == "cpu" else "full")
     if record.get("size", size) != size:
         parser.error(f"{options.out} holds results of {record['size']} size; take another folder")
     record |= {"size": size, "peer": "eager" if options.eager else "compiled"}
 
-    memory = machine.get("memory", 0.0)  # `USABLE` of the device's
+    memory = machine.get("memory", 0.0)
     beside = memory >= SHARED_FROM
-    share = 0.5 if beside else 1.0
-    check.memory_share = share * USABLE
-    pictures = options.out / PICTURES
-    work = parts(size, share * memory, check.memory_share, pictures, options.eager)
-    check.run_rows([[p for p in work if p.row == row] for row in ROWS] if beside else [work])
+    work = parts(size, memory, beside, options.out / PICTURES, options.eager)
+    if beside:
+        jax, torch = ([p for p in work if p.library == x] for x in check.memory)
+        check.run_all((jax, min(max(os.cpu_count() // CORES, 1), 3)), (torch, 1))
+    else:
+        check.run_all((work, 1))
     print((options.out / "results.md").read_text())
 
 

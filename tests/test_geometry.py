@@ -3,6 +3,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from imprint_jax.errors import InputError
@@ -85,6 +86,21 @@ def test_object_crop_at_its_own_size_is_exact_and_ignores_the_rest(rng, monkeypa
     np.testing.assert_array_equal(crop, cut_out(image, mask)[4:36, 10:42])
     other = np.where(mask[..., None], image, 255 - image)
     np.testing.assert_array_equal(object_crop(other, mask, 32), crop)
+
+
+def test_object_crop_stretched_on_its_own_photo(rng):
+    image = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    mask = box_mask((10, 20, 50, 40), 60, 80)
+    see = lambda **how: object_crop(image, mask, 32, fit="stretch", **how)
+    # The margin is 10 % of the longer side, which has 40 pixels.
+    want = Image.fromarray(image[16:44, 6:54]).resize((32, 32), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(
+        see(margin=0.1, background="photo", resample="bicubic"), np.asarray(want)
+    )
+    want = Image.fromarray(image[20:40, 10:50]).resize((32, 32), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(see(margin=0.0, resample="bilinear"), np.asarray(want))
+    with pytest.raises(InputError, match=r"object_view.background is 'white'; it may be black"):
+        see(background="white")
 
 
 def test_object_crop_of_a_sliver_keeps_a_pixel_of_it():

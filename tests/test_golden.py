@@ -91,6 +91,7 @@ def test_samples(kind, records, sets, request):
     """Four samples a row: object, target, and the target with a grey hole."""
     settings = config.default()
     settings.stage = 1 if kind == "views" else 2
+    settings.data.color = 0.0 if kind == "views" else 0.5
     settings.image_size, settings.object_size = 64, 48
     source = dict(kind=kind, records=str(sets / records), weight=1.0)
     settings.data.sources = (source | dict(backgrounds=str(sets / "photos")),)

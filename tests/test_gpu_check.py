@@ -50,10 +50,11 @@ def ticks():
 def memory():
     check_part.take_memory()
     start = time.monotonic()
-    time.sleep(0.5)
+    time.sleep(2.0)
     check_part.report(span=[start, time.monotonic()])
 
-check_part.main({f.__name__: f for f in (good, bad, late, quiet, ticks, memory)})
+functions = {f.__name__: f for f in (good, bad, late, quiet, ticks, memory)}
+check_part.main(functions | {"torch": memory})
 """
 
 
@@ -62,8 +63,8 @@ def part(tmp_path):
     """Makes parts of a script with the functions above."""
     script = tmp_path / "part.py"
     script.write_text(PART)
-    return lambda function, name=None, share=1.0: gpu_check.Part(
-        name or function, "ours", str(script), function, {}, share
+    return lambda function, name=None, time=1.0, memory=0.9: gpu_check.Part(
+        name or function, str(script), function, {}, time, memory
     )
 
 
@@ -84,7 +85,7 @@ def ended(pid: int) -> bool:
 
 
 def test_a_part_that_fails_or_is_late_costs_only_itself(check, part):
-    check.run_rows([[part("bad"), part("late", share=0.1), part("good")]])
+    check.run_all(([part("bad"), part("late", time=0.1), part("good")], 1))
     file = json.loads((check.out / "results.json").read_text())
     states = {name: entry["state"] for name, entry in file["parts"].items()}
     assert states == {"bad": "failed: Broken: why", "late": "not done in 3 s", "good": "done"}
@@ -96,7 +97,7 @@ def test_a_part_that_fails_or_is_late_costs_only_itself(check, part):
 def test_the_time_is_kept(check, part):
     start = time.monotonic()
     check.end = start + 4.0
-    check.run_rows([[part("late"), part("good")], [part("late", "late too")]])
+    check.run_all(([part("late"), part("good")], 1), ([part("late", "late too")], 1))
     assert time.monotonic() - start < 4.0 + gpu_check.RESERVE
     states = {name: entry["state"] for name, entry in check.record["parts"].items()}
     assert states == {
@@ -111,13 +112,13 @@ def test_what_is_done_is_not_done_again(check, part):
         "good": {"state": "done", "seconds": 7.0, "results": []},
         "second": {"state": "not done in 3 s", "seconds": 3.0, "results": [{"rate": 0.0}]},
     }
-    check.run_rows([[part("good"), part("good", "second")]])
+    check.run_all(([part("good"), part("good", "second")], 1))
     assert check.record["parts"]["good"]["seconds"] == 7.0
     assert check.record["parts"]["second"]["results"] == [{"rate": 1.0}]
 
 
 def test_while_one_measures_the_others_stand_still(check, part):
-    check.run_rows([[part("quiet")], [part("ticks")]])
+    check.run_all(([part("quiet")], 1), ([part("ticks")], 1))
     results = {name: entry["results"][0] for name, entry in check.record["parts"].items()}
     start, end = results["quiet"]["span"]
     times = results["ticks"]["times"]
@@ -127,15 +128,23 @@ def test_while_one_measures_the_others_stand_still(check, part):
     assert results["ticks"]["clock"] < times[-1] - times[0] - 0.9
 
 
-def test_one_library_has_one_part_in_memory(check, part):
-    check.run_rows([[part("memory", "first")], [part("memory", "second")]])
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        (("memory", 0.45), ("torch", 0.45), True),
+        (("memory", 0.9), ("torch", 0.45), False),
+    ],
+)
+def test_libraries_share_the_memory_unless_a_part_wants_all(check, part, first, second, together):
+    one, other = part(first[0], "1", memory=first[1]), part(second[0], "2", memory=second[1])
+    check.run_all(([one, other], 2))
     spans = sorted(x["results"][0]["span"] for x in check.record["parts"].values())
-    assert spans[0][1] <= spans[1][0]
+    assert (spans[0][1] > spans[1][0]) == together
 
 
 def test_the_tables(tmp_path):
     rate = {"rate": 2.0, "memory": 1.0, "compile": 3.0, "batch": 4}
-    ours = rate | {"flops": 494.5e12, "planned": 1.5, "loss": 0.25, "host": 12.0}
+    jax_side = rate | {"flops": 494.5e12, "planned": 1.5, "loss": 0.25, "host": 12.0}
     record = {
         "size": "full",
         "parts": {
@@ -146,9 +155,9 @@ def test_the_tables(tmp_path):
                     {"what": "gradient norm", "bfloat16": 2.0, "float32": 2.0, "difference": 0.01},
                 ]
             },
-            "sampling": {"results": [ours]},
+            "sampling": {"results": [jax_side]},
             "sampling, PyTorch": {"results": [{"batch": 4, "out_of_memory": True}]},
-            "training, stage 2": {"results": [{"batch": 8, "out_of_memory": True}, ours]},
+            "training, stage 2": {"results": [{"batch": 8, "out_of_memory": True}, jax_side]},
             "training, stage 2, PyTorch": {"results": [rate | {"rate": 1.0, "loss": 0.25}]},
         },
     }
@@ -199,15 +208,17 @@ def test_every_part_at_small_size(tmp_path):
     subprocess.run(command, env=os.environ | quick, check=True)
     record = json.loads((tmp_path / "results.json").read_text())
     assert {entry["state"] for entry in record["parts"].values()} == {"done"}
-    found = {name: entry["results"] for name, entry in record["parts"].items()}
-    assert found["smoke test"][0]["backend"] == "cpu"
+    results = {name: entry["results"] for name, entry in record["parts"].items()}
+    assert results["smoke test"][0]["backend"] == "cpu"
     for stage in (1, 2):
-        numerics = found[f"numerics, stage {stage}"]
+        numerics = results[f"numerics, stage {stage}"]
         assert numerics[0]["bfloat16"] == pytest.approx(numerics[0]["float32"], rel=0.01)
         assert all(0 < x["difference"] < 0.05 for x in numerics[1:])
         # The same step on both sides: equal weights, noise and timesteps.
-        ours, peer = (found[f"training, stage {stage}{x}"][0] for x in ("", ", PyTorch"))
-        assert ours["loss"] == pytest.approx(peer["loss"], rel=1e-5)
-    assert [x["batch"] for x in found["sampling"]] == [1, 2]
+        jax_side, torch_side = (
+            results[f"training, stage {stage}{x}"][0] for x in ("", ", PyTorch")
+        )
+        assert jax_side["loss"] == pytest.approx(torch_side["loss"], rel=1e-5)
+    assert [x["batch"] for x in results["sampling"]] == [1, 2]
     for batch in (1, 2):
         assert gpu_check.largest_difference(tmp_path / "pictures", batch) < 1e-4

@@ -22,8 +22,8 @@ from imprint_jax.evaluation.background import overlap
 from imprint_jax.geometry import fill_hole, ring_around
 from imprint_jax.models import imprint
 from imprint_jax.models.vae import LappedCodec
+from imprint_jax.training.checks import check_config
 from imprint_jax.training.initialize import load_component
-from imprint_jax.training.train import check_config
 from imprint_jax.weights import release
 from tests.tiny import tiny_config
 

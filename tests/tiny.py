@@ -27,7 +27,7 @@ def tiny_config(stage: int):
         norm_groups=8,
     )
     c.validation.every = c.preview.every = 0
-    c.init_from.update(dinov2="", adapter="", unet="", vae="")
+    c.init_from.update(dinov2="random", adapter="random", unet="random", vae="")
     return c
 
 

@@ -8,7 +8,18 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from imprint_jax.cli import compose, data, evaluate, study, testset, train, ui, weights
+from imprint_jax.cli import (
+    compose,
+    data,
+    doctor,
+    evaluate,
+    plan,
+    study,
+    testset,
+    train,
+    ui,
+    weights,
+)
 from imprint_jax.cli.terminal import console
 from imprint_jax.errors import InputError
 
@@ -18,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verbs in (compose, train, weights, evaluate, ui):
+for verbs in (compose, train, plan, weights, evaluate, ui, doctor):
     app.add_typer(verbs.app)
 for noun in (data, testset, study):
     app.add_typer(noun.app, name=noun.__name__.rpartition(".")[-1])

@@ -42,7 +42,9 @@ def compose(
     manifest: Annotated[
         Path | None, typer.Option(help="Many at once: JSON lines, or a folder (docs/composing.md).")
     ] = None,
-    model: Annotated[str, typer.Option(help="A shipped model, or a released folder.")] = "mini",
+    model: Annotated[
+        str, typer.Option(help="A shipped model, a folder, or ORG/NAME[@REVISION].")
+    ] = "mini",
     num: Annotated[
         int | None, typer.Option(help="Pictures to make: OUT_0.png, OUT_1.png... (default: 1)")
     ] = None,
@@ -50,7 +52,8 @@ def compose(
         int | None, typer.Option(help="The same seed gives the same picture (default: 0).")
     ] = None,
     mask_level: Annotated[
-        int | None, typer.Option(help="0 keeps the mask's shape, 3 makes it a box (default: 0).")
+        int | None,
+        typer.Option(help="0 keeps the mask's shape, 3 makes it a box (the model's own)."),
     ] = None,
     scribble: Annotated[
         bool, typer.Option("--scribble", help="The mask is strokes: close and fill them.")
@@ -97,11 +100,14 @@ def compose(
     # Everything that can be wrong is found before the model is loaded, or anything written.
     folder = release.model_folder(model)
     settings = Settings(steps, guidance, sampler, eta, match_colors, strength)
-    settings = settings.filled(release.load_config(folder))
+    config = release.load_config(folder)
+    settings = settings.filled(config)
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}.")
     if mask_level is not None:
         check_numbers(seed=0, num=1, mask_level=mask_level)
+    elif config.sampling.mask_level:  # a model that knows no other masks
+        mask_level = config.sampling.mask_level
     if batch_size < 1:
         raise InputError(f"--batch-size must be 1 or more, not {batch_size}.")
     shape = dict(mask_level=mask_level, scribble=scribble, invert_mask=invert_mask)

@@ -81,7 +81,9 @@ def evaluate(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A model that composes them first, or NAME=MODEL; again: more."),
+        typer.Option(
+            help="A model, as of compose, that composes them; or NAME=MODEL; again: more."
+        ),
     ] = None,
     baseline: Annotated[
         list[str] | None,

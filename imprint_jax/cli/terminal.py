@@ -1,6 +1,7 @@
 """What the commands share: where they write, and how they read options."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import platformdirs
 from rich import progress
@@ -22,13 +23,19 @@ def track(items: Iterable, about: str, total: int) -> Iterable:
     return progress.track(items, about, total=total, console=console)
 
 
-def use_compilation_cache() -> None:
-    """Compiled programs are kept in the user's cache folder, unless JAX is told otherwise."""
+def cache_folder() -> Path:
+    """Where compiled programs are kept: the user's cache folder, unless JAX is told otherwise."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
-        folder = platformdirs.user_cache_path("imprint_jax") / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    chosen = jax.config.jax_compilation_cache_dir
+    return Path(chosen) if chosen else platformdirs.user_cache_path("imprint_jax") / "compiled"
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in `cache_folder`."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
 
 
 def parse_numbers(option: str, text: str, count: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""`imprint train`, `plan`, `export`: a training, what it will need, what comes of it."""
+"""`imprint train`, `export`: a training, and what comes of it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,6 @@ import typer
 
 from imprint_jax.cli.terminal import console, note, stdout, use_compilation_cache
 from imprint_jax.errors import InputError
-from imprint_jax.planning.accelerators import UTILISATION
 
 app = typer.Typer()
 
@@ -17,13 +16,23 @@ app = typer.Typer()
 )
 def train(
     context: typer.Context,
-    config: Annotated[str, typer.Option(help="A recipe's name, or a .py file.")],
     workdir: Annotated[Path, typer.Option(help="Folder of the run.")],
+    config: Annotated[
+        str | None,
+        typer.Option(help="A recipe's name, or a .py file; --resume needs none."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run there.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show configuration, groups and shardings.")
+        bool, typer.Option("--dry-run", help="Only check recipe, data and weights.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --dry-run: the configuration, every parameter.")
+    ] = False,
+    profile: Annotated[
+        int,
+        typer.Option(help="Record so many steps for a profiler, in WORKDIR/profile.", min=0),
+    ] = 0,
     multi_process: Annotated[
         bool,
         typer.Option("--distributed", help="One of several processes (SLURM, Open MPI, TPU pod)."),
@@ -36,14 +45,15 @@ def train(
 ) -> None:
     """Train one stage: `--config mini_stage1 --workdir runs/stage1 [--config.a.b=value ...]`.
 
-    Ends with exit code 0 when all steps are done, and 143 after SIGTERM, with the state saved.
+    Ends with exit code 0 when all steps are done; with 143 after SIGTERM and 130 after Ctrl-C, the
+    state saved. `--resume` takes the run's own configuration; overrides of what shows and keeps a
+    run may change.
     """
     from absl import flags
 
-    from imprint_jax import config as configs
     from imprint_jax.runtime import distributed
 
-    settings = configs.load(config, context.args)
+    settings = _settings(config, workdir, resume, context.args)
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed
     use_compilation_cache()
     if multi_process or coordinator or num_processes or process_id is not None:
@@ -56,54 +66,22 @@ def train(
         resume=resume,
         overwrite=overwrite,
         dry_run=dry_run,
+        profile=profile,
+        verbose=verbose,
         console=stdout if dry_run else console,
     )
     raise typer.Exit(code)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def plan(
-    context: typer.Context,
-    config: Annotated[str, typer.Option(help="A recipe's name, or a .py file.")],
-    devices: Annotated[int, typer.Option(help="GPUs, or TPU chips.")],
-    mesh: Annotated[
-        str | None, typer.Option(help="data=2,fsdp=4 (default: the recipe's fsdp).")
-    ] = None,
-    global_batch: Annotated[
-        int | None,
-        typer.Option(help="Samples a step over all devices; steps for as many samples in all."),
-    ] = None,
-    accelerator: Annotated[
-        list[str] | None, typer.Option(help="One of the table; again: more (default: all).")
-    ] = None,
-    utilisation: Annotated[
-        float, typer.Option(help="Share of the peak FLOP/s that is reached.", min=0.01, max=1)
-    ] = UTILISATION,
-) -> None:
-    """Say what a training will need: memory, FLOPs, traffic, days.
-
-    Compiles the step for fake CPU devices, which takes minutes at full size; runs nothing.
-    `--config.a.b=value` works as in `imprint train`.
-    """
+def _settings(recipe: str | None, workdir: Path, resume: bool, overrides: list[str]):
     from imprint_jax import config as configs
-    from imprint_jax.planning import plan as plans
-    from imprint_jax.planning.accelerators import ACCELERATORS
+    from imprint_jax.training import run_directory
 
-    if unknown := sorted(set(accelerator or ()) - ACCELERATORS.keys()):
-        known = ", ".join(ACCELERATORS)
-        raise InputError(f"Unknown --accelerator {unknown[0]}; known are {known}.")
-    overrides = list(context.args)
-    if global_batch is not None:
-        recipe = configs.load(config, overrides)
-        steps = round(recipe.total_steps * recipe.batch_size / max(global_batch, 1))
-        overrides.append(f"--config.batch_size={global_batch}")
-        overrides.append(f"--config.total_steps={max(steps, 1)}")
-    with console.status("compiling"):
-        found = plans.plan(config, overrides, devices, mesh)
-    for table in plans.tables(found, accelerator or list(ACCELERATORS), utilisation):
-        stdout.print(table)
-    for line in plans.remarks(found):
-        stdout.print(line, soft_wrap=True, highlight=False)
+    if resume and run_directory.holds_run(workdir):
+        return run_directory.config_to_resume(workdir, recipe, overrides)
+    if recipe is None:
+        raise InputError(f"{workdir} holds no run to resume: name a recipe, --config NAME.")
+    return configs.load(recipe, overrides)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`imprint convert` and `inspect`: weights from and to PyTorch."""
+"""`imprint convert`, `inspect` and `push`: weights from and to PyTorch, and to the hub."""
 
 import math
 from pathlib import Path
@@ -14,36 +14,77 @@ app = typer.Typer()
 
 @app.command()
 def convert(
-    src: Annotated[Path, typer.Argument(help="Weights: a file or a folder.")],
+    src: Annotated[str, typer.Argument(help="Weights: a file, a folder, or hub:ORG/NAME.")],
     dst: Annotated[Path, typer.Argument(help="Folder to make, or to add components to.")],
     kind: Annotated[
-        str, typer.Option(help="auto, sd, sd-inpainting, paint-by-example, dinov2, clip, imprint.")
+        str,
+        typer.Option(
+            help="auto, sd, sd-inpainting, paint-by-example, objectstitch, dinov2, clip, imprint."
+        ),
     ] = "auto",
     to: Annotated[str, typer.Option(help="imprint, or torch from a folder of ours.")] = "imprint",
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16 (default: as they are).")
     ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP ViT-L/14, for a compositor's file that lacks it.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the weights (default: the published ones', by size).")
+    ] = None,
 ) -> None:
     """Convert public PyTorch weights to a folder of ours, or a folder of ours to PyTorch's.
 
-    Reads diffusers' folders and original files of Stable Diffusion v1, and DINOv2 and CLIP. Files
-    are checked against what the network needs, name by name, before anything is written; pickles
-    are read as tensors only.
+    Reads diffusers' folders and original files of Stable Diffusion v1, Paint-by-Example and
+    ObjectStitch, and DINOv2 and CLIP. Files are checked against what the network needs, name by
+    name, before anything is written; pickles are read as tensors only.
     """
     from imprint_jax.weights.convert import convert
 
-    convert(src, dst, kind=kind, to=to, dtype=dtype)
+    clip_folder = _source(clip, "clip") if clip else None
+    options = dict(kind=kind, to=to, dtype=dtype, licence=licence, clip_folder=clip_folder)
+    convert(_source(src, kind), dst, **options)
     note(f"wrote {dst}")
+
+
+def _source(text: str, kind: str) -> Path:
+    """The path of weights to convert, fetched if they are on the hub."""
+    from imprint_jax.weights import hub
+
+    if text.startswith("hub:"):
+        return hub.fetch_to_convert(text.removeprefix("hub:"), kind)
+    return Path(text)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A released folder.")],
+    repository: Annotated[str, typer.Argument(help="ORG/NAME on the hub; made if it is missing.")],
+    trained: Annotated[str, typer.Option(help="How it was trained, for the model card.")],
+    licence: Annotated[
+        str | None, typer.Option(help="As the hub calls it (default: the public weights').")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="A .png for the model card.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Open to nobody else.")] = False,
+) -> None:
+    """Upload a model to the Hugging Face hub, with a model card."""
+    from imprint_jax.weights import publish
+
+    options = dict(trained=trained, licence=licence, picture=picture, private=private)
+    note(f"pushed {publish.push(folder, repository, **options)}")
 
 
 @app.command()
 def inspect(
     weights: Annotated[str, typer.Argument(help="A shipped model, a folder or a file of weights.")],
 ) -> None:
-    """Show what weights a path holds: components, parameters, dtypes, SHA-256."""
-    from imprint_jax.weights import release
+    """Show what weights a path holds: components, parameters, dtypes, SHA-256.
+
+    The SHA-256 is of names, dtypes and values as our networks have them: converting weights, or
+    cutting their files otherwise, does not change it.
+    """
+    from imprint_jax.weights import mapping, release
     from imprint_jax.weights.detect import find
-    from imprint_jax.weights.tensors import weights_hash
 
     path = release.resolve(weights)
     source = find(path)
@@ -54,6 +95,6 @@ def inspect(
         tensors = part.tensors.values()
         dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
         size = sum(math.prod(tensor.shape) for tensor in tensors)
-        digest = weights_hash(part.tensors)[:16]
+        digest = mapping.digest(part.table, part.tensors, part.abstract, part.source)[:16]
         table.add_row(part.name, f"{size:,}", str(len(tensors)), dtypes, digest)
     stdout.print(table)

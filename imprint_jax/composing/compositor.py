@@ -136,10 +136,19 @@ class Compositor:
         params: Its parameters, {dinov2, adapter, unet, vae}.
         dtype: Of the computation: `jnp.float32`, or `jnp.bfloat16` for half the memory and, on an
             accelerator, less time. The VAE and the sampler always use float32.
+        precision: Of float32 products and convolutions, as a configuration's `precision`.
         max_batch: Samples computed together on one device, at most.
     """
 
-    def __init__(self, config: ConfigDict, params: dict, *, dtype=jnp.float32, max_batch: int = 8):
+    def __init__(
+        self,
+        config: ConfigDict,
+        params: dict,
+        *,
+        dtype=jnp.float32,
+        precision: str = "high",
+        max_batch: int = 8,
+    ):
         if max_batch < 1:
             raise InputError(f"The batch size must be 1 or more, not {max_batch}.")
         self.config = config
@@ -149,6 +158,7 @@ class Compositor:
         self.graphdef, abstract = imprint.split(config.model, dtype, attention=attention)
         self._cell = imprint.bind(self.graphdef, abstract).vae.factor  # pixels
         self.dtype = jnp.dtype(dtype)
+        self.precision = precision
         cast = lambda tree, dtype: jax.tree.map(lambda x: x.astype(dtype, copy=False), tree)
         self.params = {name: cast(tree, dtype) for name, tree in params.items()}
         self.params["vae"] = cast(params["vae"], jnp.float32)
@@ -194,7 +204,7 @@ class Compositor:
         object_mask: Picture | Sequence[Picture | None] | None = None,
         num: int = 1,
         seed: int = 0,
-        mask_level: int = 0,
+        mask_level: int | None = None,
         **settings,
     ) -> list[Image.Image]:
         """Several composites of the same pictures, which differ by their noise.
@@ -206,7 +216,7 @@ class Compositor:
             object_mask: As in `Placement`.
             num: As in `Request`.
             seed: As in `Request`; the k-th picture does not depend on `num`.
-            mask_level: As in `Request`.
+            mask_level: As in `Request`; the model's own if None.
             **settings: The fields of `Settings`.
 
         Returns:
@@ -215,6 +225,8 @@ class Compositor:
         Raises:
             InputError: As `Request` and `Settings.filled`.
         """
+        if mask_level is None:
+            mask_level = self.config.sampling.mask_level
         placement = Placement(object_image, mask, object_mask)
         request = Request(background, [placement], seed=seed, num=num, mask_level=mask_level)
         return next(self.run([request], Settings(**settings))).pictures
@@ -291,7 +303,8 @@ class Compositor:
         # Filled before resizing too, so that what is in the hole cannot leak into its rim.
         mode = self.config.diffusion.hole_fill
         filled = geometry.fill_hole(sample.photo, hole[..., None], mode, grey=128)
-        cuts = [geometry.object_crop(*view, self.config.object_size) for view in views]
+        see = partial(geometry.object_crop, size=self.config.object_size, **self.config.object_view)
+        cuts = [see(*view) for view in views]
         square_hole = geometry.extract(hole, crop, size)[..., None]
         if sample.number == 0:
             self._mention(hole, square_hole, crop)
@@ -364,8 +377,13 @@ class Compositor:
         choices = settings.num_steps, settings.sampler, settings.eta, settings.strength
         if (count, choices) not in self._programs:
             run = partial(generate, self.graphdef, self.config, choices)
+
+            def one_device(*args):
+                with jax.default_matmul_precision(self.precision):
+                    return imprint.to_uint8(run(*args))
+
             program = jax.shard_map(
-                lambda *args: _to_bytes(run(*args)),
+                one_device,
                 mesh=self._mesh(count),
                 in_specs=(P(), P(), *[P("data")] * (4 if settings.strength == 1 else 5)),
                 out_specs=P("data"),
@@ -396,36 +414,25 @@ def generate(
         (b h w 3) float32 in [-1, 1].
     """
     num_steps, sampler, eta, strength = choices
-    model = imprint.bind(graphdef, params)
-    b, views = objects.shape[:2]
-    tokens = model.encode_object(imprint.to_float(objects.reshape(-1, *objects.shape[2:])))
-    background, cells = model.encode_background(
-        imprint.to_float(squares), holes.astype(jnp.float32), config.diffusion.hole_fill
-    )
-    return sampling.sample(
-        model,
-        tokens.reshape(b, views * tokens.shape[1], -1),
-        background,
-        cells,
+    return sampling.generate(
+        imprint.bind(graphdef, params),
+        objects,
+        squares,
+        holes,
         jax.vmap(_key)(draws),
         guidance_scale,
-        num_steps=num_steps,
         config=config,
+        starts=starts,
+        num_steps=num_steps,
         sampler=sampler,
         eta=eta,
         strength=strength,
-        start=None if starts is None else model.vae.encode(imprint.to_float(starts)),
     )
 
 
 def _key(draw: jax.Array) -> jax.Array:
     """The key of a sample from its seed, its number and its object's number, (3,) uint32."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(draw[0]), draw[1]), draw[2])
-
-
-def _to_bytes(images: jax.Array) -> jax.Array:
-    """[-1, 1] -> uint8."""
-    return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def bucket(size: int, largest: int) -> int:

@@ -20,7 +20,7 @@ from imprint_jax.composing.compositor import Compositor, Settings
 from imprint_jax.composing.manifest import Entry
 from imprint_jax.errors import InputError
 from imprint_jax.runtime.files import atomic_file
-from imprint_jax.weights import release
+from imprint_jax.weights import hub, release
 from imprint_jax.weights.tensors import file_hash
 
 # What must be equal for pictures to belong into one folder.
@@ -42,7 +42,7 @@ def provenance(folder: Path, settings: Settings, shape: dict, dtype) -> dict:
         Names, numbers and nested dicts, for JSON.
     """
     return {
-        "model": folder.name,
+        "model": hub.name_of(folder),
         "model_sha256": release.model_hash(folder),
         "dtype": str(np.dtype(dtype)),
         "settings": asdict(settings) | shape,

@@ -155,6 +155,8 @@ def _check_view(view: Picture, mask: Picture | None, name: str) -> tuple[np.ndar
         coverage = images.as_mask(mask, image.shape[:2], f"{name} mask")
     elif image.shape[2] == 4:
         coverage = image[..., 3]
+        # What lies under nothing is no colour of the object's surroundings.
+        image = image * (coverage > 0)[..., None]
         if coverage.min() == 255:
             log.warning(
                 "the %s's picture is nowhere transparent and has no mask: all of it is taken as the"

@@ -9,12 +9,15 @@
 | index  | (b)       | int32 | 0 ...    | position in the endless stream of samples, modulo 2^31  |
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from imprint_jax.errors import InputError
+
+HEADING = 18  # pixels above the columns of `picture`
 
 
 def batch_spec(config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -56,27 +59,32 @@ def check_batch(batch: dict[str, np.ndarray], config) -> None:
 
 
 def picture(
-    batch: dict[str, np.ndarray], rows: int = 8, made: Sequence[np.ndarray] = ()
+    batch: dict[str, np.ndarray], rows: int = 8, more: Mapping[str, np.ndarray] | None = None
 ) -> np.ndarray:
     """A host batch to look at: one sample a row, with object, target, and target with a red hole.
 
     Args:
         batch: This host's samples.
         rows: How many of them, at most.
-        made: Further columns: pictures (rows h w 3) uint8.
+        more: Further columns by their headings: pictures (rows h w 3) uint8.
 
     Returns:
-        (rows * side, columns * side, 3) uint8, where side is the larger of object and target.
+        (HEADING + rows * side, columns * side, 3) uint8, where side is the larger of object and
+        target.
     """
     target = batch["target"][:rows]
     hole = batch["mask"][:rows] * np.array([255, 0, 0], np.uint8)
     marked = np.where(batch["mask"][:rows] > 0, target // 2 + hole // 2, target)
-    columns = [batch["object"][:rows], target, marked, *made]
-    side = max(images.shape[1] for images in columns)
+    columns = {"object": batch["object"][:rows], "target": target, "hole": marked, **(more or {})}
+    side = max(images.shape[1] for images in columns.values())
     grid = np.zeros((len(target), side, len(columns), side, 3), np.uint8)
-    for column, images in enumerate(columns):
+    for column, images in enumerate(columns.values()):
         grid[:, : images.shape[1], column, : images.shape[2]] = images
-    return grid.reshape(len(target) * side, len(columns) * side, 3)
+    heading = Image.new("RGB", (len(columns) * side, HEADING), "white")
+    for column, text in enumerate(columns):
+        draw = ImageDraw.Draw(heading)
+        draw.text((column * side + 2, 2), text, "black", ImageFont.load_default(HEADING - 6))
+    return np.concatenate([np.asarray(heading), grid.reshape(len(target) * side, -1, 3)])
 
 
 def to_device(

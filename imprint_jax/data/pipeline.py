@@ -20,6 +20,10 @@ from imprint_jax.data.transforms import InPlace, InScene, Pasted, ViewPair
 from imprint_jax.errors import InputError
 from imprint_jax.runtime import host_memory
 
+# So many samples are endless: Grain's own endless streams are longer
+# than Python lets a length be, which a batch of one sample runs into.
+STREAM_SAMPLES = 2**48
+
 # Threads that make a batch each, in every process; as many batches wait to be taken. Pillow's work,
 # most of it, runs in parallel.
 THREADS = 2
@@ -46,7 +50,7 @@ def make_stream(config) -> grain.MapDataset:
             grain.MapDataset.range(len(transform))
             .seed(int(seed))
             .shuffle()
-            .repeat()
+            .repeat(-(-STREAM_SAMPLES // len(transform)))
             .random_map(transform)
         )
         weights.append(source["weight"])
@@ -121,6 +125,7 @@ def make_dataset(
 def _begin_worker(worker: int, workers: int) -> None:
     # Schedulers signal all processes of a job; the training's own says when these end.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too
     host_memory.keep_freed()
 
 

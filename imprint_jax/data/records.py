@@ -21,6 +21,7 @@ import hashlib
 import os
 import shutil
 import zipfile
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypedDict
@@ -29,6 +30,7 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from imprint_jax.errors import InputError
@@ -41,6 +43,7 @@ VERSION = "1.0.0"
 WRITER_OPTIONS = "group_size:1,uncompressed"
 SHARD_BYTES = 512 * 2**20  # RecordWriter begins another shard after so many
 CHECKSUMS = "SHA256SUMS"
+LFS_POINTER = b"version https://git-lfs"  # how the files begin that stand for others
 
 
 class Record(TypedDict):
@@ -275,7 +278,7 @@ class RecordSource:
         index: Arrays of the index file (see the module's docstring), one row a record.
 
     Raises:
-        InputError: The folder or the split is missing or incomplete.
+        InputError: The folder or the split is missing, incomplete or damaged.
     """
 
     def __init__(self, folder: str | os.PathLike, split: str):
@@ -285,15 +288,19 @@ class RecordSource:
                 f"{folder} is no prepared data set with a split {split!r}; "
                 "`imprint data prepare` makes one."
             )
-        with np.load(indexes[0], allow_pickle=False) as arrays:
-            self.index: dict[str, np.ndarray] = dict(arrays)
+        self.index: dict[str, np.ndarray] = _read_index(indexes[0])
         stem = indexes[0].name.removesuffix(".index.npz")
-        shards = sorted(Path(folder).glob(f"{stem}.array_record-*-of-*"))
-        if not shards or len(shards) != int(shards[0].name[-5:]):
+        self._shards = sorted(Path(folder).glob(f"{stem}.array_record-*-of-*"))
+        if not self._shards or len(self._shards) != int(self._shards[0].name[-5:]):
             raise InputError(
                 f"{folder} lacks shards of its split {split!r}; copy or prepare it again."
             )
-        self._records = grain.sources.ArrayRecordDataSource([str(path) for path in shards])
+        try:
+            self._records = _open_shards(self._shards)
+        except RuntimeError:  # array_record's for any damage
+            for shard in self._shards:
+                _check_shard(shard)
+            raise
         if len(self._records) != len(self.index["frame"]):
             raise InputError(
                 f"{indexes[0]} has {len(self.index['frame'])} rows for {len(self._records)} "
@@ -304,4 +311,43 @@ class RecordSource:
         return len(self._records)
 
     def __getitem__(self, i: int) -> Record:
-        return decode(self._records[i])
+        """Record `i`.
+
+        Raises:
+            InputError: It is damaged.
+        """
+        try:
+            return decode(self._records[i])
+        except (RuntimeError, DecodeError, LookupError, ValueError) as error:
+            ends = np.cumsum([len(_open_shards([shard])) for shard in self._shards])
+            shard = self._shards[np.searchsorted(ends, i, side="right")]
+            raise InputError(
+                f"{shard} is damaged: its record {i - (ends[ends <= i].max(initial=0))} cannot be"
+                f" read ({error}). Copy or prepare the data set again."
+            ) from error
+
+
+def _open_shards(paths: list[Path]) -> grain.sources.ArrayRecordDataSource:
+    return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+
+
+def _check_shard(path: Path) -> None:
+    """Says what is wrong with a shard that cannot be opened."""
+    try:
+        _open_shards([path])
+    except RuntimeError as error:
+        with open(path, "rb") as file:
+            pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+        what = "is a pointer of git-LFS: `git lfs pull` brings the file" if pointer else ""
+        what = what or f"is damaged ({error}): copy or prepare the data set again"
+        raise InputError(f"{path} {what}.") from error
+
+
+def _read_index(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} is damaged ({error}): copy or prepare the data set again."
+        ) from error

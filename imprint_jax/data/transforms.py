@@ -52,6 +52,9 @@ SHADOW_REACH = 0.5
 # Objects are perturbed at so many times the size they will have: sharp enough, and many times
 # faster than at that of a photo. Ours.
 OVERSIZE = 1.25
+# How far a target is enlarged at most: an upsampled one teaches blur. What is smaller keeps more of
+# its surroundings, or stays smaller on black. (The paper only says "resized to 512x512".) Ours.
+MAX_ENLARGED = 2
 # Limits of the factor by which a pasted object is made darker or brighter.
 MAX_GAIN = 1.6
 # How often a hole is a box that its object does not fill, and how many times as wide or as tall as
@@ -156,7 +159,7 @@ def paste(
         photo: (s s 3) uint8.
         view: The object's image (h w 3) and coverage (h w), uint8.
         share: Share of the photo's area the object covers; less where it would not leave the
-            context of `MIN_CONTEXT`.
+            context of `MIN_CONTEXT`, or the object would be enlarged beyond `MAX_ENLARGED`.
         match: How far its mean brightness moves towards that of the photo there: 0 not, 1 wholly.
         rng: Source of randomness.
 
@@ -167,7 +170,7 @@ def paste(
     _, mask = view
     x0, y0, x1, y1 = bounding_box(mask >= FAINT)
     scale = math.sqrt(share * size * size / (mask.sum() / 255))
-    scale = min(scale, size / MIN_CONTEXT / max(x1 - x0, y1 - y0))
+    scale = min(scale, size / MIN_CONTEXT / max(x1 - x0, y1 - y0), MAX_ENLARGED)
     width, height = (max(round(side * scale), 1) for side in (x1 - x0, y1 - y0))
     x0, y0 = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
     return paste_into(photo, view, (x0, y0, x0 + width, y0 + height), match)
@@ -243,20 +246,22 @@ def outline(coverage: np.ndarray) -> Outline:
     return Outline(coverage, inside, box, np.count_nonzero(inside[y0:y1, x0:x1]))
 
 
-def context_side(there: Outline, share: float) -> int:
+def context_side(there: Outline, share: float, size: int) -> int:
     """Side of the square of a photo of which the object covers `share`.
 
-    It is larger where the context of `MIN_CONTEXT` asks for it, and never larger than the photo.
+    It is larger where the context of `MIN_CONTEXT` or the limit of `MAX_ENLARGED` asks for it, and
+    never larger than the photo.
 
     Args:
         there: The object's.
         share: Of the square's area.
+        size: Side that the square is resized to.
 
     Returns:
         Pixels.
     """
     x0, y0, x1, y1 = there.box
-    least = math.ceil(max(x1 - x0, y1 - y0) * MIN_CONTEXT)
+    least = max(math.ceil(max(x1 - x0, y1 - y0) * MIN_CONTEXT), math.ceil(size / MAX_ENLARGED))
     return min(max(round(math.sqrt(there.area / share)), least), *there.inside.shape)
 
 
@@ -284,10 +289,11 @@ class AnyShare(NamedTuple):
     """A random square of a photo around an object, of which the object covers some share."""
 
     share: float  # of its area, but see `context_side`
+    size: int  # side that it is resized to
 
     def side(self, there: Outline) -> int:
         """The square's side, in pixels."""
-        return context_side(there, self.share)
+        return context_side(there, self.share, self.size)
 
     def square(self, there: Outline, rng: np.random.Generator) -> Crop:
         """The square."""
@@ -355,7 +361,7 @@ class AsComposed(NamedTuple):
 def random_framing(config, rng: np.random.Generator) -> AnyShare | AsComposed:
     """How a sample shows its object, by `config.data.share`."""
     if config.data.share:
-        return AnyShare(math.exp(rng.uniform(*np.log(config.data.share))))
+        return AnyShare(math.exp(rng.uniform(*np.log(config.data.share))), config.image_size)
     if rng.random() >= LOOSE_SHARE:
         return AsComposed(config.context)
     factor = math.exp(rng.uniform(0, math.log(MAX_LOOSE)))
@@ -447,10 +453,10 @@ def object_of(config, record: Record, perturbation: Perturbation) -> np.ndarray:
 def view_on_black(record: Record, colors: np.ndarray, size: int) -> np.ndarray:
     """All of a record's view without its background, (size size 3) uint8.
 
-    Its longer side becomes `size`; it is centred on black.
+    Its longer side becomes `size`, but for the limit of `MAX_ENLARGED`; it is centred on black.
     """
     mask = decode_coverage(record)
-    scale = size / max(mask.shape)
+    scale = min(size / max(mask.shape), MAX_ENLARGED)
     height, width = (max(round(side * scale), 1) for side in mask.shape)
     image, mask = open_shrunk(record, mask, scale)
     image, mask = resize_cut(np.asarray(image), mask, width, height)

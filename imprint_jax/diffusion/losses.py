@@ -61,17 +61,25 @@ def draw(key: jax.Array, index: jax.Array, latent_shape: tuple[int, ...], config
 
 def object_context(model: Imprint, objects: jax.Array, drop: jax.Array) -> jax.Array:
     """The object's tokens (b s c), or the null token where `drop` (b,) says so."""
-    tokens = model.encode_object(objects)
-    return jnp.where(drop[:, None, None], model.adapter.null_context(tokens), tokens)
+    with jax.named_scope("encode_object"):
+        tokens = model.encode_object(objects)
+        return jnp.where(drop[:, None, None], model.adapter.null_context(tokens), tokens)
 
 
 def encode_target(model: Imprint, images: jax.Array, draws: Draws, config) -> jax.Array:
     """The target's latents (b h w c): the posterior's mean, or a sample if the config says so."""
-    if not config.diffusion.sample_posterior:
-        return model.vae.encode(images)
-    return jax.vmap(lambda image, key: model.vae.encode(image[None], key)[0])(
-        images, draws.posterior
-    )
+    with jax.named_scope("encode_target"):
+        if not config.diffusion.sample_posterior:
+            return model.vae.encode(images)
+        return jax.vmap(lambda image, key: model.vae.encode(image[None], key)[0])(
+            images, draws.posterior
+        )
+
+
+def denoise(model: Imprint, latents: jax.Array, timesteps: jax.Array, context: jax.Array):
+    """The UNet's prediction (b h w c) for these latents, timesteps (b,) and context (b s c)."""
+    with jax.named_scope("denoise"):
+        return model.unet(latents, timesteps, model.unet.keys_values(context))
 
 
 def identity_loss(model: Imprint, batch: dict, draws: Draws, alphas_cumprod, config) -> jax.Array:
@@ -91,7 +99,7 @@ def identity_loss(model: Imprint, batch: dict, draws: Draws, alphas_cumprod, con
     x0 = encode_target(model, to_float(batch["target"]), draws, config)
     context = object_context(model, to_float(batch["object"]), draws.drop)
     xt = process.add_noise(x0, draws.noise, a)
-    prediction = model.unet(xt, draws.timesteps, model.unet.keys_values(context))
+    prediction = denoise(model, xt, draws.timesteps, context)
     target = process.prediction_target(config.diffusion.prediction_type, x0, draws.noise, a)
     return _weight(config, a) * jnp.mean((target - prediction) ** 2, axis=(1, 2, 3))
 
@@ -105,12 +113,14 @@ def compositing_loss(
     """
     a = alphas_cumprod[draws.timesteps]
     images = to_float(batch["target"])
-    background, mask = model.encode_background(images, batch["mask"], config.diffusion.hole_fill)
+    with jax.named_scope("encode_background"):
+        fill = config.diffusion.hole_fill
+        background, mask = model.encode_background(images, batch["mask"], fill)
     x0 = encode_target(model, images, draws, config)
     context = object_context(model, to_float(batch["object"]), draws.drop)
     xt = process.add_noise(x0, draws.noise, a)
     seen = process.network_input(config.diffusion, xt, background, mask, draws.noise, a)
-    prediction = model.unet(seen, draws.timesteps, model.unet.keys_values(context))
+    prediction = denoise(model, seen, draws.timesteps, context)
     target = process.prediction_target(config.diffusion.prediction_type, x0, draws.noise, a)
     return _weight(config, a) * jnp.mean(mask * (target - prediction) ** 2, axis=(1, 2, 3))
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
-from imprint_jax.models.imprint import Imprint
+from imprint_jax.models.imprint import Imprint, to_float
 from imprint_jax.models.unet import UNet
 
 SAMPLERS = ("ddim", "dpm++2m")
@@ -255,5 +255,52 @@ def sample(
         config.diffusion.prediction_type,
         draw if eta else None,
     )
-    latents = process.blend(latents, background, cells)
+    if config.diffusion.final_blend:
+        latents = process.blend(latents, background, cells)
     return jnp.clip(model.vae.decode(latents), -1.0, 1.0)
+
+
+def generate(
+    model: Imprint,
+    objects: jax.Array,
+    images: jax.Array,
+    holes: jax.Array,
+    keys: jax.Array,
+    guidance_scale: jax.Array,
+    *,
+    config,
+    starts: jax.Array | None = None,
+    **options,
+) -> jax.Array:
+    """From pictures to pictures: objects composed into the holes of images. Jit it.
+
+    Args:
+        model: The bound model.
+        objects: (b views s s 3) uint8, on black.
+        images: (b H W 3) uint8.
+        holes: (b H W 1) of 0 and 1, 1 in the hole; any dtype.
+        keys: (b,) a key a sample.
+        guidance_scale: Scalar; 1 is off.
+        config: Has `diffusion` and `sampling` (static).
+        starts: (b H W 3) uint8, images with the objects pasted into them; needed below strength 1.
+        **options: As `sample`.
+
+    Returns:
+        (b H W 3) float32 in [-1, 1].
+    """
+    b, views = objects.shape[:2]
+    tokens = model.encode_object(to_float(objects.reshape(-1, *objects.shape[2:])))
+    background, cells = model.encode_background(
+        to_float(images), holes.astype(jnp.float32), config.diffusion.hole_fill
+    )
+    return sample(
+        model,
+        tokens.reshape(b, views * tokens.shape[1], -1),
+        background,
+        cells,
+        keys,
+        guidance_scale,
+        config=config,
+        start=None if starts is None else model.vae.encode(to_float(starts)),
+        **options,
+    )

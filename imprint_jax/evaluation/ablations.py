@@ -29,7 +29,8 @@ from imprint_jax.evaluation import encoders, evaluate, identity_probe, report, t
 from imprint_jax.evaluation.measures import Column, Measure
 from imprint_jax.runtime.files import atomic_file
 from imprint_jax.training import checkpoint, initialize
-from imprint_jax.training.train import check_config, train
+from imprint_jax.training.checks import check_config
+from imprint_jax.training.train import train
 from imprint_jax.weights import release
 from imprint_jax.weights.tensors import file_hash
 
@@ -156,7 +157,7 @@ def _check_encoders(suite: list[Variant]) -> None:
         first = variant.stage2 if variant.stage1 is None else variant.stage1
         loaded.setdefault(first.init_from.dinov2, {})[first.model.encoder] = variant
     for weights, kinds in loaded.items():
-        if weights and len(kinds) > 1:
+        if weights not in ("", config.RANDOM) and len(kinds) > 1:
             raise InputError(
                 f"init_from.dinov2 = {weights} cannot suit both encoders:"
                 f" {' and '.join(f'{kind} ({v.name})' for kind, v in kinds.items())}."
@@ -285,6 +286,12 @@ def _check(variant: Variant, settings: Settings, results: Path) -> None:
         for c in stages:
             check_config(c, jax.device_count())
             pipeline.check_sources(c)
+            follows = c is variant.stage2 and variant.stage1 is not None
+            if lacking := {*initialize.unchosen(c)} - {*(variant.inherits if follows else ())}:
+                raise InputError(
+                    f"nothing says what {', '.join(sorted(lacking))} of stage {c.stage} should"
+                    " start from: add --config.init_from.NAME=FOLDER, or =random."
+                )
         filled = asdict(settings.filled(variant.stage2))
     except InputError as error:
         raise InputError(f"{variant.label}: {error}") from error

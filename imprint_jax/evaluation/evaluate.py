@@ -147,13 +147,16 @@ def compose_results(
         InputError: No such model, other pictures in `out`, or an entry that cannot be composed.
     """
     folder = release.model_folder(model)
-    filled = settings.filled(release.load_config(folder))
-    how = job.provenance(folder, filled, {}, np.float32)
+    config = release.load_config(folder)
+    filled = settings.filled(config)
+    # A model that knows boxes only gets every hole as one; others take the entries' own levels.
+    shape = {"mask_level": level} if (level := config.sampling.mask_level) else {}
+    how = job.provenance(folder, filled, shape, np.float32)
     todo = job.unfinished(entries, out, how)
     if not todo:
         return
     compositor = Compositor.from_pretrained(folder)
-    jobs = job.compose_entries(compositor, todo, out, filled, how)
+    jobs = job.compose_entries(compositor, todo, out, filled, how, **shape)
     for entry, error in track(jobs, f"composing with {folder.name}", len(todo)):
         if error:
             raise InputError(f"{entry.id} cannot be composed: {error}")

@@ -1,4 +1,4 @@
-"""The content adapter: DINOv2's tokens to the context of the UNet's cross-attention.
+"""The content adapter: the image encoder's tokens to the context of the UNet's cross-attention.
 
 "Following ObjectStitch" is all the paper says (Sec. 3.1). The open ObjectStitch
 (bcmi/ObjectStitch-Image-Composition) has five pre-norm transformer blocks over all tokens and a
@@ -62,3 +62,45 @@ class Adapter(nnx.Module):
     def null_context(self, tokens: jax.Array) -> jax.Array:
         """The context of no object: the null token, as often as there are `tokens` (b t c)."""
         return jnp.broadcast_to(self.null_token[...].astype(jnp.float32), tokens.shape)
+
+
+class Mapper(Adapter):
+    """Transformer blocks, LayerNorm, linear: the adapter of Paint-by-Example and ObjectStitch.
+
+    The blocks run at the encoder's width, not at the context's. With a single token, as in
+    Paint-by-Example, their attention is a linear layer.
+
+    Args:
+        As `Adapter`; `mlp_width` and `num_heads` are those of blocks of `width_in` channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        width_in: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_width: int,
+        attention: Attention = PORTABLE,
+        dtype=jnp.float32,
+        rngs: Rngs,
+    ):
+        make = dict(dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+        self.blocks = nnx.List(
+            [
+                TransformerBlock(width_in, num_heads, mlp_width, attention=attention, **make)
+                for _ in range(depth)
+            ]
+        )
+        self.norm_out = layer_norm(width_in, epsilon=1e-5, **make)
+        self.proj = nnx.Linear(width_in, width, **make)
+        self.null_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(b t width_in) -> (b t width) float32."""
+        x = tokens.astype(self.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.proj(self.norm_out(x)).astype(jnp.float32)

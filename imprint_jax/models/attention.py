@@ -98,7 +98,8 @@ class Attention:
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """(b t n d) queries, (b s n d) keys and values -> (b t n d), of q's dtype."""
         kernel = {"cudnn": cudnn, "chunked": chunked, "plain": plain}[self.kernel_for(q, k)]
-        return kernel(q, k, v)
+        # A function of its own in the traced program, so that `planning` can tell what was chosen.
+        return jax.jit(kernel)(q, k, v)
 
 
 # By the kernels that every chip has.

@@ -34,7 +34,7 @@ class CLIPVision(nnx.Module):
         depth: Number of blocks.
         num_heads: Attention heads.
         mlp_width: Hidden channels of the feed-forwards.
-        projection: Channels of the embedding.
+        projection: Channels of the embedding; 0: there is none, only tokens.
         activation: "quick_gelu" (OpenAI's weights) or "gelu".
         remat: Recompute each block's activations in the backward pass.
         attention: Computes attention.
@@ -77,7 +77,8 @@ class CLIPVision(nnx.Module):
 
         self.blocks = stack_blocks(block, depth, rngs)
         self.norm_out = layer_norm(width, epsilon=1e-5, **make)
-        self.proj = nnx.Linear(width, projection, use_bias=False, **make)
+        if projection:
+            self.proj = nnx.Linear(width, projection, use_bias=False, **make)
 
     def tokens(self, images: jax.Array) -> jax.Array:
         """All tokens after the last block, without the final norm.

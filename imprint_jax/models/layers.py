@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imprint_jax.models.attention import Attention
+from imprint_jax.models.sharded import whole
 
 
 class Rngs:
@@ -191,21 +192,34 @@ def stack_blocks(make, depth: int, rngs: Rngs) -> nnx.Module:
 
 
 def run(module: nnx.Module, *args, remat: bool) -> jax.Array:
-    """Calls a module; with `remat` its activations are recomputed in the backward pass.
+    """Calls a block, whose parameters may be `Sharded`.
 
-    `nnx.remat` would do the same, but not inside a scan that the module was made outside of.
+    Equal blocks of arguments of equal shapes are traced once, differentiated once, and are one
+    function in the program that XLA is handed.
+
+    Args:
+        module: The block.
+        *args: What it is called with.
+        remat: Recompute its activations in the backward pass. (`nnx.remat` does not work inside a
+            scan that the module was made outside of.)
     """
-    if not remat:
-        return module(*args)
     graphdef, params = nnx.split(module)
-    return jax.checkpoint(lambda params, *args: nnx.merge(graphdef, params)(*args))(params, *args)
+    return (_run_remat if remat else _run)(graphdef, params, *args)
+
+
+def _call(graphdef: nnx.GraphDef, params: nnx.State, *args) -> jax.Array:
+    return nnx.merge(graphdef, whole(params))(*args)
+
+
+_run = jax.jit(_call, static_argnums=0)
+_run_remat = jax.jit(jax.checkpoint(_call, static_argnums=0), static_argnums=0)
 
 
 def scan_blocks(blocks: nnx.Module, x: jax.Array, *, remat: bool) -> jax.Array:
     """Runs what `stack_blocks` made, one after the other: compiled once, however many they are.
 
     Args:
-        blocks: The stacked blocks.
+        blocks: The stacked blocks, whose parameters may be `Sharded`.
         x: (b t c).
         remat: Recompute each block's activations in the backward pass.
 
@@ -213,7 +227,7 @@ def scan_blocks(blocks: nnx.Module, x: jax.Array, *, remat: bool) -> jax.Array:
         (b t c).
     """
     graphdef, stacked = nnx.split(blocks)
-    block = lambda x, params: (nnx.merge(graphdef, params)(x), None)
+    block = lambda x, params: (nnx.merge(graphdef, whole(params))(x), None)
     # Inside a scan nothing can be merged with the recomputation: no barrier is needed.
     block = jax.checkpoint(block, prevent_cse=False) if remat else block
     return jax.lax.scan(block, x, stacked)[0]

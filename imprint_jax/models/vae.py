@@ -5,6 +5,8 @@ model uses. `AutoencoderKL` carries the attribute names of the published checkpo
 epsilon is 1e-6 throughout (diffusers' AutoencoderKL).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,19 @@ from imprint_jax.models.layers import (
     split_heads,
     upsample_nearest,
 )
+
+# Samples that the VAE works on together, at most. At 512 px each of its widest layers is 128 MiB a
+# sample in float32: a few fill a chip, and more would be the largest part of a step's memory.
+AT_ONCE = 4
+
+
+def in_parts(function: Callable, x: jax.Array) -> jax.Array:
+    """`function` of a batch (b ...), for `AT_ONCE` samples at a time or the next divisor of b."""
+    size = max(n for n in range(1, AT_ONCE + 1) if x.shape[0] % n == 0)
+    if size == x.shape[0]:
+        return function(x)
+    y = jax.lax.map(function, x.reshape(-1, size, *x.shape[1:]))
+    return y.reshape(x.shape[0], *y.shape[2:])
 
 
 class VAEAttention(nnx.Module):
@@ -220,7 +235,8 @@ class AutoencoderKL(nnx.Module):
         Returns:
             (b H/factor W/factor latent_channels) float32.
         """
-        moments = self.quant_conv(self.encoder(images.astype(self.dtype))).astype(jnp.float32)
+        posterior = lambda x: self.quant_conv(self.encoder(x.astype(self.dtype)))
+        moments = in_parts(posterior, images).astype(jnp.float32)
         latents, log_variance = jnp.split(moments, 2, axis=-1)
         if key is not None:
             # diffusers' DiagonalGaussianDistribution clips to the same range.
@@ -230,8 +246,8 @@ class AutoencoderKL(nnx.Module):
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """(b h w latent_channels) scaled latents -> (b H W 3) float32, about [-1, 1]."""
-        latents = (latents / self.scaling_factor).astype(self.dtype)
-        return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
+        pixels = lambda z: self.decoder(self.post_quant_conv(z.astype(self.dtype)))
+        return in_parts(pixels, latents / self.scaling_factor).astype(jnp.float32)
 
 
 class LappedCodec(nnx.Module):

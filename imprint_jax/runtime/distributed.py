@@ -60,27 +60,41 @@ def any_of_all(flag: bool) -> bool:
 
 
 class StopSignal:
-    """SIGTERM, as schedulers send it before they take a machine away.
+    """SIGTERM, as schedulers send it before they take a machine away, and Ctrl-C.
 
     Used as a context manager around the training loop. With several processes JAX's coordination
-    service catches the signal on any of them, and all see it after the same step.
+    service catches SIGTERM on any of them, and all see it after the same step. A second Ctrl-C
+    interrupts at once.
     """
 
     def __enter__(self):
-        self.received = False
+        self.received = signal.SIGTERM
+        self.stopping = False
+        self.before = {signal.SIGINT: signal.signal(signal.SIGINT, self._receive)}
         if jax.process_count() == 1:
-            self.before = signal.signal(signal.SIGTERM, self._receive)
+            self.before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *exception):
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
-    def _receive(self, *arguments) -> None:
-        self.received = True
+    def _receive(self, number: int, frame) -> None:
+        self.received, self.stopping = number, True
+        log.warning("stopping after this step, which will be saved")
+        if number == signal.SIGINT:
+            log.warning("Ctrl-C again stops at once, and loses what was not saved")
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if jax.process_count() > 1:  # the way all processes hear of it
+                signal.raise_signal(signal.SIGTERM)
 
     def reached(self, step: int) -> bool:
         """Whether all processes are to stop after this step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self.received
+        return self.stopping
+
+    @property
+    def exit_code(self) -> int:
+        """How a process ends that was stopped, as shells report it: 128 and the signal's number."""
+        return 128 + self.received

@@ -25,6 +25,7 @@ from imprint_jax.models import imprint
 from imprint_jax.runtime import distributed
 from imprint_jax.runtime.files import atomic_file
 from imprint_jax.training import optimizer
+from imprint_jax.training.run_directory import load_config
 from imprint_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -277,11 +278,6 @@ def _frozen_is_damaged(folder: Path, damage: str) -> InputError:
         f"{folder} is damaged: {damage}. Put back a copy of it, which any run from the same weights"
         " has."
     )
-
-
-def load_config(workdir: Path) -> ConfigDict:
-    """The configuration a run was started with."""
-    return ConfigDict(json.loads((workdir / "config.json").read_text()))
 
 
 def load_params(workdir: Path, *, ema: bool = True) -> tuple[ConfigDict, dict]:

@@ -20,10 +20,15 @@ def count(function: Callable, *args) -> int:
     Raises:
         NotImplementedError: It has a loop of unknown length.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _count(jaxpr) -> int:
+def count_jaxpr(jaxpr) -> int:
+    """FLOPs of a traced function.
+
+    Raises:
+        NotImplementedError: It has a loop of unknown length.
+    """
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -43,17 +48,19 @@ def _count(jaxpr) -> int:
             query, key = (x.aval.shape for x in equation.invars[:2])
             total += CUDNN_PRODUCTS[name] * 2 * math.prod(query) * key[1]  # both are (b t n d)
         elif name == "scan":
-            total += params["length"] * _count(params["jaxpr"].jaxpr)
+            total += params["length"] * count_jaxpr(params["jaxpr"].jaxpr)
+        elif name == "shard_map":  # one device's share
+            total += params["mesh"].size * count_jaxpr(params["jaxpr"])
         elif name == "cond":
-            total += max(_count(branch.jaxpr) for branch in params["branches"])
+            total += max(count_jaxpr(branch.jaxpr) for branch in params["branches"])
         elif name == "while":
             raise NotImplementedError("a loop of unknown length")
         else:
-            total += sum(_count(inner) for inner in _inner_jaxprs(params))
+            total += sum(count_jaxpr(inner) for inner in inner_jaxprs(params))
     return total
 
 
-def _inner_jaxprs(params: dict):
+def inner_jaxprs(params: dict):
     """The functions an operation calls: those of jit, checkpoint, custom derivatives..."""
     for value in params.values():
         if isinstance(value, jax.extend.core.ClosedJaxpr):

@@ -4,21 +4,61 @@ import json
 import logging
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from flax import traverse_util
 
+from imprint_jax.config import RANDOM
 from imprint_jax.errors import InputError
-from imprint_jax.training import checkpoint
+from imprint_jax.models import imprint
+from imprint_jax.training import checkpoint, run_directory
 from imprint_jax.weights import release
 
 log = logging.getLogger(__name__)
+
+SHOWN = 8  # names of tensors in a message
+
+
+def check_sources(config, abstract_params: dict) -> None:
+    """Refuses a run whose weights nobody chose, or whose sources do not have them.
+
+    Reads names and shapes, no weights.
+
+    Args:
+        config: A whole configuration.
+        abstract_params: {component: nested dict of the shapes it must have}.
+
+    Raises:
+        InputError: A component without a source, other than the closed-form codec; or a source that
+            is no model, or has another shape.
+    """
+    if missing := unchosen(config):
+        fields = " ".join(f"--config.init_from.{name}=SOURCE" for name in missing)
+        raise InputError(
+            f"Nothing says what {', '.join(missing)} should start from: add {fields}, where SOURCE"
+            ' is a folder of weights, a run, or the word "random".'
+        )
+    for component, source in config.init_from.items():
+        if source not in ("", RANDOM):
+            shapes = _shapes(source, component)
+            if component == "unet":
+                shapes = _with_background_channels(shapes, abstract_params[component])
+            _check_shapes(shapes, abstract_params[component], component, source)
+
+
+def unchosen(config) -> list[str]:
+    """The components that nothing says the start of; the closed-form codec has none to choose."""
+    closed_form = {"vae"} if config.model.autoencoder != "kl" else set()
+    return [
+        name for name, source in config.init_from.items() if not source and name not in closed_form
+    ]
 
 
 def load_initial(config, abstract_params: dict) -> dict:
     """The components that `config.init_from` names a source for.
 
     Args:
-        config: A whole configuration.
+        config: A whole configuration, checked by `check_sources`.
         abstract_params: {component: nested dict of the shapes it must have}.
 
     Returns:
@@ -29,10 +69,10 @@ def load_initial(config, abstract_params: dict) -> dict:
     """
     loaded = {}
     for component, source in config.init_from.items():
-        closed_form = component == "vae" and config.model.autoencoder != "kl"
-        otherwise = "its closed form" if closed_form else "random weights"
-        log.info("%s starts from %s", component, source or otherwise)
-        if source:
+        if source == RANDOM:
+            log.info("%s starts at random", component)
+        elif source:
+            log.info("%s starts from %s", component, source)
             loaded[component] = load_component(source, component, abstract_params[component])
     return loaded
 
@@ -63,12 +103,28 @@ def load_component(source: str, component: str, abstract: dict) -> dict:
         params = release.load_component(release.model_folder(folder), component)
     if component == "unet":
         params = _with_background_channels(params, abstract)
+    _check_shapes(params, abstract, component, source)
+    return params
+
+
+def _shapes(source: str, component: str) -> dict:
+    """As `load_component`, with `jax.ShapeDtypeStruct`s in place of arrays."""
+    folder = release.resolve(source)
+    if (folder / "checkpoints").is_dir():
+        return imprint.abstract(component, run_directory.load_config(folder).model)
+    if component == "dinov2" and release.component_file(folder, "clip").is_file():
+        return release.clip_shapes(folder)
+    return release.component_shapes(release.model_folder(folder), component)
+
+
+def _check_shapes(params: dict, abstract: dict, component: str, source: str) -> None:
     shapes = {k: x.shape for k, x in traverse_util.flatten_dict(params, sep=".").items()}
     needed = {k: x.shape for k, x in traverse_util.flatten_dict(abstract, sep=".").items()}
-    if shapes != needed:
-        listed = ", ".join(f"{k} {shape}" for k, shape in sorted(shapes.items() ^ needed.items()))
-        raise InputError(f"{component} of {source} does not fit the configuration: {listed}.")
-    return params
+    differing = sorted(shapes.items() ^ needed.items())
+    if differing:
+        listed = ", ".join(f"{k} {shape}" for k, shape in differing[:SHOWN])
+        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise InputError(f"{component} of {source} does not fit the configuration: {listed}{more}.")
 
 
 def _with_background_channels(unet: dict, abstract: dict) -> dict:
@@ -77,7 +133,11 @@ def _with_background_channels(unet: dict, abstract: dict) -> dict:
     more = wanted.shape[2] - kernel.shape[2]
     if more != 1 + unet["conv_out"]["kernel"].shape[3]:
         return unet
-    padded = np.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
+    if isinstance(kernel, jax.ShapeDtypeStruct):
+        shape = (*kernel.shape[:2], wanted.shape[2], kernel.shape[3])
+        padded = jax.ShapeDtypeStruct(shape, kernel.dtype)
+    else:
+        padded = np.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
     return unet | {"conv_in": unet["conv_in"] | {"kernel": padded}}
 
 
@@ -106,6 +166,8 @@ def inherited_licences(init_from: Mapping[str, str]) -> dict[str, str]:
         init_from: {component: source}, the section of a configuration.
     """
     licences = {
-        name: load_licences(source).get(name) for name, source in init_from.items() if source
+        name: load_licences(source).get(name)
+        for name, source in init_from.items()
+        if source not in ("", RANDOM)
     }
     return {name: licence for name, licence in licences.items() if licence}

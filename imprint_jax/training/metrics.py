@@ -1,15 +1,24 @@
 """Watching a run: progress bar, metrics.jsonl, TensorBoard; and that losses stay finite."""
 
+import contextlib
 import json
 import logging
 import math
 import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from tensorboardX import SummaryWriter
 
 from imprint_jax.planning import accelerators
@@ -34,27 +43,27 @@ class Meter:
 
     def __init__(self, workdir: Path, config, console, start: int, model_flops: int | None):
         self.workdir, self.config, self.model_flops = workdir, config, model_flops
-        self.main = distributed.is_main()  # the others look, so that all stop at a bad loss
+        self.main = distributed.is_main()  # the others look too, so that all stop at a bad loss
         self.board = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=self.main
         )
-        self.metrics: list[dict] = []  # of the steps since the last look, on the device
+        self.metrics: list[dict] = []  # of the steps since the last flush, on the device
         self.step = start
-        self.restart_clock()
-        columns = (
+        self.terminal = console.is_terminal
+        self._restart_clock()
+        self.progress = Progress(
+            SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} samples/s"),
+            TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
+            console=console,
+            disable=not self.main,
         )
-        self.progress = Progress(*columns, console=console, disable=not self.main)
+        self.doing = f"stage {config.stage}"
         self.task = self.progress.add_task(
-            f"stage {config.stage}",
-            total=config.total_steps,
-            completed=start,
-            loss=math.nan,
-            rate=math.nan,
+            self.doing, total=config.total_steps, completed=start, numbers=""
         )
 
     def __enter__(self):
@@ -75,11 +84,12 @@ class Meter:
         self.metrics.append(metrics)
         self.waited += waited
         done = self.step + len(self.metrics)
+        self.progress.update(self.task, completed=done)
         if done % self.config.log_every == 0 or done == self.config.total_steps:
-            self.look()
+            self.flush()
 
-    def look(self) -> None:
-        """Reads the steps since the last look, and writes and shows their means.
+    def flush(self) -> None:
+        """Reads the steps since the last flush, and writes and shows their means.
 
         Raises:
             FloatingPointError: A loss or gradient is not finite; WORKDIR/nonfinite.json says which
@@ -102,19 +112,37 @@ class Meter:
             values["model_flops_utilisation"] = len(steps) * self.model_flops / seconds / peak
         self.step += len(steps)
         self._write(values)
-        self.progress.update(self.task, completed=self.step, loss=values["loss"], rate=rate)
-        log.info("step %d  loss %.4f  %.1f samples/s", self.step, values["loss"], rate)
+        numbers = f"loss {values['loss']:.4f}  {rate:.1f} samples/s"
+        self.progress.update(self.task, numbers=numbers)
+        self._say(f"step {self.step} of {self.config.total_steps}  {numbers}")
         self.metrics = []
-        self.restart_clock()
+        self._restart_clock()
 
-    def restart_clock(self) -> None:
-        """Rates are of the time from here on; for work that is no training."""
+    @contextlib.contextmanager
+    def paused(self, doing: str) -> Iterator[None]:
+        """Says what is being done in place of training; rates leave its time out."""
+        self.flush()
+        self._say(doing)
+        self.progress.update(self.task, description=f"{doing}\u2026")
+        try:
+            yield
+        finally:
+            self.progress.update(self.task, description=self.doing)
+            self._restart_clock()
+
+    def _say(self, text: str) -> None:
+        """A line where nobody sees the bar move."""
+        if not self.terminal:
+            log.info(text)
+
+    def _restart_clock(self) -> None:
         self.waited, self.since = 0.0, time.monotonic()
 
     def add(self, values: dict[str, float]) -> None:
         """Writes numbers that belong to the last step looked at, as a validation's."""
         self._write(values)
-        log.info("step %d  %s", self.step, "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        numbers = "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in values.items())
+        log.info("step %d  %s", self.step, numbers)
 
     def add_picture(self, name: str, picture: np.ndarray) -> None:
         """Shows (h w 3) uint8 in TensorBoard."""

@@ -5,22 +5,25 @@ import re
 
 import jax
 import numpy as np
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from imprint_jax.errors import InputError
+from imprint_jax.models.sharded import Sharded, whole
 
 # Smaller arrays are replicated: gathering them would cost more than it saves.
 MIN_SHARDED_ELEMENTS = 2**16
 
 
 def make_mesh(fsdp: int) -> Mesh:
-    """All devices as ("data", "fsdp"); `fsdp` of them share one copy of the state.
+    """All devices as ("data", "fsdp"); `fsdp` of them share one copy of the state, 0: all.
 
     Raises:
         InputError: `fsdp` does not divide the number of devices.
     """
     devices = jax.devices()
+    fsdp = fsdp or len(devices)
     if fsdp < 1 or len(devices) % fsdp:
         raise InputError(f"config.fsdp = {fsdp} does not divide the {len(devices)} devices.")
     # jax.make_mesh would give Explicit axes, under which sharded convolutions are an error.
@@ -32,9 +35,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+# A batch: the first axis over all devices.
+BATCH = P(("data", "fsdp"))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis over all devices."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    """Where a batch lies."""
+    return NamedSharding(mesh, BATCH)
 
 
 # Which axis of a parameter may be cut over "fsdp": the first pattern found in its path decides. The
@@ -52,7 +59,8 @@ def state_sharding(mesh: Mesh, abstract_state):
     """
 
     def spec(path, leaf) -> NamedSharding:
-        return NamedSharding(mesh, param_spec(_joined(path), leaf.shape, mesh.shape["fsdp"]))
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, param_spec(name, leaf.shape, mesh.shape["fsdp"]))
 
     return jax.tree_util.tree_map_with_path(spec, abstract_state)
 
@@ -73,6 +81,48 @@ def param_spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:
     return P()
 
 
-def _joined(path) -> str:
-    """A key path as "a/b/c": of dicts, dataclasses and tuples."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+def specs(shardings):
+    """The `PartitionSpec` of each of a tree of shardings."""
+    return jax.tree.map(lambda sharding: sharding.spec, shardings)
+
+
+# Parameters that the networks gather themselves, a block at a time (`models.sharded`). The keys and
+# values of an object's tokens are computed outside of the UNet's blocks.
+BLOCKWISE = re.compile(r"dinov2/blocks/|unet/.*(resnets|attentions)/(?!.*attn2/to_[kv]/)")
+
+
+def for_networks(params: dict, specs: dict, dtype) -> dict:
+    """One device's parts of parameters as networks take them: `Sharded` in blocks, else whole.
+
+    Kernels are sent in the computation's dtype, in which they are used anyway.
+
+    Args:
+        params: Nested dict, inside `jax.shard_map`.
+        specs: Nested dict of where each is cut.
+        dtype: Of the computation; the VAE's is float32 always.
+    """
+    specs, leaves = traverse_util.flatten_dict(specs, sep="/"), {}
+    for path, part in traverse_util.flatten_dict(params, sep="/").items():
+        leaves[path] = part
+        if "fsdp" in specs[path]:
+            cast = path.endswith("kernel") and not path.startswith("vae/")
+            axis = specs[path].index("fsdp") - part.ndim
+            sharded = Sharded(part, axis, "fsdp", dtype if cast else part.dtype)
+            leaves[path] = sharded if BLOCKWISE.match(path) else whole(sharded)
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def mean_over_devices(grads: dict, specs: dict, mesh: Mesh) -> dict:
+    """The gradients of all devices' mean loss, inside `jax.shard_map`; summed in float32.
+
+    Args:
+        grads: Of each device's own mean loss; of cut parameters summed over "fsdp" already.
+        specs: Where each is cut.
+        mesh: The mesh.
+    """
+
+    def mean(grad, spec):
+        axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1 and axis not in spec]
+        return (jax.lax.psum(grad, axes) if axes else grad) / mesh.size
+
+    return jax.tree.map(mean, grads, specs)

@@ -1,22 +1,18 @@
-"""The training state: how it starts and what one step does to it."""
+"""The training state, how it starts, and the programs that a run compiles."""
 
-import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import struct, traverse_util
+from flax import struct
+from jax.sharding import PartitionSpec as P
 
 from imprint_jax.data import batch as batches
 from imprint_jax.diffusion import losses, process, sampling
 from imprint_jax.models import imprint, init
 from imprint_jax.models.attention import Attention, Target
-from imprint_jax.training import flops, optimizer, sharding
-
-# The loss is also reported for each of so many equal ranges of timesteps.
-TIMESTEP_RANGES = 4
+from imprint_jax.training import flops, optimizer, sharding, step
 
 
 @struct.dataclass
@@ -53,11 +49,11 @@ class Trainer:
         )
         self.labels = optimizer.label_params(self.abstract_params, config.groups)
         self.tx = optimizer.make_optimizer(config, self.labels)
-        self.abstract_state = jax.eval_shape(self._from_params, self.abstract_params)
+        self.abstract_state = jax.eval_shape(self._new_state, self.abstract_params)
         self.state_sharding = sharding.state_sharding(mesh, self.abstract_state)
         self.alphas_cumprod = process.noise_schedule(config.diffusion)
 
-    def _from_params(self, params: dict) -> TrainState:
+    def _new_state(self, params: dict) -> TrainState:
         trained, frozen = optimizer.partition(params, self.labels)
         # The VAE computes in float32 always; all else is rounded to the computation's dtype anyway.
         frozen = {
@@ -65,43 +61,68 @@ class Trainer:
             for name, tree in frozen.items()
         }
         ema = jax.tree.map(jnp.copy, trained)
-        step = jnp.zeros((), jnp.int32)
-        return TrainState(step, trained, frozen, ema, self.tx.init(trained))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, trained, frozen, ema, self.tx.init(trained))
 
     def initial_params(self, loaded: dict) -> dict:
-        """Every component's parameters on this host: those given, the rest at random.
+        """All parameters in float32, each where the state will have it: `loaded`, or random.
+
+        Beside what is placed there is one component on the host, and nothing whole on a device.
 
         Args:
-            loaded: {component: nested dict of NumPy arrays}.
+            loaded: {component: nested dict of NumPy arrays}, the same on every host; emptied.
         """
-        seed, model = self.config.seed, self.config.model
-        return {
-            name: loaded.get(name) or init.draw(name, model, seed) for name in imprint.COMPONENTS
-        }
+        where, placed = sharding.state_sharding(self.mesh, self.abstract_params), {}
+        for name in imprint.COMPONENTS:
+            host = loaded.pop(name, None) or init.draw(name, self.config.model, self.config.seed)
+            # Every host cuts its devices' parts out of its own copy.
+            placed[name] = jax.tree.map(
+                lambda x, where: jax.make_array_from_callback(x.shape, where, x.__getitem__),
+                host,
+                where[name],
+            )
+            del host  # before the next is drawn
+        return placed
 
     def init(self, params: dict) -> TrainState:
-        """A new state of parameters on the host, the same on every host."""
-        # Every host cuts its devices' parts out of its own copy: nothing is ever whole on a device.
-        placed = jax.tree.map(
-            lambda x, where: jax.make_array_from_callback(x.shape, where, x.__getitem__),
-            params,
-            sharding.state_sharding(self.mesh, self.abstract_params),
+        """A new state of `initial_params`, which are donated."""
+        where = sharding.state_sharding(self.mesh, self.abstract_params)
+        new = jax.jit(
+            self._new_state,
+            in_shardings=(where,),
+            out_shardings=self.state_sharding,
+            donate_argnums=0,
         )
-        make = jax.jit(self._from_params, out_shardings=self.state_sharding)
-        return make(placed)
+        return new(params)
 
-    def _whole(self, params):
-        """Parameters as all that computes with them takes them: whole on every device.
+    def _bind(self, trained: dict, frozen: dict) -> imprint.Imprint:
+        """The model, on one device of `_each_device`."""
+        params = optimizer.merge(trained, frozen)
+        specs = optimizer.merge(*(self._specs(x) for x in ("trained", "frozen")))
+        return imprint.bind(self.graphdef, sharding.for_networks(params, specs, self.dtype))
 
-        Only what is kept is cut. Computing with cut parameters, the partitioner would cut the
-        matrix products too and send activations: many times the bytes (docs/planning.md).
+    def _specs(self, part: str) -> dict:
+        return sharding.specs(getattr(self.state_sharding, part))
+
+    def _each_device(self, function: Callable, out_specs) -> Callable:
+        """Runs (trained, frozen, batch, other) -> ... on each device, for its share of the batch.
+
+        Devices hear of each other in `sharded.whole` and `sharding.mean_over_devices` only.
         """
-        return jax.lax.with_sharding_constraint(params, sharding.replicated(self.mesh))
 
-    def _losses(
-        self, trained: dict, frozen: dict, batch: dict, key: jax.Array, graphdef=None
-    ) -> losses.Losses:
-        model = imprint.bind(graphdef or self.graphdef, optimizer.merge(trained, frozen))
+        def in_precision(*args):
+            with jax.default_matmul_precision(self.config.precision):
+                return function(*args)
+
+        return jax.shard_map(
+            in_precision,
+            mesh=self.mesh,
+            in_specs=(self._specs("trained"), self._specs("frozen"), sharding.BATCH, P()),
+            out_specs=out_specs,
+            check_vma=False,
+        )
+
+    def _losses(self, model: imprint.Imprint, batch: dict, key: jax.Array) -> losses.Losses:
         shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
         draws = losses.draw(key, batch["index"], shape, self.config)
         loss_fn = losses.STAGE_LOSS[self.config.stage]
@@ -122,116 +143,87 @@ class Trainer:
         Returns:
             Gradients like `trained`, and the samples' losses and timesteps, (batch_size,).
         """
-        trained, frozen = self._whole((trained, frozen))
 
-        def mean_loss(trained, part):
-            found = self._losses(trained, frozen, part, key)
-            return jnp.mean(found.values), found
+        def one_device(trained, frozen, batch, key):
+            loss_fn = lambda trained, part: self._losses(self._bind(trained, frozen), part, key)
+            grads, found = step.gradients(loss_fn, trained, batch, self.config.accumulation)
+            with jax.named_scope("sum_gradients"):
+                return sharding.mean_over_devices(grads, self._specs("trained"), self.mesh), found
 
-        grad_fn = jax.grad(mean_loss, has_aux=True)
-        count = self.config.accumulation
-        if count == 1:
-            return grad_fn(trained, batch)
-
-        # Part i takes every count-th sample: each device works on samples it has.
-        parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
-        spread = sharding.batch_sharding(self.mesh)
-
-        def add(total, part):
-            part = jax.lax.with_sharding_constraint(part, spread)
-            grads, found = grad_fn(trained, part)
-            return jax.tree.map(lambda t, g: t + g / count, total, grads), found
-
-        grads, found = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trained), parts)
-        return grads, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), found)
+        out_specs = self._specs("trained"), sharding.BATCH
+        return self._each_device(one_device, out_specs)(trained, frozen, batch, key)
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """One step, compiled: (state, batch) -> (state, metrics). The old state is donated.
 
-        Metrics are scalars: loss; loss_sum/A-B and loss_count/A-B for ranges of timesteps;
-        grad_norm, also a group; lr a group.
+        Metrics are those of `step.metrics`, and the learning rate of each group.
         """
         config = self.config
         rates = optimizer.schedules(config)
 
-        def step(state: TrainState, batch: dict):
+        def train(state: TrainState, batch: dict):
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
             grads, found = self.gradients(state.trained, state.frozen, batch, key)
-            updates, opt_state = self.tx.update(grads, state.opt_state, state.trained)
-            trained = optax.apply_updates(state.trained, updates)
-            done = state.step.astype(jnp.float32)
-            decay = jnp.minimum(config.optim.ema_decay, (1 + done) / (10 + done))
-            ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, trained)
-            metrics = {"loss": jnp.mean(found.values), "grad_norm": optax.tree.norm(grads)}
-            metrics |= self._group_norms(grads) | self._by_timestep(found)
+            with jax.named_scope("optimizer"):
+                updates, opt_state = self.tx.update(grads, state.opt_state, state.trained)
+                trained = optax.apply_updates(state.trained, updates)
+                decay = config.optim.ema_decay
+                ema = step.moving_average(state.ema, trained, state.step, decay)
+            metrics = step.metrics(found, grads, self.labels, len(self.alphas_cumprod))
             metrics |= {f"lr/{name}": rate(state.step) for name, rate in rates.items()}
-            new_state = TrainState(state.step + 1, trained, state.frozen, ema, opt_state)
-            return new_state, metrics
+            return TrainState(state.step + 1, trained, state.frozen, ema, opt_state), metrics
 
         out_shardings = (self.state_sharding, sharding.replicated(self.mesh))
-        return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
-
-    def _group_norms(self, grads: dict) -> dict[str, jax.Array]:
-        groups = {}
-        for path, grad in traverse_util.flatten_dict(grads, sep="/").items():
-            groups.setdefault(self.labels[path], []).append(grad)
-        return {f"grad_norm/{name}": optax.tree.norm(group) for name, group in groups.items()}
-
-    def _by_timestep(self, found: losses.Losses) -> dict[str, jax.Array]:
-        metrics = {}
-        edges = np.linspace(0, len(self.alphas_cumprod), TIMESTEP_RANGES + 1).astype(int)
-        for low, high in itertools.pairwise(edges):
-            inside = (found.timesteps >= low) & (found.timesteps < high)
-            metrics[f"loss_sum/{low}-{high - 1}"] = jnp.sum(found.values * inside)
-            metrics[f"loss_count/{low}-{high - 1}"] = jnp.sum(inside)
-        return metrics
+        return jax.jit(train, donate_argnums=0, out_shardings=out_shardings)
 
     def validation_step(self) -> Callable[[TrainState, dict], jax.Array]:
         """(state, batch) -> the averaged weights' mean loss, with draws that never change."""
-        key = jax.random.key(self.config.seed)
 
-        def step(state: TrainState, batch: dict) -> jax.Array:
-            averaged, frozen = self._whole((state.ema, state.frozen))
-            return jnp.mean(self._losses(averaged, frozen, batch, key).values)
+        def one_device(ema, frozen, batch, key):
+            return self._losses(self._bind(ema, frozen), batch, key).values
 
-        return jax.jit(step, out_shardings=sharding.replicated(self.mesh))
+        def validate(state: TrainState, batch: dict) -> jax.Array:
+            losses_of = self._each_device(one_device, sharding.BATCH)
+            key = jax.random.key(self.config.seed)
+            return jnp.mean(losses_of(state.ema, state.frozen, batch, key))
+
+        return jax.jit(validate, out_shardings=sharding.replicated(self.mesh))
 
     def preview_step(self) -> Callable[[TrainState, dict, float], jax.Array]:
         """(state, batch, guidance scale) -> pictures (b h w 3) uint8 by the averaged weights."""
         config = self.config
-        keys = lambda index: jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(
-            index
-        )
 
-        def step(state: TrainState, batch: dict, guidance_scale) -> jax.Array:
-            model = imprint.bind(self.graphdef, self._whole(state.params(ema=True)))
-            background, cells = model.encode_background(
-                imprint.to_float(batch["target"]), batch["mask"], config.diffusion.hole_fill
-            )
-            pictures = sampling.sample(
-                model,
-                model.encode_object(imprint.to_float(batch["object"])),
-                background,
-                cells,
-                keys(batch["index"]),
+        def one_device(ema, frozen, batch, guidance_scale):
+            pictures = sampling.generate(
+                self._bind(ema, frozen),
+                batch["object"][:, None],
+                batch["target"],
+                batch["mask"],
+                jax.vmap(jax.random.fold_in, (None, 0))(
+                    jax.random.key(config.seed), batch["index"]
+                ),
                 guidance_scale,
-                num_steps=config.sampling.num_steps,
                 config=config,
+                num_steps=config.sampling.num_steps,
             )
-            return jnp.round((pictures + 1.0) * 127.5).astype(jnp.uint8)
+            return imprint.to_uint8(pictures)
 
-        return jax.jit(step, out_shardings=sharding.replicated(self.mesh))
+        def preview(state: TrainState, batch: dict, guidance_scale) -> jax.Array:
+            pictures_of = self._each_device(one_device, sharding.BATCH)
+            return pictures_of(state.ema, state.frozen, batch, guidance_scale)
+
+        return jax.jit(preview, out_shardings=sharding.replicated(self.mesh))
 
     def model_flops(self) -> int:
         """FLOPs of one step's forward and backward passes, recomputation left out."""
         # The chunked kernel would compute its scores a second time in the backward pass.
         plain = Attention(kernel="plain")
         graphdef, _ = imprint.split(self.config.model, self.dtype, attention=plain)
-        state = self.abstract_state
         batch = batches.batch_spec(self.config, self.config.batch_size)
 
         def mean_loss(trained, frozen, batch):
-            found = self._losses(trained, frozen, batch, jax.random.key(0), graphdef)
-            return jnp.mean(found.values)
+            model = imprint.bind(graphdef, optimizer.merge(trained, frozen))
+            return jnp.mean(self._losses(model, batch, jax.random.key(0)).values)
 
+        state = self.abstract_state
         return flops.count(jax.grad(mean_loss), state.trained, state.frozen, batch)

@@ -9,6 +9,7 @@ from imprint_jax.errors import InputError
 from imprint_jax.weights.mapping import LINEAR, Piece, Table, axes_of
 from imprint_jax.weights.tensors import StoredTensor
 
+PROJECTION = "visual_projection.weight"
 # Our paths and Hugging Face's names; {i} is a block's number.
 HF_NAMES = {
     "patch_embed/kernel": "vision_model.embeddings.patch_embedding.weight",
@@ -16,7 +17,7 @@ HF_NAMES = {
     "pos_embed": "vision_model.embeddings.position_embedding.weight",
     "norm_in": "vision_model.pre_layrnorm",  # their spelling
     "norm_out": "vision_model.post_layernorm",
-    "proj/kernel": "visual_projection.weight",
+    "proj/kernel": PROJECTION,
     "blocks/norm1": "vision_model.encoder.layers.{i}.layer_norm1",
     "blocks/norm2": "vision_model.encoder.layers.{i}.layer_norm2",
     "blocks/mlp/fc1": "vision_model.encoder.layers.{i}.mlp.fc1",
@@ -36,12 +37,14 @@ def settings(tensors: dict[str, StoredTensor], config: dict, name: str) -> dict:
     """
     vision = config.get("vision_config", config)
     patch = HF_NAMES["patch_embed/kernel"]
-    needed = (patch, HF_NAMES["pos_embed"], HF_NAMES["proj/kernel"])
+    needed = (patch, HF_NAMES["pos_embed"], "vision_model.encoder.layers.0.mlp.fc1.weight")
     if lacking := [key for key in needed if key not in tensors]:
         raise InputError(f"{name} holds no CLIP vision tower: it lacks {', '.join(lacking)}.")
     activation = vision.get("hidden_act", "quick_gelu")
     if activation not in ("quick_gelu", "gelu"):
         raise InputError(f"{name} has the activation {activation!r}; known: quick_gelu, gelu.")
+    if vision.get("layer_norm_eps", 1e-5) != 1e-5:
+        raise InputError(f"{name} has layer_norm_eps {vision['layer_norm_eps']}; CLIP's is 1e-5.")
     width, _, patch_size, _ = tensors[patch].shape
     layers = [re.match(r"vision_model\.encoder\.layers\.(\d+)\.", key) for key in tensors]
     depth = 1 + max(int(match[1]) for match in layers if match)
@@ -53,7 +56,7 @@ def settings(tensors: dict[str, StoredTensor], config: dict, name: str) -> dict:
         # Both published towers have heads of 64 channels; config.json files may omit the number.
         num_heads=vision.get("num_attention_heads", width // 64),
         mlp_width=tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        projection=tensors[HF_NAMES["proj/kernel"]].shape[0],
+        projection=tensors[PROJECTION].shape[0] if PROJECTION in tensors else 0,
         activation=activation,
     )
 
@@ -85,16 +88,19 @@ def _hf_name(path: str) -> str:
 
 
 def hf_config(clip: dict) -> dict:
-    """transformers' config.json of `CLIPVisionModelWithProjection` for our tower."""
+    """transformers' config.json of CLIP's vision tower."""
     return {
-        "architectures": ["CLIPVisionModelWithProjection"],
+        "attention_dropout": 0.0,
         "hidden_act": clip["activation"],
         "hidden_size": clip["width"],
         "image_size": clip["image_size"],
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
         "intermediate_size": clip["mlp_width"],
+        "layer_norm_eps": 1e-5,
         "model_type": "clip_vision_model",
         "num_attention_heads": clip["num_heads"],
+        "num_channels": 3,
         "num_hidden_layers": clip["depth"],
         "patch_size": clip["patch_size"],
-        "projection_dim": clip["projection"],
     }

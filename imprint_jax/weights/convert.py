@@ -1,11 +1,14 @@
 """`imprint convert`: public weights to a folder of ours, and a folder of ours to PyTorch's."""
 
+import itertools
 import json
 import logging
 import os
-import shutil
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -13,8 +16,9 @@ import numpy as np
 from imprint_jax import config
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
-from imprint_jax.weights import clip, dinov2, mapping, release, stable_diffusion
-from imprint_jax.weights.detect import LICENCES, Component, Source, find
+from imprint_jax.runtime.files import atomic_folder
+from imprint_jax.weights import clip, detect, dinov2, mapping, peers, release, stable_diffusion
+from imprint_jax.weights.detect import Component, Source, find
 from imprint_jax.weights.tensors import write_tensors
 
 log = logging.getLogger(__name__)
@@ -27,7 +31,14 @@ DTYPES = {
 
 
 def convert(
-    src: Path, dst: Path, *, kind: str = "auto", to: str = "imprint", dtype: str | None = None
+    src: Path,
+    dst: Path,
+    *,
+    kind: str = "auto",
+    to: str = "imprint",
+    dtype: str | None = None,
+    licence: str | None = None,
+    clip_folder: Path | None = None,
 ) -> None:
     """Converts weights.
 
@@ -39,6 +50,9 @@ def convert(
         to: "imprint" makes config.json and one safetensors a component; "torch" makes folders that
             diffusers and transformers load: unet/, vae/, dinov2/, and adapter/, imprint.json.
         dtype: "float32", "float16" or "bfloat16"; None keeps each tensor's.
+        licence: That of the weights; None: the published weights' that the networks may be by their
+            sizes, or "not stated".
+        clip_folder: As `detect.find` takes it.
 
     Raises:
         InputError: Nothing known in `src`, tensors that do not fit, an unknown option, or `dst`
@@ -48,7 +62,7 @@ def convert(
         raise InputError(f'--to is {to!r}; use "imprint" or "torch".')
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype!r}; use {', '.join(DTYPES)}.")
-    source = find(src, kind)
+    source = find(src, kind, clip_folder)
     if not source.components:
         raise InputError(f"{src} holds no weights.")
     for part in source.components:
@@ -58,15 +72,15 @@ def convert(
             raise InputError(f"{src} is in PyTorch's names already.")
         _to_torch(source, dst, DTYPES.get(dtype))
     else:
-        _to_imprint(source, dst, DTYPES.get(dtype))
+        _to_imprint(source, dst, DTYPES.get(dtype), licence)
 
 
-def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None) -> None:
-    released = _released(source, dst)
+def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None, licence: str | None) -> None:
+    released = _released(source, dst, licence)
     names = [part.name for part in source.components]
     if there := [name for name in names if (dst / f"{name}.safetensors").exists()]:
         raise InputError(f"{dst} holds {', '.join(there)} already; choose another folder.")
-    with _building(dst) as folder:
+    with _adding(dst) as folder:
         for part in source.components:
             params = mapping.read(part.table, part.tensors, part.abstract, part.source, dtype)
             release.write_component(folder, part.name, params)
@@ -74,49 +88,81 @@ def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None) -> None:
         release.write_config(folder, released)
 
 
-def _released(source: Source, dst: Path) -> dict:
-    """The config.json that `dst` will have: what is there, or the defaults, with what we found."""
-    found = {part.name: part.settings for part in source.components}
-    if "clip" in found:
-        return {"clip": found["clip"], "licences": {"clip": LICENCES["clip"]}}
+def _released(source: Source, dst: Path, licence: str | None) -> dict:
+    """The config.json that `dst` will have: what is there, or the defaults, with the source's."""
     if source.kind == "imprint":
         return source.released
+    settings = {part.name: part.settings for part in source.components}
+    licences = {name: licence or own for name, own in detect.licences(source).items()}
+    if "clip" in settings:
+        return {"clip": settings["clip"], "licences": licences}
     if (dst / "config.json").is_file():
         released = release.load_config(dst).to_dict()
     else:
         released = release.released_fields(config.default())
-    released["model"] |= found
-    released["diffusion"] |= source.released.get("diffusion", {})
-    if not (dst / "adapter.safetensors").exists():
+    released["model"] |= settings
+    for name, value in source.released.items():
+        released[name] = released[name] | value if isinstance(value, dict) else value
+    if "adapter" not in settings and not (dst / "adapter.safetensors").exists():
         model = released["model"]
         model["adapter"]["width_in"] = model["dinov2"]["width"]
         model["adapter"]["width"] = model["unet"]["context_width"]
-    released.setdefault("licences", {}).update({name: LICENCES[name] for name in found})
+    released.setdefault("licences", {}).update(licences)
     return released
 
 
+class Target(NamedTuple):
+    """Where a component goes in folders of PyTorch's libraries, and under which names.
+
+    Attributes:
+        folder: The folder's name.
+        file: The file's; components of one folder share it.
+        table: The names.
+        settings: The folder's config.json; empty: none.
+    """
+
+    folder: str
+    file: str
+    table: mapping.Table
+    settings: dict
+
+
 def _to_torch(source: Source, dst: Path, dtype: np.dtype | None) -> None:
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise InputError(f"{dst} exists already; choose another folder.")
     # Everything that can be refused is, before anything is written.
-    targets = {part.name: _torch_target(part, source.released) for part in source.components}
-    with _building(dst) as folder:
-        for part in source.components:
-            table, settings, file = targets[part.name]
-            params = mapping.read(part.table, part.tensors, part.abstract, part.source, dtype)
-            (folder / part.name).mkdir()
-            if settings:
-                _write_json(folder / part.name / "config.json", settings)
-            tensors = mapping.write(table, params)
+    targets = [(part, _torch_target(part, source.released)) for part in source.components]
+    with atomic_folder(dst) as folder:
+        for name, group in itertools.groupby(targets, lambda pair: pair[1].folder):
+            (folder / name).mkdir()
+            tensors = {}
+            for part, target in group:
+                params = mapping.read(part.table, part.tensors, part.abstract, part.source, dtype)
+                tensors |= mapping.write(target.table, params)
+                log.info("%s: %s", part.source, dst / name / target.file)
+            if target.settings:
+                _write_json(folder / name / "config.json", target.settings)
             # Without this mark transformers and diffusers refuse the file.
-            write_tensors(folder / part.name / file, tensors, {"format": "pt"})
-            log.info("%s: %s", part.source, dst / part.name / file)
+            write_tensors(folder / name / target.file, tensors, {"format": "pt"})
+        if _is_peer(source.released) and source.released["model"]["object_tokens"] == "class":
+            for name, content in peers.pipeline_files(source.released).items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                _write_json(folder / name, content)
         _write_json(folder / "imprint.json", source.released)
         release.write_card(folder, source.released)
 
 
-def _torch_target(part: Component, released: dict) -> tuple[mapping.Table, dict, str]:
-    """A component's names in PyTorch's libraries, its config.json there, and its file's name."""
+def _is_peer(released: dict) -> bool:
+    """Whether the object's condition comes from Paint-by-Example's kind of image encoder."""
+    model = released.get("model", {})
+    return (model.get("encoder"), model.get("adapter_kind")) == ("clip", "mapper")
+
+
+def _torch_target(part: Component, released: dict) -> Target:
+    file = f"{stable_diffusion.STEM}.safetensors"
+    if part.name in ("dinov2", "adapter") and _is_peer(released):
+        make_table = peers.tower_table if part.name == "dinov2" else peers.mapper_table
+        model = released["model"]
+        settings = peers.image_encoder_config(model["dinov2"], model["adapter"])
+        return Target("image_encoder", "model.safetensors", make_table(part.abstract), settings)
     match part.name:
         case "unet":
             diffusion = released["diffusion"]
@@ -125,11 +171,7 @@ def _torch_target(part: Component, released: dict) -> tuple[mapping.Table, dict,
             order = orders[diffusion["mask_channel"]] if concatenates else ()
             side = released["image_size"] // imprint.latent_factor(released["model"])
             table = stable_diffusion.diffusers_table(part.abstract, order)
-            return (
-                table,
-                stable_diffusion.unet_config(part.settings, side),
-                f"{stable_diffusion.STEM}.safetensors",
-            )
+            return Target("unet", file, table, stable_diffusion.unet_config(part.settings, side))
         case "vae":
             if released["model"]["autoencoder"] != "kl":
                 raise InputError(
@@ -137,23 +179,23 @@ def _torch_target(part: Component, released: dict) -> tuple[mapping.Table, dict,
                     " only models with Stable Diffusion's VAE can be converted."
                 )
             settings = stable_diffusion.vae_config(part.settings, released["image_size"])
-            return (
-                stable_diffusion.diffusers_table(part.abstract),
-                settings,
-                f"{stable_diffusion.STEM}.safetensors",
-            )
+            return Target("vae", file, stable_diffusion.diffusers_table(part.abstract), settings)
         case "dinov2" if "projection" in part.settings:
             raise InputError(
                 f"{part.source} is CLIP's; only models whose encoder is DINOv2 can be converted."
             )
         case "dinov2":
             settings = dinov2.hf_config(part.settings)
-            return dinov2.hf_table(part.abstract), settings, "model.safetensors"
+            return Target("dinov2", "model.safetensors", dinov2.hf_table(part.abstract), settings)
         case "clip":
-            settings = clip.hf_config(part.settings)
-            return clip.hf_table(part.abstract), settings, "model.safetensors"
+            settings = clip.hf_config(part.settings) | {
+                "architectures": ["CLIPVisionModelWithProjection"],
+                "projection_dim": part.settings["projection"],
+            }
+            return Target("clip", "model.safetensors", clip.hf_table(part.abstract), settings)
         case "adapter":
-            return stable_diffusion.diffusers_table(part.abstract), {}, "adapter.safetensors"
+            table = stable_diffusion.diffusers_table(part.abstract)
+            return Target("adapter", "adapter.safetensors", table, {})
     raise AssertionError(part.name)
 
 
@@ -162,15 +204,18 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 @contextmanager
-def _building(dst: Path):
-    """A folder beside `dst` whose content moves there at the end; gone after an exception."""
-    folder = dst.with_name(f".{dst.name}.{os.getpid()}")
-    folder.mkdir(parents=True)
+def _adding(dst: Path) -> Iterator[Path]:
+    """A folder whose content moves to `dst` at the end; after an exception nothing of it does."""
+    if not dst.exists():
+        with atomic_folder(dst) as folder:
+            yield folder
+        return
     try:
-        yield folder
-        dst.mkdir(exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=dst, prefix=".")
+    except OSError as error:  # it is a file, or read-only
+        raise InputError(f"Cannot write {dst}: {error.strerror}.") from error
+    with temporary as name:
+        yield Path(name)
         # config.json last: without it the folder is no model yet.
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+        for path in sorted(Path(name).iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, dst / path.name)
-    finally:
-        shutil.rmtree(folder)

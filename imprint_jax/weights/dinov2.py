@@ -24,6 +24,8 @@ HF_NAMES = (
 )
 HF_QKV = ("query", "key", "value")
 
+# What our network is built as; a config.json that says otherwise is of another one.
+HF_FIXED = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True, "num_channels": 3}
 HEAD_WIDTH = 64  # channels a head, in every published DINOv2 (dinov2/models/vision_transformer.py)
 
 
@@ -65,6 +67,11 @@ def hf_settings(tensors: dict[str, StoredTensor], settings: dict, name: str) -> 
     )
     if lacking := [key for key in needed if key not in tensors]:
         raise InputError(f"{name} holds no DINOv2: it lacks {', '.join(lacking)}.")
+    for key, value in HF_FIXED.items():
+        if settings.get(key, value) != value:
+            raise InputError(f"{name} has {key} {settings[key]!r}; DINOv2's is {value!r}.")
+    if not isinstance(settings.get("num_attention_heads"), int):
+        raise InputError(f"{name}: its config.json says no number of attention heads.")
     swiglu = f"{layer}.mlp.weights_out.weight"
     return _settings(
         tensors,

@@ -5,16 +5,20 @@ axes are ordered there. Tensors are read one at a time: no direction holds more 
 one tensor.
 """
 
+import itertools
+import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
 from imprint_jax.errors import InputError
-from imprint_jax.weights.tensors import StoredTensor
+from imprint_jax.weights.tensors import StoredTensor, arrays_hash
+
+log = logging.getLogger(__name__)
 
 # How PyTorch orders the axes of a kernel, as a permutation of ours.
 SAME = ()
@@ -30,6 +34,7 @@ class Piece(NamedTuple):
         key: The checkpoint's tensor.
         axes: SAME, LINEAR or CONV.
         where: Index of the part into our array; empty for the whole.
+        lead: How many axes of length 1 the tensor has at its start that ours has not.
         order: If not empty, the tensor's input channels in our order: ours[i] = theirs[order[i]].
     """
 
@@ -37,15 +42,17 @@ class Piece(NamedTuple):
     key: str
     axes: tuple[int, ...] = SAME
     where: tuple = ()
+    lead: int = 0
     order: tuple[int, ...] = ()
 
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
         """The shape the tensor must have, given our parameter's."""
         part = np.broadcast_to(False, ours)[self.where].shape
-        return tuple(part[i] for i in self.axes or range(len(part)))
+        return (1,) * self.lead + tuple(part[i] for i in self.axes or range(len(part)))
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         """The tensor with our axes."""
+        tensor = tensor.reshape(tensor.shape[self.lead :])
         tensor = tensor.transpose(np.argsort(self.axes)) if self.axes else tensor
         return tensor[..., self.order, :] if self.order else tensor
 
@@ -54,7 +61,7 @@ class Piece(NamedTuple):
         array = array[self.where]
         array = array[..., np.argsort(self.order), :] if self.order else array
         array = array.transpose(self.axes) if self.axes else array
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array.reshape((1,) * self.lead + array.shape))
 
 
 class Table(NamedTuple):
@@ -134,16 +141,59 @@ def read(
     Raises:
         InputError: As `check`.
     """
+    arrays = parameters(table, tensors, abstract, name, dtype)
+    return traverse_util.unflatten_dict(dict(arrays), sep="/")
+
+
+def parameters(
+    table: Table,
+    tensors: Mapping[str, StoredTensor],
+    abstract: dict,
+    name: str,
+    dtype: np.dtype | None = None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """As `read`, one parameter at a time: its path and its array, in the order of the table."""
     check(table, tensors, abstract, name)
     shapes = {p: x.shape for p, x in traverse_util.flatten_dict(abstract, sep="/").items()}
-    flat = {}
-    for piece in table.pieces:
-        stored = tensors[piece.key]
-        # Before the tensor is read: the other order leaves holes in memory, twice the model's size.
-        if piece.path not in flat:
-            flat[piece.path] = np.empty(shapes[piece.path], dtype or stored.dtype)
-        flat[piece.path][piece.where] = piece.to_ours(stored.read())
-    return traverse_util.unflatten_dict(flat, sep="/")
+    zero = []
+    for path, pieces in itertools.groupby(table.pieces, lambda piece: piece.path):
+        array = None
+        for piece in pieces:
+            stored = tensors[piece.key]
+            # Before the tensor is read: the other order leaves holes in memory, twice the model's
+            # size.
+            if array is None:
+                array = np.empty(shapes[path], dtype or stored.dtype)
+            with np.errstate(over="ignore"):  # what does not fit the dtype is refused below
+                array[piece.where] = piece.to_ours(stored.read())
+            _check_values(array[piece.where], piece, name)
+            if path.endswith("/kernel") and not array[piece.where].any():
+                zero.append(piece.key)
+        yield path, array
+    if zero:
+        listed = f"{', '.join(zero[:3])}{', ...' if len(zero) > 3 else ''}"
+        log.warning("%s has %d kernels that are zero everywhere: %s", name, len(zero), listed)
+
+
+def _check_values(array: np.ndarray, piece: Piece, name: str) -> None:
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise InputError(
+            f"{name} is damaged: {piece.key} holds {int((~finite).sum())} values that are no finite"
+            f" {array.dtype}."
+        )
+    # No network is trained to a gain of zero in all channels; a download that broke off is.
+    if re.search(r"(^|/)(scale|gamma)$", piece.path) and not array.any(axis=-1).all():
+        raise InputError(
+            f"{name} is damaged: {piece.key} is zero everywhere, as after a download that broke"
+            " off; get the file again."
+        )
+
+
+def digest(table: Table, tensors: Mapping[str, StoredTensor], abstract: dict, name: str) -> str:
+    """SHA-256 of the weights as our parameters, hexadecimal: converting them does not change it."""
+    table = table._replace(pieces=sorted(table.pieces, key=lambda piece: piece.path))
+    return arrays_hash(parameters(table, tensors, abstract, name))
 
 
 def write(table: Table, params: dict) -> dict[str, np.ndarray]:

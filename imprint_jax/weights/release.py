@@ -16,18 +16,21 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from imprint_jax import geometry
 from imprint_jax.config import default
 from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.runtime.files import atomic_file
-from imprint_jax.weights import mapping
-from imprint_jax.weights.tensors import file_hash, open_tensors, write_tensors
+from imprint_jax.weights import hub, mapping
+from imprint_jax.weights.tensors import file_hash, open_tensors, read_json, write_tensors
 
 log = logging.getLogger(__name__)
 
 # What of a configuration a model needs to be used; the rest is how it was trained.
-RELEASED_FIELDS = ("image_size", "object_size", "context", "model", "diffusion", "sampling")
+RELEASED_FIELDS = (
+    *("image_size", "object_size", "context", "object_view", "model", "diffusion", "sampling"),
+)
 # The models that ship with the package.
 SHIPPED = Path(__file__).parent.parent / "released"
 LICENCES = Path(__file__).parent.parent / "licences"
@@ -36,17 +39,24 @@ LICENCES = Path(__file__).parent.parent / "licences"
 def resolve(name: str | Path) -> Path:
     """What a text means: the folder of the model that ships by this name ("mini"), or a path.
 
-    A `Path` is a path always; so is "./mini".
+    Or a name on the hub, "ORG/NAME" or "ORG/NAME@REVISION", whose files are fetched.
+
+    A `Path` is a path always; so are "./mini" and whatever exists.
+
+    Raises:
+        InputError: As `hub.fetch`.
     """
     if isinstance(name, str) and name in _shipped():
         if Path(name).exists():
             log.warning("%s is the model that ships; ./%s is the one here", name, name)
         return SHIPPED / name
+    if isinstance(name, str) and hub.is_name(name) and not Path(name).exists():
+        return hub.fetch(name)
     return Path(name)
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder of a model: one that ships ("mini"), or a released folder's path.
+    """The folder of a model: one that ships ("mini"), a released folder's path, or of the hub.
 
     Raises:
         InputError: There is none.
@@ -54,8 +64,8 @@ def model_folder(name: str | Path) -> Path:
     folder = resolve(name)
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"There is no model {str(name)!r}: give {', '.join(_shipped())}, or a folder with a"
-            " config.json and one .safetensors a component."
+            f"There is no model {str(name)!r}: give {', '.join(_shipped())}, a folder with a"
+            " config.json and one .safetensors a component, or ORG/NAME on the hub."
         )
     return folder
 
@@ -100,9 +110,18 @@ def save(
 
 
 def write_component(folder: Path, component: str, params: dict) -> None:
-    """Writes one component's nested dict of NumPy arrays."""
+    """Writes one component's nested dict of NumPy arrays.
+
+    Raises:
+        InputError: One holds a number that is not finite.
+    """
     flat = traverse_util.flatten_dict(params, sep=".")
     flat = {key: np.ascontiguousarray(x) for key, x in flat.items()}
+    if broken := [key for key, x in flat.items() if not np.isfinite(x).all()]:
+        raise InputError(
+            f"The {component} holds numbers that are not finite, in {', '.join(broken[:3])}: such"
+            " weights are not written."
+        )
     write_tensors(component_file(folder, component), flat)
 
 
@@ -129,9 +148,9 @@ def write_card(folder: Path, released: dict) -> None:
     ]
     lines += [f"| {component} | {licence} |" for component, licence in licences.items()]
     lines += ["| (all else) | as who trained it says |", ""]
-    for licence in sorted(set(licences.values())):
-        text = LICENCES / f"{licence.replace(' ', '-')}.txt"
-        if text.is_file():
+    for text in sorted(LICENCES.glob("*.txt")):
+        licence = text.stem.replace("-", " ", 1)
+        if any(licence in name for name in licences.values()):
             shutil.copy(text, folder / f"LICENCE-{text.name}")
             lines += [
                 f"Parts of this model are {licence} weights or were trained from them. The use"
@@ -152,15 +171,15 @@ def load_config(folder: Path) -> ConfigDict:
         InputError: It is damaged, or of a single encoder.
     """
     path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}.") from error
+    content = read_json(path)
     defaults = released_fields(default())
-    content = {"context": defaults["context"]} | content
+    content = {name: defaults[name] for name in ("context", "object_view")} | content
     if lacking := [name for name in RELEASED_FIELDS if name not in content]:
         raise InputError(f"{path} is no model's configuration: it lacks {', '.join(lacking)}.")
-    for section in ("diffusion", "sampling"):
+    for section in ("model", "diffusion", "sampling", "object_view"):
+        if not isinstance(content[section], dict):
+            raise InputError(f"{path} is damaged: {section!r} is no section.")
+    for section in ("diffusion", "sampling", "object_view"):
         content[section] = defaults[section] | content[section]
     return ConfigDict(content)
 
@@ -173,18 +192,26 @@ def load(folder: Path) -> tuple[ConfigDict, dict]:
     """
     config = load_config(folder)
     process.check_config(config)
-    files = {name: component_file(folder, name) for name in imprint.COMPONENTS}
-    if lacking := [str(file) for file in files.values() if not file.is_file()]:
-        raise InputError(
-            f"{folder} is not a whole model: {', '.join(lacking)} missing. Converted public weights"
-            " have no adapter; it comes from training."
-        )
+    view = config.object_view
+    geometry.check_object_view(view.fit, view.background, view.resample)
+    check_whole(folder)
     params = {}
-    for name, file in files.items():
+    for name in imprint.COMPONENTS:
         # Placed one by one: NumPy's copy of a tensor is gone before the next is read.
-        flat = {path: jnp.asarray(x) for path, x in _read(file, name, config.model)}
+        arrays = _read(component_file(folder, name), name, config.model)
+        flat = {path: jnp.asarray(x) for path, x in arrays}
         params[name] = traverse_util.unflatten_dict(flat, sep="/")
     return config, params
+
+
+def check_whole(folder: Path) -> None:
+    """Raises `InputError` unless a released folder has all components."""
+    files = [component_file(folder, name) for name in imprint.COMPONENTS]
+    if lacking := [str(file) for file in files if not file.is_file()]:
+        raise InputError(
+            f"{folder} is not a whole model: {', '.join(lacking)} missing. Converted public weights"
+            " of Stable Diffusion and DINOv2 have no adapter; it comes from training."
+        )
 
 
 def load_component(folder: Path, component: str) -> dict:
@@ -204,20 +231,55 @@ def load_component(folder: Path, component: str) -> dict:
 
 def load_clip(folder: Path) -> dict:
     """As `load_component`, of a folder of converted CLIP weights: as the component "dinov2"."""
-    settings = json.loads((folder / "config.json").read_text())["clip"]
-    model = ConfigDict({"encoder": "clip", "dinov2": settings})
-    flat = dict(_read(component_file(folder, "clip"), "dinov2", model))
+    flat = dict(_read(component_file(folder, "clip"), "dinov2", _clip_model(folder)))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def component_shapes(folder: Path, component: str) -> dict:
+    """As `load_component`, but reads no values: a nested dict of `jax.ShapeDtypeStruct`s."""
+    return _shapes(component_file(folder, component), component, load_config(folder).model)
+
+
+def clip_shapes(folder: Path) -> dict:
+    """As `load_clip`, but reads no values: a nested dict of `jax.ShapeDtypeStruct`s."""
+    return _shapes(component_file(folder, "clip"), "dinov2", _clip_model(folder))
+
+
+def _clip_model(folder: Path) -> ConfigDict:
+    settings = read_json(folder / "config.json")["clip"]
+    return ConfigDict({"encoder": "clip", "dinov2": settings})
+
+
+def _shapes(file: Path, component: str, model: ConfigDict) -> dict:
+    shapes = abstract(component, model, str(file))
+    mapping.check(mapping.own_table(shapes), open_tensors(file), shapes, str(file))
+    return shapes
+
+
 def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, np.ndarray]]:
-    """Paths and float32 arrays of a component's file, one by one, after checking all names."""
-    abstract = imprint.abstract(component, model)
-    tensors = open_tensors(file)
-    table = mapping.own_table(abstract)
-    mapping.check(table, tensors, abstract, str(file))
-    for piece in table.pieces:
-        yield piece.path, tensors[piece.key].read().astype(np.float32)
+    """Paths and float32 arrays of a component's file, one by one; as `mapping.parameters`."""
+    abstract_params = abstract(component, model, str(file))
+    table = mapping.own_table(abstract_params)
+    dtype = np.dtype(np.float32)
+    return mapping.parameters(table, open_tensors(file), abstract_params, str(file), dtype)
+
+
+def abstract(component: str, model: Mapping, source: str) -> dict:
+    """The shapes of one component's parameters, by settings that come from a file.
+
+    Args:
+        component: One of `imprint.COMPONENTS`.
+        model: The `model` section of a configuration.
+        source: Where it is from, for the error.
+
+    Raises:
+        InputError: The settings describe no such network.
+    """
+    try:
+        return imprint.abstract(component, ConfigDict(model))
+    # Whatever a wrong number or a missing field does to a network's constructor.
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"The settings of {source} describe no network: {error}.") from error
 
 
 def load_licences(folder: Path) -> dict[str, str]:
@@ -227,8 +289,8 @@ def load_licences(folder: Path) -> dict[str, str]:
         InputError: There is no such folder.
     """
     if component_file(folder, "clip").is_file():  # which takes the place of DINOv2
-        return {"dinov2": json.loads((folder / "config.json").read_text())["licences"]["clip"]}
-    return load_config(model_folder(folder)).get("licences", {})
+        return {"dinov2": read_json(folder / "config.json")["licences"]["clip"]}
+    return load_config(model_folder(folder)).to_dict().get("licences", {})
 
 
 def model_hash(folder: Path) -> str:

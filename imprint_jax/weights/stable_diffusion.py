@@ -5,7 +5,6 @@ original names follow from how the original counts its blocks (ldm/modules/diffu
 CompVis/stable-diffusion).
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -13,27 +12,55 @@ from flax import traverse_util
 
 from imprint_jax.errors import InputError
 from imprint_jax.weights.mapping import Piece, Table, axes_of
-from imprint_jax.weights.tensors import StoredTensor, open_folder, open_tensors
+from imprint_jax.weights.tensors import StoredTensor, open_folder, open_tensors, read_json
 
 STEM = "diffusion_pytorch_model"
 
 # What our UNet and VAE are built as; a config.json that says otherwise is of another network.
 UNET_FIXED = {
     "act_fn": "silu",
+    "addition_embed_type": None,
+    "attention_type": "default",
     "center_input_sample": False,
     "class_embed_type": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
     "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
+    "mid_block_only_cross_attention": None,
     "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
     "norm_eps": 1e-05,
     "num_class_embeds": None,
     "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": 1,
     "upcast_attention": False,
     "use_linear_projection": False,
 }
-VAE_FIXED = {"act_fn": "silu", "in_channels": 3, "out_channels": 3}
+VAE_FIXED = {
+    "act_fn": "silu",
+    "in_channels": 3,
+    "latents_mean": None,
+    "latents_std": None,
+    "mid_block_add_attention": True,
+    "out_channels": 3,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
 
 # Families of 9-channel UNets: where each of our input channels [z, mask, background] is in theirs,
 # and what their mask's 1 stands for.
@@ -42,6 +69,8 @@ INPAINTING = {
     "sd-inpainting": (tuple(range(9)), "hole"),
     # [z, masked image, mask], mask 1 = keep: PaintByExamplePipeline in diffusers.
     "paint-by-example": ((0, 1, 2, 3, 8, 4, 5, 6, 7), "keep"),
+    # The same: ldm/models/diffusion/ddpm.py in bcmi/ObjectStitch-Image-Composition.
+    "objectstitch": ((0, 1, 2, 3, 8, 4, 5, 6, 7), "keep"),
 }
 
 # Tensors of an original checkpoint that belong to neither UNet nor VAE: the noise schedule's
@@ -59,14 +88,7 @@ def open_diffusers(folder: Path) -> tuple[dict, dict[str, StoredTensor]]:
     Raises:
         InputError: A file is missing or damaged.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise InputError(f"{config} is missing.")
-    try:
-        settings = json.loads(config.read_text())
-    except ValueError as error:
-        raise InputError(f"{config} is damaged: {error}.") from error
-    return settings, open_folder(folder, STEM)
+    return read_json(folder / "config.json"), open_folder(folder, STEM)
 
 
 def unet_settings(tensors: dict[str, StoredTensor], settings: dict, name: str) -> dict:
@@ -80,8 +102,13 @@ def unet_settings(tensors: dict[str, StoredTensor], settings: dict, name: str) -
     Raises:
         InputError: It is of another architecture.
     """
+    if family := unet_family(tensors):
+        raise InputError(f"{name} is {family}'s; only Stable Diffusion v1's networks can be read.")
     _check_fixed(settings, UNET_FIXED, name)
-    heads = settings.get("num_attention_heads") or settings.get("attention_head_dim", 8)
+    # diffusers' old name for the number of heads; null stands for the default.
+    heads = settings.get("num_attention_heads") or settings.get("attention_head_dim") or 8
+    if isinstance(heads, list | tuple) and len(set(heads)) == 1:
+        heads = heads[0]
     if not isinstance(heads, int):
         raise InputError(f"{name} has {heads} heads by level; Stable Diffusion v1 has one number.")
     levels = _count(tensors, r"down_blocks\.(\d+)\.")
@@ -117,6 +144,16 @@ def vae_settings(tensors: dict[str, StoredTensor], settings: dict, name: str) ->
         # Old config.json files lack it (CompVis' v1-inference.yaml: scale_factor).
         scaling_factor=settings.get("scaling_factor", 0.18215),
     )
+
+
+def unet_family(tensors: dict[str, StoredTensor]) -> str | None:
+    """The family of a UNet in diffusers' names, if it is another than Stable Diffusion v1."""
+    if "add_embedding.linear_1.weight" in tensors:
+        return "Stable Diffusion XL"
+    proj = "down_blocks.0.attentions.0.proj_in.weight"
+    if proj in tensors and len(tensors[proj].shape) == 2:  # linear layers, not convolutions
+        return "Stable Diffusion 2"
+    return None
 
 
 def unet_config(unet: dict, sample_size: int) -> dict:
@@ -319,7 +356,16 @@ def _check_fixed(settings: dict, fixed: dict, name: str) -> None:
     other = [
         f"{key} is {settings[key]!r}, should be {value!r}"
         for key, value in fixed.items()
-        if settings.get(key, value) != value
+        if not _same_setting(settings.get(key), value)
     ]
     if other:
         raise InputError(f"{name} is not Stable Diffusion v1's network: {'; '.join(other)}.")
+
+
+def _same_setting(value, wanted) -> bool:
+    """Whether diffusers builds the same of both: null is the default, a list is one a level."""
+    if isinstance(value, list | tuple):
+        return all(_same_setting(x, wanted) for x in value)
+    if value is None or (not value and not wanted):
+        return True
+    return {"swish": "silu"}.get(value, value) == wanted

@@ -10,8 +10,8 @@ import hashlib
 import json
 import pickle
 import re
-import zipfile
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,13 @@ TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar")  # DreamSim's are .pth
 # The one global that Stable Diffusion's original checkpoints name beside tensors: the class of a
 # training callback, as a key of a dict. An empty class stands in for it.
 CHECKPOINT_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+# What the pickle reader raises for bytes that are no pickle: whatever they happen to ask of it.
+_DAMAGED = (
+    *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(AssertionError, ArithmeticError, struct.error),
+)
+# What a download leaves in the place of the file that was meant.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
     """
     if not path.is_file():
         raise InputError(f"The weights file {path} is missing.")
+    check_download(path)
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
@@ -71,11 +79,56 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
     )
 
 
+def check_download(path: Path) -> None:
+    """Checks that a file is not what a failed download leaves instead of weights.
+
+    Raises:
+        InputError: It is empty, a git-LFS pointer, a web page, or a text.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        raise InputError(f"{path} is damaged: it is empty.")
+    if start.startswith(LFS_POINTER):
+        raise InputError(
+            f"{path} is a git-LFS pointer, not the file itself: run `git lfs pull` where it was"
+            " cloned, or download the file."
+        )
+    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        raise InputError(f"{path} is a web page, not the file itself: download it again.")
+    if path.suffix in (".safetensors", *TORCH_SUFFIXES) and _is_text(start):
+        line = start.decode().strip().partition("\n")[0][:80]
+        raise InputError(f"{path} holds no weights but a text: {line!r}. Download it again.")
+
+
+def _is_text(start: bytes) -> bool:
+    return all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start)
+
+
+def read_json(path: Path) -> dict:
+    """The content of a JSON file that holds an object.
+
+    Raises:
+        InputError: It is missing, damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing.")
+    check_download(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it holds no JSON object.")
+    return content
+
+
 def open_folder(folder: Path, stem: str) -> dict[str, StoredTensor]:
     """The tensors of a Hugging Face folder: one file, or shards listed by an index.
 
     Taken is the first there is of STEM.safetensors, STEM.safetensors.index.json, and the same of
-    `.bin`; else the one variant (STEM.fp16.safetensors).
+    `.bin`; else the one variant, in the names that diffusers and transformers have given it:
+    STEM.fp16.safetensors, STEM.safetensors.index.fp16.json, STEM.fp16.safetensors.index.json.
 
     Args:
         folder: Where the files are.
@@ -92,15 +145,26 @@ def open_folder(folder: Path, stem: str) -> dict[str, StoredTensor]:
                 return open_tensors(folder / f"{name}{suffix}")
             if (folder / f"{name}{suffix}.index.json").is_file():
                 return _open_shards(folder / f"{name}{suffix}.index.json")
-    variants = sorted(p for name in stems for p in folder.glob(f"{name}.*.safetensors"))
-    if len(variants) == 1:
-        return open_tensors(variants[0])
-    found = f"only {', '.join(p.name for p in variants)}: keep one" if variants else "none"
-    raise InputError(f"{folder} should hold {stem}.safetensors or its shards; there is {found}.")
+    for suffix in ("safetensors", "bin"):
+        one = rf"\.\w+\.{suffix}"
+        index = rf"\.{suffix}\.index\.\w+\.json|{one}\.index\.json"
+        pattern = re.compile(rf"({'|'.join(stems)})({one}|{index})")
+        variants = sorted(p for p in folder.glob("*") if pattern.fullmatch(p.name))
+        if len(variants) == 1 and variants[0].suffix == ".json":
+            return _open_shards(variants[0])
+        if len(variants) == 1:
+            return open_tensors(variants[0])
+        if variants:
+            names = ", ".join(p.name for p in variants)
+            raise InputError(f"{folder} holds {names}, of which one can be read: keep one.")
+    raise InputError(f"{folder} lacks {stem}.safetensors, or its shards and their index.")
 
 
 def _open_shards(index: Path) -> dict[str, StoredTensor]:
-    weight_map = json.loads(index.read_text())["weight_map"]
+    weight_map = read_json(index).get("weight_map")
+    names = weight_map.values() if isinstance(weight_map, dict) else [None]
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise InputError(f"{index} is damaged: its weight_map names no file of each tensor.")
     shards = {name: open_tensors(index.parent / name) for name in sorted(set(weight_map.values()))}
     lacking = sorted(key for key, name in weight_map.items() if key not in shards[name])
     if lacking:
@@ -118,9 +182,7 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     for key in file.keys():
         entry = file.get_slice(key)
         if entry.get_dtype() not in DTYPES:
-            raise InputError(
-                f"{path}: {key} is of dtype {entry.get_dtype()}, which is no weight's."
-            )
+            raise _unreadable_dtype(path, key, entry.get_dtype())
         read = lambda key=key: file.get_tensor(key)
         tensors[key] = StoredTensor(tuple(entry.get_shape()), DTYPES[entry.get_dtype()], read)
     return tensors
@@ -135,12 +197,12 @@ def _open_torch(path: Path) -> dict[str, StoredTensor]:
             " the weights as .safetensors."
         ) from error
 
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # else the format before PyTorch 1.6
     stand_in = type("ModelCheckpoint", (), {})
     try:
         with torch.serialization.safe_globals([(stand_in, CHECKPOINT_CALLBACK)]):
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         # PyTorch's message names the global, and advises to load the file without protection.
         refused = re.search(r"GLOBAL (\S+)", str(error))
@@ -149,24 +211,35 @@ def _open_torch(path: Path) -> dict[str, StoredTensor]:
                 f"{path} is refused: it holds {refused[1]}, which is no tensor and could run code."
             ) from error
         raise InputError(f"{path} is damaged, or no file of PyTorch tensors.") from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0] or "it ends too early"
-        raise InputError(f"{path} is damaged: {reason}.") from error
+    except _DAMAGED as error:
+        raise InputError(f"{path} is damaged, or no file of PyTorch tensors.") from error
 
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
 
-    def stored(tensor) -> StoredTensor:
+    def stored(key: str, tensor) -> StoredTensor:
+        tensor = tensor.detach()
         if tensor.dtype == torch.bfloat16:  # which NumPy has not
             bits = tensor.contiguous().view(torch.int16)
             bfloat16 = DTYPES["BF16"]
             return StoredTensor(tuple(tensor.shape), bfloat16, lambda: bits.numpy().view(bfloat16))
-        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        name = str(tensor.dtype).removeprefix("torch.")
+        dtype = next((dtype for dtype in DTYPES.values() if dtype.name == name), None)
+        if dtype is None or tensor.layout != torch.strided:
+            raise _unreadable_dtype(path, key, name)
         return StoredTensor(tuple(tensor.shape), dtype, tensor.numpy)
 
-    return {key: stored(x) for key, x in content.items() if isinstance(x, torch.Tensor)}
+    tensors = {key: x for key, x in content.items() if isinstance(x, torch.Tensor)}
+    return {str(key): stored(key, x) for key, x in tensors.items()}
+
+
+def _unreadable_dtype(path: Path, key: str, dtype: str) -> InputError:
+    return InputError(
+        f"{path} holds {key} as {dtype}, which cannot be read: get the weights as float32, float16"
+        " or bfloat16."
+    )
 
 
 def write_tensors(
@@ -197,8 +270,13 @@ def file_hash(path: Path) -> str:
 
 def weights_hash(tensors: Mapping[str, StoredTensor]) -> str:
     """SHA-256 over names, dtypes, shapes and values, whatever files they are in; hexadecimal."""
+    return arrays_hash((key, tensor.read()) for key, tensor in sorted(tensors.items()))
+
+
+def arrays_hash(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+    """SHA-256 over names, dtypes, shapes and values in their order; hexadecimal."""
     digest = hashlib.sha256()
-    for key, tensor in sorted(tensors.items()):
-        digest.update(f"{key} {tensor.dtype} {tensor.shape}\n".encode())
-        digest.update(np.ascontiguousarray(tensor.read()).tobytes())
+    for key, array in arrays:
+        digest.update(f"{key} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

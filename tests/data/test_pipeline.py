@@ -305,6 +305,17 @@ def test_check_batch_names_what_is_wrong(stage1):
             batches.check_batch(batch | {key: value}, stage1)
 
 
+def test_one_sample_a_process(stage1):
+    wanted = take(stage1, 2)
+    alone = stage1.copy_and_resolve_references().unlock()
+    alone.batch_size = 1
+    for k, batch in enumerate(take(alone, 3)):
+        np.testing.assert_array_equal(batch["target"][0], wanted[0]["target"][k])
+    (third,) = take(stage1, 1, process_index=3, process_count=8)
+    assert third["index"] == [3]
+    np.testing.assert_array_equal(third["target"][0], wanted[0]["target"][3])
+
+
 def test_to_device_lays_samples_over_the_devices(stage1):
     (batch,) = take(stage1, 1)
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
@@ -321,7 +332,9 @@ def test_to_device_lays_samples_over_the_devices(stage1):
 def test_picture_shows_samples_in_rows(stage2):
     (batch,) = take(stage2, 1)
     picture = batches.picture(batch, rows=3)
-    assert picture.shape == (3 * 32, 3 * 32, 3) and picture.dtype == np.uint8
+    assert picture.shape == (batches.HEADING + 3 * 32, 3 * 32, 3) and picture.dtype == np.uint8
+    heading, picture = np.split(picture, [batches.HEADING])
+    assert all((part < 128).any() for part in np.split(heading, 3, axis=1))  # letters
     np.testing.assert_array_equal(picture[32:60, :28], batch["object"][1])
     np.testing.assert_array_equal(picture[32:64, 32:64], batch["target"][1])
     hole = batch["mask"][1, ..., 0] > 0

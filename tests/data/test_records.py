@@ -114,6 +114,31 @@ def test_missing_folder_and_split_are_refused(tmp_path):
             RecordSource(folder, split)
 
 
+def test_a_damaged_shard_is_named(tmp_path):
+    """By whichever file it is, and by the record where that can be told."""
+    write(tmp_path / "d", {"train": [record(i) for i in range(20)]})
+    shard = next((tmp_path / "d").glob("*.array_record-*"))
+    index = next((tmp_path / "d").glob("*.index.npz"))
+    whole, rows = shard.read_bytes(), index.read_bytes()
+    for data, message in (
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a pointer of git-LFS"),
+        (b"", "is damaged"),
+        (whole[: len(whole) // 2], "is damaged"),
+    ):
+        shard.write_bytes(data)
+        with pytest.raises(InputError, match=f"{shard.name} {message}"):
+            RecordSource(tmp_path / "d", "train")
+    image = whole.index(record(7)["image"])
+    shard.write_bytes(whole[:image] + bytes(100) + whole[image + 100 :])
+    source = RecordSource(tmp_path / "d", "train")
+    assert source[6]["frame"] == source[8]["frame"] == 0
+    with pytest.raises(InputError, match=f"{shard.name} is damaged: its record 7 cannot be read"):
+        source[7]
+    index.write_bytes(rows[:100])
+    with pytest.raises(InputError, match=f"{index.name} is damaged"):
+        RecordSource(tmp_path / "d", "train")
+
+
 def test_tfds_reads_it_without_tensorflow(tmp_path):
     folder = tmp_path / "things" / "1.0.0"  # where tfds.data_source looks
     background = encode_png(view(3)[..., :3])

@@ -310,7 +310,7 @@ def test_random_context_holds_the_object_anywhere(rng, share):
         mask = np.zeros((height, width), bool)
         mask[y : y + h, x : x + w] = True
         there = outline(white(mask))
-        side = context_side(there, share)
+        side = context_side(there, share, 32)
         crop = random_context(there, side, rng)
         assert crop.side == side <= min(height, width)
         assert 0 <= crop.x0 <= width - side and 0 <= crop.y0 <= height - side
@@ -361,13 +361,28 @@ def test_an_object_on_black_is_as_large_as_composed(rng):
     assert abs(x0 + x1 - 50) <= 1 and abs(y0 + y1 - 50) <= 1
 
 
+def test_nothing_is_enlarged_more_than_twice():
+    mask = np.zeros((600, 800), bool)
+    mask[300:310, 400:410] = True
+    there = outline(white(mask))
+    assert context_side(there, 0.1, 512) == 256  # 32 by the share
+    assert context_side(outline(white(mask[250:450, 300:500])), 0.1, 512) == 200  # all there is
+    on_black = view_on_black(record(4), random_colors(np.random.default_rng(0), 0.0), 512)
+    rows = np.flatnonzero(on_black.any(axis=(1, 2)))
+    height = np.ptp(np.flatnonzero(view(4)[..., 3].any(axis=1)))
+    assert 2 * height - 2 <= np.ptp(rows) <= 2 * height + 4  # of 64 px: not 8 times
+    photo = np.zeros((512, 512, 3), np.uint8)
+    _, hole = paste(photo, decode_view(record(4)), 0.3, 0.0, np.random.default_rng(0))
+    assert hole.any(axis=1).sum() <= 2 * height + 4
+
+
 def test_random_context_is_never_empty(rng):
     mask = np.zeros((40, 200), bool)
     mask[5:30, [3, 4, 190]] = True  # two pieces, further apart than the photo is high
     there = outline(white(mask))
     seen = set()
     for _ in range(200):
-        crop = random_context(there, context_side(there, 0.1), rng)
+        crop = random_context(there, context_side(there, 0.1, 32), rng)
         square = mask[crop.y0 : crop.y0 + 40, crop.x0 : crop.x0 + 40]
         assert crop.side == 40 and square.shape == (40, 40) and square.any()
         seen.add(crop.x0 > 100)

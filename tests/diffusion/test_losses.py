@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from scipy import ndimage
 
 from imprint_jax import config
 from imprint_jax.diffusion import losses, process
@@ -81,12 +82,17 @@ def test_the_hole_hides_what_is_in_it_except_as_the_target(params):
     model = imprint.bind(graphdef, params)
     batch = random_batch(c)
     images = imprint.to_float(batch["target"])
-    changed = jnp.where(batch["mask"] > 0, -images, images)
+    # The rim too, three pixels wide, and no more.
+    hole = np.asarray(batch["mask"][0, ..., 0]) > 0
+    near = ndimage.distance_transform_cdt(~hole, "chessboard")
+    changed = jnp.where((near <= imprint.FILL_MARGIN)[..., None], -images, images)
+    beyond = jnp.where((near == imprint.FILL_MARGIN + 1)[..., None], -images, images)
     first, mask = model.encode_background(images, batch["mask"], "grey")
     second, _ = model.encode_background(changed, batch["mask"], "grey")
     np.testing.assert_array_equal(first, second)
-    leaky, _ = model.encode_background(changed, batch["mask"], "none")
-    assert float(jnp.abs(leaky - first).max()) > 0.1
+    for images, fill in ((changed, "none"), (beyond, "grey")):
+        leaky, _ = model.encode_background(images, batch["mask"], fill)
+        assert float(jnp.abs(leaky - first).max()) > 0.1
     np.testing.assert_array_equal(mask, batch["mask"][:, ::4, ::4])
 
 

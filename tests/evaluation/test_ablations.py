@@ -22,8 +22,8 @@ from imprint_jax.errors import InputError
 from imprint_jax.evaluation import ablations, evaluate
 from imprint_jax.models import imprint, init
 from imprint_jax.training import initialize, sharding
+from imprint_jax.training.checks import check_config
 from imprint_jax.training.state import Trainer
-from imprint_jax.training.train import check_config
 from imprint_jax.weights import release
 from tests.tiny import write_scale
 

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx, traverse_util
 
 from imprint_jax import config
 from imprint_jax.models import imprint, init
-from imprint_jax.models.vae import AutoencoderKL, LappedCodec
+from imprint_jax.models.vae import AT_ONCE, AutoencoderKL, LappedCodec, in_parts
 from tests.tiny import tiny_config
 
 
@@ -65,6 +66,18 @@ def test_registers_are_dropped_and_null_context_repeats_one_token():
     np.testing.assert_array_equal(
         null, jnp.broadcast_to(params["adapter"]["null_token"], null.shape)
     )
+
+
+@pytest.mark.parametrize("batch, part", [(1, 1), (AT_ONCE, AT_ONCE), (6, 3), (7, 1), (32, AT_ONCE)])
+def test_the_vae_works_through_a_batch_in_equal_parts(batch, part):
+    x, seen = jnp.arange(batch * 6.0).reshape(batch, 2, 3), []
+
+    def function(x):
+        seen.append(x.shape)
+        return 2 * x.sum(axis=1)
+
+    np.testing.assert_array_equal(in_parts(function, x), 2 * x.sum(axis=1))
+    assert set(seen) == {(part, 2, 3)}
 
 
 def test_codec_is_orthonormal_and_has_the_vaes_interface():

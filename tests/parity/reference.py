@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
 
 UNET = dict(
     block_out_channels=(32, 64, 64),
@@ -193,4 +194,90 @@ def original_dinov2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     for key in [key for key in named if "attention.attention.query" in key]:
         parts = [named.pop(key.replace("query", part)) for part in ("query", "key", "value")]
         named[key.replace("attention.attention.query", "attn.qkv")] = torch.cat(parts)
+    return named
+
+
+def image_encoder(**changes) -> PaintByExampleImageEncoder:
+    """A tiny image encoder of Paint-by-Example: CLIP and a mapper of two blocks."""
+    settings = dict(
+        hidden_size=48,
+        projection_dim=32,
+        intermediate_size=96,
+        num_hidden_layers=9,  # the mapper has (9 + 1) // 5 blocks
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+    )
+    config = transformers.CLIPVisionConfig(**settings | changes)
+    return randomize(PaintByExampleImageEncoder(config, proj_size=config.projection_dim))
+
+
+def paint_by_example() -> diffusers.PaintByExamplePipeline:
+    """A tiny Paint-by-Example, whose pictures depend on nothing random but the starting noise."""
+    two_levels = dict(
+        sample_size=16,
+        in_channels=9,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+    )
+    autoencoder = vae(layers_per_block=1)
+    # The posterior's variance is e^-30: a sample is the mean to float32's precision.
+    autoencoder.quant_conv.weight.data[4:] = 0.0
+    autoencoder.quant_conv.bias.data[4:] = -30.0
+    network = unet(**two_levels)
+    network.conv_out.weight.data *= 0.5  # guidance of 5 would leave latents far from 1
+    pipeline = diffusers.PaintByExamplePipeline(
+        vae=autoencoder,
+        image_encoder=image_encoder(),
+        unet=network,
+        scheduler=diffusers.DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def original_condition(encoder: PaintByExampleImageEncoder) -> dict[str, torch.Tensor]:
+    """Its weights in the names of Paint-by-Example's and ObjectStitch's original checkpoints."""
+    layers = {
+        "norm1": "ln_1",
+        "norm3": "ln_2",
+        "ff.net.0.proj": "mlp.c_fc",
+        "ff.net.2": "mlp.c_proj",
+        "attn1.to_out.0": "attn.c_proj",
+    }
+    state, named = encoder.state_dict(), {}
+    for key, tensor in state.items():
+        layer, _, kind = key.rpartition(".")
+        if key.startswith("model."):
+            rest = key.removeprefix("model.").removeprefix("vision_model.")
+            named[f"cond_stage_model.transformer.vision_model.{rest}"] = tensor
+        elif layer == "final_layer_norm":
+            named[f"cond_stage_model.final_ln.{kind}"] = tensor
+        elif layer == "proj_out":
+            named[key] = tensor
+        elif key == "uncond_vector":
+            named["learnable_vector"] = tensor
+        elif layer.endswith("attn1.to_q"):
+            parts = [state[key.replace("to_q", f"to_{letter}")] for letter in "qkv"]
+            block = key.split(".")[2]
+            name = f"cond_stage_model.mapper.resblocks.{block}.attn.c_qkv.{kind}"
+            named[name] = torch.cat(parts)
+        elif not layer.endswith(("to_k", "to_v")):
+            _, _, block, layer = layer.split(".", 3)
+            name = f"cond_stage_model.mapper.resblocks.{block}.{layers[layer]}.{kind}"
+            named[name] = tensor
     return named

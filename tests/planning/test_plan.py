@@ -1,24 +1,24 @@
-"""What is planned, against what is known: bytes, counts, loops, refusals."""
+"""What is planned, against what is known: bytes, counts, refusals; and plans that are kept."""
 
 import dataclasses
-import math
+import json
 import subprocess
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from imprint_jax import config
-from imprint_jax.models.attention import Attention
-from imprint_jax.planning import plan
-from imprint_jax.planning.accelerators import ACCELERATORS, Accelerator
-from imprint_jax.training import flops, sharding
+from imprint_jax.errors import InputError
+from imprint_jax.planning import compile as compiling
+from imprint_jax.planning import compile_process, kept_plans, plan, report
+from imprint_jax.planning.accelerators import ACCELERATORS, TPU
+from imprint_jax.planning.compile import state_bytes
+from imprint_jax.planning.plan import Plan
+from imprint_jax.training import sharding
 from imprint_jax.training.state import Trainer
 from tests.commands import run
+from tests.planning.example import PLAN
 from tests.tiny import tiny_config
 
 TINY = """
@@ -33,113 +33,6 @@ def get_config():
     c.model.adapter.mlp_width = 4096  # two arrays large enough to be cut
     return c
 """
-MESH = {"data": 4, "fsdp": 2}
-
-
-def spec(mesh, shape, *where):
-    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(*where)))
-
-
-def text(function, *args) -> str:
-    return jax.jit(function).lower(*args).compile().as_text()
-
-
-def test_a_gathered_parameter_and_reduced_gradients_have_their_bytes():
-    mesh = sharding.make_mesh(2)
-    whole = NamedSharding(mesh, P())
-    w = spec(mesh, (64, 128), None, "fsdp")
-    gather = lambda w: jax.lax.with_sharding_constraint(w, whole)
-    (found,) = plan.collectives(text(gather, w), MESH)
-    assert found == plan.Collective("all-gather", ("fsdp",), 2, 1, 64 * 128 * 4)
-    assert found.sent == 64 * 128 * 4 / 2
-
-    x, w = spec(mesh, (16, 64), ("data", "fsdp")), spec(mesh, (64, 32))
-    grad = jax.grad(lambda w, x: jnp.sum(jnp.sin(x @ w)))
-    (found,) = plan.collectives(text(grad, w, x), MESH)
-    assert found == plan.Collective("all-reduce", ("data", "fsdp"), 8, 1, 64 * 32 * 4)
-    assert found.sent == 2 * 7 / 8 * 64 * 32 * 4
-
-    x = spec(mesh, (16, 64), "data")
-    (found,) = plan.collectives(text(grad, w, x), MESH)
-    assert (found.axes, found.group) == (("data",), 4)
-
-
-@pytest.mark.parametrize("count", [3, 10])
-def test_a_scan_of_k_blocks_counts_k_times(count):
-    mesh = sharding.make_mesh(2)
-    whole = NamedSharding(mesh, P())
-
-    def blocks(x, ws):
-        def block(x, w):
-            return jnp.sin(x @ jax.lax.with_sharding_constraint(w, whole)), None
-
-        return jax.lax.scan(block, x, ws)[0]
-
-    x, ws = spec(mesh, (16, 32), ("data", "fsdp")), spec(mesh, (count, 32, 32), None, "fsdp")
-    (found,) = plan.collectives(text(blocks, x, ws), MESH)
-    assert (found.kind, found.count, found.bytes) == ("all-gather", count, count * 32 * 32 * 4)
-    assert flops.count(blocks, x, ws) == count * 2 * 16 * 32 * 32
-
-
-def test_chunked_attention_stays_on_its_device():
-    """A loop over samples would be run whole by every device."""
-    mesh = sharding.make_mesh(2)
-    q = spec(mesh, (8, 1024, 2, 8), ("data", "fsdp"))
-    assert Attention().kernel_for(q, q) == "chunked"
-    grad = jax.grad(lambda q, k, v: jnp.sum(Attention()(q, k, v)), argnums=(0, 1, 2))
-    assert plan.collectives(text(grad, q, q, q), MESH) == ()
-
-
-LOOP = """\
-%body (x: f32[8]) -> f32[8] {
-  ROOT %g = f32[8]{0} all-gather(%x), replica_groups={{0,1}}, dimensions={0}
-}
-
-%condition (x: f32[8]) -> pred[] {
-  ROOT %p = pred[] constant(true)
-}
-
-ENTRY %main (x: f32[8]) -> f32[8] {
-  ROOT %w = f32[8]{0} while(%x), condition=%condition, body=%body, backend_config=KNOWN
-}
-"""
-
-
-@pytest.mark.parametrize(
-    ("program", "message"),
-    [
-        (LOOP, "a loop of unknown length"),
-        (LOOP.replace("while(%x)", "sort(%x)"), "nothing was seen to run"),
-        (LOOP.replace("while(%x)", "all-gather-start(%x)"), "unknown form"),
-        (LOOP.replace("while(%x)", "all-gather(%x), replica_groups=@x"), "groups of an unknown"),
-        ("", "no entry"),
-    ],
-)
-def test_a_program_that_is_not_understood_is_an_error(program, message):
-    with pytest.raises(ValueError, match=message):
-        plan.collectives(program, {"data": 1, "fsdp": 2})
-
-
-def test_a_loop_whose_length_stands_there():
-    program = LOOP.replace("KNOWN", '{"known_trip_count":{"n":"7"}}')
-    (found,) = plan.collectives(program, {"data": 1, "fsdp": 2})
-    assert (found.count, found.bytes) == (7, 7 * 32)
-
-
-@pytest.mark.parametrize(
-    ("groups", "expected"),
-    [
-        ("{{0,1},{2,3}}", [[0, 1], [2, 3]]),
-        ("{}", [[0, 1, 2, 3]]),
-        ("[2,2]<=[4]", [[0, 1], [2, 3]]),
-        ("[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
-        ("mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
-        ("mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
-        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
-    ],
-)
-def test_groups_in_every_notation(groups, expected):
-    assert plan._replica_groups(f"x, replica_groups={groups}, y", (2, 2)) == expected
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +43,9 @@ def recipe(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def tiny_plan(recipe):
-    """Two parts of four samples on two devices that share one copy."""
-    return plan.plan(recipe, [], 2, "fsdp=2")
+def tiny_plan(recipe) -> Plan:
+    """Two parts of four samples on two devices that share one copy, estimated."""
+    return compile_process.plan(plan.training_request(recipe, [], 2, "fsdp=2"))
 
 
 def test_a_whole_step(tiny_plan):
@@ -164,47 +57,108 @@ def test_a_whole_step(tiny_plan):
     assert tiny_plan.moments == pytest.approx(2 * tiny_plan.trained, rel=0.01)
     assert tiny_plan.average == tiny_plan.gradients == tiny_plan.trained
     assert tiny_plan.temporary > tiny_plan.gradients
+    assert tiny_plan.peak == tiny_plan.resident + tiny_plan.temporary
     assert tiny_plan.inputs == 8 * (28 * 28 * 3 + 32 * 32 * 4 + 4) // 2
     assert tiny_plan.model_flops <= tiny_plan.flops
-    assert not tiny_plan.extrapolated
+    assert tiny_plan.is_estimate and not tiny_plan.extrapolated
+    # The state and the parameters once more, all of it read and written at least once.
+    assert tiny_plan.traffic > 2 * tiny_plan.resident
+    # DINOv2's two, the adapter's one, and two in each of the UNet's attention blocks.
+    assert sum(x.count for x in tiny_plan.attentions) == 11
     # Gradients are summed over the devices in each of the two parts.
     reduced = sum(x.bytes for x in tiny_plan.collectives if x.kind == "all-reduce")
     assert reduced > size(state.trained)
-    shown = plan.tables(tiny_plan, ["l4", "h100"], 0.5)
-    assert [table.row_count for table in shown] == [8, len(tiny_plan.collectives), 2]
 
 
-def test_the_roofline_by_hand(tiny_plan):
-    slow = Accelerator("none", flops=1e6, memory=1e9, bandwidth=1e5, link=1e4, network=1e2, node=1)
-    found = plan.estimate(tiny_plan, slow, utilisation=0.5)
-    assert found.fits
-    assert found.compute == tiny_plan.flops / 2 / 0.5e6
-    moved = 2 * tiny_plan.resident + 4 * tiny_plan.temporary
-    moved += 2 * (tiny_plan.trained + tiny_plan.frozen)
-    assert found.memory == moved / 1e5
-    assert found.network == pytest.approx(sum(c.sent for c in tiny_plan.collectives) / 1e2)
-    assert found.step == max(found.compute, found.memory) + found.network
-    assert not plan.estimate(tiny_plan, Accelerator("none", 1, 1e3, 1, 1, 1, 1)).fits
+def test_a_large_mesh_extrapolated_is_as_if_compiled(recipe, monkeypatch):
+    arguments = recipe, ["--config.batch_size=16", "--config.accumulation=1"], 8, "data=4,fsdp=2"
+    whole = compile_process.plan(plan.training_request(*arguments))
+    assert {c.group for c in whole.collectives} == {2, 4, 8}
+    monkeypatch.setattr(plan, "small_mesh", lambda mesh: {"data": 2, "fsdp": 2})
+    small = compile_process.plan(plan.training_request(*arguments))
+    assert small.extrapolated and not whole.extrapolated
+    of_whole = {name: getattr(whole, name) for name in ("request", "compile_seconds", "key")}
+    assert dataclasses.replace(small, **of_whole) == whole
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> list[str]:
+    """Nothing is compiled: the example plan takes its place. Keys of what would have been."""
+    keys = []
+
+    def compile_example(request, traced, compiler, key):
+        keys.append(key)
+        return dataclasses.replace(PLAN, request=request, compiler=compiler, key=key)
+
+    monkeypatch.setattr(compiling, "_compile", compile_example)
+    return keys
+
+
+def test_a_plan_is_kept_for_the_same_program_only(recipe, compiled, tmp_path):
+    requested = lambda *overrides: plan.training_request(recipe, overrides, 2, "fsdp=2")
+    said = []
+    first = compiling.make_plan(requested(), [tmp_path], said.append)
+    assert said == ["tracing", "compiling"] and len(compiled) == 1
+    # What does not change the program does not matter.
+    again = compiling.make_plan(requested("--config.log_every=7"), [tmp_path], said.append)
+    assert said[2:] == ["tracing"] and len(compiled) == 1
+    assert dataclasses.replace(again, request=first.request) == first
+    compiling.make_plan(requested("--config.accumulation=1"), [tmp_path], said.append)
+    assert len(set(compiled)) == 2
+
+
+def test_without_its_compiler_a_chip_has_kept_plans_only(recipe, compiled, monkeypatch, tmp_path):
+    request = plan.training_request(recipe, [], 2, "fsdp=2", "h100")
+    monkeypatch.setattr(compiling, "installed_compiler", lambda accelerator: None)
+    with pytest.raises(InputError, match=r"h100 wants pip install 'imprint_jax\[plan-gpu\]'"):
+        compiling.make_plan(request, [tmp_path], lambda text: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(compiling, "installed_compiler", lambda accelerator: "XLA:GPU of a test")
+        devices = lambda accelerator, count: jax.devices()[:count]
+        patch.setattr(compiling, "make_devices", devices)
+        made = compiling.make_plan(request, [tmp_path], lambda text: None)
+    assert compiling.make_plan(request, [tmp_path], lambda text: None) == made
+
+
+def test_kept_plans_by_key_and_compiler(tmp_path):
+    path = kept_plans.save(tmp_path / "new", PLAN)
+    assert path.name == "stage1-train-h100-1x2-batch8-accumulation2-0123456789ab.json"
+    folders = [tmp_path / "missing", tmp_path / "new"]
+    assert kept_plans.find(folders, PLAN.key, PLAN.compiler) == PLAN
+    assert kept_plans.find(folders, PLAN.key, None) == PLAN
+    assert kept_plans.find(folders, PLAN.key, "XLA:GPU of tomorrow") is None
+    assert kept_plans.find(folders, PLAN.key[:12] + "0000", None) is None
+
+
+def test_published_plans_can_be_read():
+    for path in kept_plans.published_folder().glob("*.json"):
+        kept = Plan.from_json(json.loads(path.read_text()))
+        assert kept.key.startswith(path.stem.rpartition("-")[2])
+        assert path.name.startswith(kept.request.recipe)
+        assert kept.peak >= kept.resident or kept.out_of_memory
+
+
+def test_a_key_is_of_the_program_not_of_the_devices_it_was_traced_on():
+    cpu = "NamedSharding(mesh=Mesh('data': 1), spec=P(), memory_kind=device) f at 0x7f01"
+    gpu = "NamedSharding(mesh=Mesh('data': 1), spec=P()) f at 0x7e02"
+    assert kept_plans.digest(cpu) == kept_plans.digest(gpu)
+    assert kept_plans.digest(cpu, "") != kept_plans.digest(cpu)
 
 
 @pytest.mark.parametrize(
-    ("fsdp", "axes", "bandwidth"),
+    ("mesh", "small"),
     [
-        (1, ("data",), 8),  # all 8 of a machine are in the group: 8 adapters
-        (4, ("data",), 2),
-        (8, ("data",), 1),
-        (8, ("fsdp",), 100),  # within the machine
-        (16, ("fsdp",), 8),
-        (4, ("data", "fsdp"), 8),
+        ({"data": 2, "fsdp": 8}, {"data": 2, "fsdp": 8}),
+        ({"data": 64, "fsdp": 1}, {"data": 8, "fsdp": 1}),
+        ({"data": 8, "fsdp": 8}, {"data": 2, "fsdp": 8}),
+        ({"data": 8, "fsdp": 3}, {"data": 4, "fsdp": 2}),
+        ({"data": 3, "fsdp": 12}, {"data": 2, "fsdp": 4}),
+        ({"data": 128, "fsdp": 2}, {"data": 4, "fsdp": 2}),
+        ({"data": 1, "fsdp": 64}, {"data": 1, "fsdp": 8}),
     ],
 )
-def test_groups_send_through_all_their_adapters(tiny_plan, fsdp, axes, bandwidth):
-    mesh = {"data": 64 // fsdp, "fsdp": fsdp}
-    size = math.prod(mesh[axis] for axis in axes)
-    one = plan.Collective("all-reduce", axes, size, count=1, bytes=1000)
-    large = dataclasses.replace(tiny_plan, devices=64, mesh=mesh, collectives=(one,))
-    machine = Accelerator("none", 1e6, 1e9, bandwidth=1e5, link=100, network=1, node=8)
-    assert plan.estimate(large, machine).network == pytest.approx(one.sent / bandwidth)
+def test_large_meshes_are_planned_from_small_ones(mesh, small):
+    assert plan.small_mesh(mesh) == small
 
 
 def test_full_size_equals_the_hand_count():
@@ -225,29 +179,13 @@ def test_full_size_equals_the_hand_count():
                  for k, v in trainer.abstract_params.items()}  # fmt: skip
         assert (sizes["unet"], sizes["vae"]) == (859_520_964, 83_653_863)
         assert sizes["dinov2"] == 1_136_486_912
-        held = plan.state_bytes(trainer.abstract_state, {"data": 8, "fsdp": 1})
+        held = state_bytes(trainer.abstract_state, {"data": 8, "fsdp": 1})
         half = sum(sizes.values()) - sizes["vae"] - held["trained"] // 4
         assert held["frozen"] == 2 * half + 4 * sizes["vae"]
         assert held["opt_state"] == pytest.approx(2 * held["trained"], rel=1e-6)
         # What can be cut over 8 devices is almost all.
-        cut = plan.state_bytes(trainer.abstract_state, {"data": 1, "fsdp": 8})
+        cut = state_bytes(trainer.abstract_state, {"data": 1, "fsdp": 8})
         assert cut["trained"] == pytest.approx(held["trained"] / 8, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("mesh", "small"),
-    [
-        ({"data": 2, "fsdp": 8}, {"data": 2, "fsdp": 8}),
-        ({"data": 64, "fsdp": 1}, {"data": 8, "fsdp": 1}),
-        ({"data": 8, "fsdp": 8}, {"data": 2, "fsdp": 8}),
-        ({"data": 8, "fsdp": 3}, {"data": 4, "fsdp": 2}),
-        ({"data": 3, "fsdp": 12}, {"data": 2, "fsdp": 4}),
-        ({"data": 128, "fsdp": 2}, {"data": 4, "fsdp": 2}),
-        ({"data": 1, "fsdp": 64}, {"data": 1, "fsdp": 8}),
-    ],
-)
-def test_large_meshes_are_planned_from_small_ones(mesh, small):
-    assert plan.small_mesh(mesh) == small
 
 
 @pytest.mark.parametrize(
@@ -261,48 +199,65 @@ def test_large_meshes_are_planned_from_small_ones(mesh, small):
         (["--devices", "1024"], "does not divide over 1024 devices"),
         (["--devices", "8", "--global-batch", "100"], "does not divide over 8 devices"),
         (["--devices", "8", "--config.fsdp=5"], "is not 8 devices"),
-        (["--devices", "8", "--config.fsdp=0"], "config.fsdp = 0 must be 1 or more"),
+        (["--devices", "8", "--config.fsdp=-1"], "config.fsdp = -1 must be 0 or more"),
         (["--devices", "8", "--config.no=5"], "Unknown config field"),
         (["--devices", "8", "--accelerator", "abacus"], "Unknown --accelerator abacus"),
+        (["--devices", "2", "--accelerator", "tpu-v5e"], "no slice of 2 tpu-v5e"),
+        (["--sampling", "--config.image_size=500"], "config.image_size = 500 is no multiple"),
     ],
 )
 def test_impossible_plans_are_refused_before_compiling(monkeypatch, arguments, message):
     def compiled(*args, **kwargs):
         raise AssertionError("something was started")
 
-    monkeypatch.setattr(subprocess, "run", compiled)
+    monkeypatch.setattr(subprocess, "Popen", compiled)
     code, said = run("plan", "--config", "stage1", *arguments)
     assert code == 2
     assert message in said
 
 
-def test_the_table_of_accelerators_is_consistent():
-    assert len({a.device_kind for a in ACCELERATORS.values()}) == len(ACCELERATORS)
-    for a in ACCELERATORS.values():
-        # Nothing is faster than its memory, or its network than its links.
-        assert a.flops > a.bandwidth > a.link > a.network
-        assert np.log10(a.memory) > 10
+def test_what_is_shown(monkeypatch, tmp_path):
+    requests = []
+
+    def planned(request, folders, say):
+        requests.append(request)
+        assert folders[0] == tmp_path
+        return dataclasses.replace(PLAN, request=request)
+
+    monkeypatch.setattr(compile_process, "plan", planned)
+    arguments = ("plan", "--config", "stage1", "--plans", tmp_path)
+    code, said = run(*arguments, "--devices", 2, "--accelerator", "h100", "--accelerator", "l4")
+    assert code == 0
+    assert [x.accelerator for x in requests] == ["h100", "l4"]
+    assert "40 of 42 are flash" in said and "__cudnn$fmhaSoftmax" in said
+    assert "Compiled by XLA:GPU of a test in 12 s" in said and "ESTIMATE" not in said
+    code, said = run(*arguments, "--devices", 2, "--accelerator", "l4", "--estimate")
+    assert requests[-1].accelerator is None and "ESTIMATE" in said and "h100" not in said
+    code, said = run(*arguments, "--sampling", "--accelerator", "h100")
+    assert [x.sampling_batch for x in requests[-3:]] == [1, 4, 16]
 
 
-def test_a_large_mesh_extrapolated_is_as_if_compiled(recipe, monkeypatch):
-    arguments = recipe, ["--config.batch_size=16", "--config.accumulation=1"], 8, "data=4,fsdp=2"
-    whole = plan.plan(*arguments)
-    assert {c.group for c in whole.collectives} == {2, 4, 8}
-    monkeypatch.setattr(plan, "small_mesh", lambda mesh: {"data": 2, "fsdp": 2})
-    found = plan.plan(*arguments)
-    assert found.extrapolated and not whole.extrapolated
-    as_compiled = dict(compiled=whole.compiled, compile_seconds=whole.compile_seconds)
-    assert dataclasses.replace(found, **as_compiled) == whole
+def test_what_stands_beside_the_tables():
+    assert not any("EXTRAPOLATED" in line for line in report.remarks(PLAN))
+    request = dataclasses.replace(PLAN.request, mesh={"data": 32, "fsdp": 2})
+    assert "data=1, fsdp=2" in report.remarks(dataclasses.replace(PLAN, request=request))[0]
+    refused = dataclasses.replace(PLAN, out_of_memory="Used 20G of 16G hbm")
+    assert report.remarks(refused)[0].endswith("Used 20G of 16G hbm")
 
 
-def test_extrapolation_is_said(tiny_plan):
-    larger = dataclasses.replace(tiny_plan, mesh={"data": 32, "fsdp": 2}, devices=64)
-    assert not any("EXTRAPOLATED" in line for line in plan.remarks(tiny_plan))
-    assert "data=1, fsdp=2" in plan.remarks(larger)[0]
+def test_a_failed_compilation_is_loud(recipe, monkeypatch):
+    monkeypatch.setattr(compile_process, "environment", lambda request: {"JAX_PLATFORMS": "none"})
+    with pytest.raises(RuntimeError, match="Unknown backend"):
+        compile_process.plan(plan.training_request(recipe, [], 2))
 
 
-def test_a_failed_compilation_is_loud(monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", "out of memory")
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: failed)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        plan.plan("mini_stage1", [], 8)
+def test_chips_are_described_to_their_compilers():
+    for name, accelerator in ACCELERATORS.items():
+        if isinstance(accelerator.chip, TPU):
+            topology = compiling.tpu_topology(accelerator.chip, 8)
+            assert topology["topology_name"].startswith(accelerator.chip.generation)
+            assert compiling.target(name).platform == "tpu"
+        else:
+            text = compiling.gpu_description(accelerator)
+            assert f"device_memory_size: {int(accelerator.memory)}" in text
+            assert compiling.target(name).flash_width >= 128

@@ -25,7 +25,7 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     (workdir / "config.json").write_text(c.to_json())
     trainer = Trainer(c, sharding.make_mesh(1))
-    params = trainer.initial_params({})
+    params = jax.device_get(trainer.initial_params({}))
     checkpoints = Checkpoints(workdir, keep=3)
     frozen = {name: tree for name, tree in params.items() if name != "adapter"}
     checkpoints.save_frozen(frozen)

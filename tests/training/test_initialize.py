@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from imprint_jax import config
+from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint, init
-from imprint_jax.training import initialize
+from imprint_jax.training import initialize, optimizer
 from imprint_jax.weights import release
 from tests.tiny import tiny_config
 
@@ -58,3 +60,31 @@ def test_converted_clip_takes_the_place_of_dinov2(tmp_path):
     with pytest.raises(InputError, match="does not fit the configuration"):
         abstract = imprint.abstract("dinov2", tiny_config(2).model)
         initialize.load_component(str(tmp_path), "dinov2", abstract)
+
+
+def test_recipes_from_public_compositors():
+    """Which parts of the UNet train, at which rate."""
+    recipe = lambda name, part: config.load(f"finetune_from_{name}:{part}")
+    model = recipe("objectstitch", "unet").model
+    params = {component: imprint.abstract(component, model) for component in ("adapter", "unet")}
+    block = "unet/mid_block/attentions/0/transformer_blocks/0"
+    for name in ("objectstitch", "paint_by_example"):
+        for part in ("adapter", "unet"):
+            c = recipe(name, part)
+            assert c.model == model
+            process.check_config(c)
+            labels = optimizer.label_params(params, c.groups)
+            rates = {path: config.rate(c.groups, label) for path, label in labels.items()}
+            assert all(rate for path, rate in rates.items() if path.startswith("adapter/"))
+            trained = {path for path, rate in rates.items() if path.startswith("unet/") and rate}
+            if part == "adapter":
+                assert not trained
+                continue
+            untrained = name == "paint_by_example"  # its queries and keys had no gradient
+            assert (
+                rates[f"{block}/attn2/to_k/kernel"] == rates[f"{block}/attn2/to_q/kernel"] == 4e-5
+            )
+            assert rates[f"{block}/attn2/to_v/kernel"] == (4e-6 if untrained else 4e-5)
+            assert rates[f"{block}/norm2/scale"] == (4e-5 if untrained else None)
+            parts = ("/attn2/", "/transformer_blocks/0/norm2/")
+            assert all(any(part in path for part in parts) for path in trained)

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from imprint_jax.data import batch as batches
 from imprint_jax.errors import InputError
 from imprint_jax.models import attention
-from imprint_jax.planning import plan
+from imprint_jax.planning import hlo
 from imprint_jax.training import optimizer, sharding
 from imprint_jax.training.state import Trainer
 from tests.tiny import random_batch, tiny_config
@@ -54,7 +55,7 @@ def gradients(c, params, where: Mesh):
 def alone(stage: int):
     """Initial parameters, and a batch's gradients and losses, on one device in one part."""
     c = settings(stage)
-    params = Trainer(c, mesh()).initial_params({})
+    params = jax.device_get(Trainer(c, mesh()).initial_params({}))
     return params, *gradients(c, params, mesh())
 
 
@@ -95,11 +96,30 @@ def losses_of_20_steps(c, params, where: Mesh) -> list[float]:
 def test_losses_over_20_steps_do_not_depend_on_how_the_work_is_cut(
     stage, devices, fsdp, accumulation, small_parts
 ):
-    params = Trainer(settings(stage), mesh()).initial_params({})
+    params = jax.device_get(Trainer(settings(stage), mesh()).initial_params({}))
     want = losses_of_20_steps(settings(stage), params, mesh())
     assert want[0] != pytest.approx(want[-1], rel=0.01)  # it trains
     c = settings(stage, accumulation=accumulation)
     np.testing.assert_allclose(losses_of_20_steps(c, params, mesh(devices, fsdp)), want, rtol=1e-5)
+
+
+def test_kernels_are_sent_in_the_computations_dtype_and_gradients_summed_in_float32(small_parts):
+    """By the program that XLA is handed; CPUs themselves send nothing in bfloat16."""
+    c = settings(1, dtype="bfloat16", remat=dict(dinov2=True, unet=True))
+    trainer = Trainer(c, mesh(8, 4))
+    place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    state = jax.tree.map(place, trainer.abstract_state, trainer.state_sharding)
+    spread = sharding.batch_sharding(trainer.mesh)
+    batch = {key: place(x, spread) for key, x in batches.batch_spec(c, c.batch_size).items()}
+    text = trainer.train_step().lower(state, batch).as_text()
+    pattern = r"stablehlo\.(all_gather|reduce_scatter|all_reduce)\b.*?-> tensor<(?:\d+x)*(\w+)>"
+    sent = collections.Counter(re.findall(pattern, text, re.DOTALL))
+    assert set(sent) == {
+        ("all_gather", "bf16"),  # kernels
+        ("all_gather", "f32"),  # other parameters
+        ("reduce_scatter", "f32"),
+        ("all_reduce", "f32"),
+    }
 
 
 def test_activations_stay_where_they_are_when_the_average_is_looked_at(small_parts):
@@ -115,7 +135,7 @@ def test_activations_stay_where_they_are_when_the_average_is_looked_at(small_par
     def summed(step, *arguments) -> dict[str, int]:
         text = step.lower(*arguments).compile().as_text()
         found = collections.Counter()
-        for x in plan.collectives(text, dict(trainer.mesh.shape)):
+        for x in hlo.collectives(hlo.Program(text), dict(trainer.mesh.shape)):
             found[x.kind] += x.bytes
         return found
 

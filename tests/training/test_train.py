@@ -14,13 +14,14 @@ from flax import traverse_util
 from rich.console import Console
 
 from imprint_jax import config, images
+from imprint_jax.data.batch import HEADING
 from imprint_jax.data.preparation import prepare
 from imprint_jax.models import imprint
 from imprint_jax.training import checkpoint, optimizer
 from imprint_jax.training.metrics import Meter
 from imprint_jax.weights import release
 from tests.commands import ROOT, run, run_alone, start
-from tests.tiny import tiny_config, write_records
+from tests.tiny import tiny_config, write_objects, write_records
 
 RECIPE = """
 import sys
@@ -90,17 +91,20 @@ def test_a_run_shows_its_groups_and_leaves_its_files(runs):
 def test_resume_in_a_new_process_is_bit_for_bit_no_interruption(runs):
     folder, _ = runs
     workdir = folder / "interrupted"
-    recipe = ("train", "--config", folder / "tiny1.py", "--workdir", workdir, "--resume")
+    begin = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
     # Killed while at work, at the first sign of a checkpoint.
-    process = start(*recipe)
+    process = start(*begin, "--config.save_every=1")
     while process.poll() is None and not (workdir / "checkpoints" / "2").exists():
         pass
     process.kill()
     process.wait()
     assert 6 not in [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]")]
-    resumed = run_alone(*recipe)
+    # The run's own configuration goes on; what it saves may change.
+    resumed = run_alone("train", "--workdir", workdir, "--resume", "--config.save_every=2")
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from step" in resumed.stderr
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for ema in (True, False):
         whole, pieces = parameters(folder / "stage1", ema=ema), parameters(workdir, ema=ema)
         assert whole.keys() == pieces.keys()
@@ -131,17 +135,22 @@ def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
         np.testing.assert_allclose(released[path], value, rtol=1e-3, atol=1e-6, err_msg=path)
 
 
-def test_sigterm_saves_and_ends_with_143(runs):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_the_run(runs, number, code):
     folder, _ = runs
-    workdir = folder / "terminated"
+    workdir = folder / number.name
     args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
     long = (*args, "--config.total_steps=100000", "--config.save_every=50000")
     process = start(*long)
     while not (workdir / "metrics.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 143
+    # While it is at work, no other may be.
+    refused, said = run(*long, "--overwrite")
+    assert refused == 2 and said == f"Another training is at work in {workdir}."
+    process.send_signal(number)
+    assert process.wait() == code
+    assert not (workdir / "lock").exists()
     steps = [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*")]
     done = len((workdir / "metrics.jsonl").read_text().splitlines())
     assert steps == [done]
@@ -177,12 +186,23 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
 def test_a_dry_run_shows_and_writes_nothing(runs):
     folder, _ = runs
     args = ("train", "--config", folder / "tiny2.py", "--workdir", folder / "dry", "--dry-run")
-    done = run_alone(*args, "--config.fsdp=2", "--config.data.sources=()")
-    assert done.returncode == 0, done.stderr
-    assert "Where parameters lie on {'data': 1, 'fsdp': 2}" in done.stdout
-    assert '"batch_size": 8' in done.stdout
-    row = next(x for x in done.stdout.splitlines() if "unet/conv_in/kernel" in x)
+    code, said = run(*args, "--config.fsdp=2")
+    assert code == 0
+    assert len(said.splitlines()) < 40 and "batch_size" not in said
+    assert "steps    6 of 8 samples: 48 in all; saved every 2" in said
+    assert f"data     {folder / 'object_records'}: 30 pairs of kind pasted" in said
+    assert f"weights  unet: {folder / 'stage1'}" in said and "weights  vae: its" in said
+    code, said = run(*args, "--verbose", "--config.fsdp=2")
+    assert "Where parameters lie on {'data': 4, 'fsdp': 2}" in said
+    assert '"batch_size": 8' in said
+    row = next(x for x in said.splitlines() if "unet/conv_in/kernel" in x)
     assert "(3, 3, 8, 16)" in row and "float32" in row and "unet" in row
+    for wrong, message in (
+        ("--config.data.sources=()", "is empty"),
+        (f"--config.init_from.dinov2={ROOT / 'imprint_jax/released/mini'}", "does not fit"),
+    ):
+        code, said = run(*args, wrong)
+        assert code == 2 and message in said
     assert not (folder / "dry").exists()
 
 
@@ -198,6 +218,8 @@ def test_validation_and_previews(runs):
     args = ("train", "--config", folder / "tiny1.py", "--workdir", workdir)
     watching = ("--config.validation.every=2", "--config.preview.every=3")
     steps = ("--config.sampling.num_steps=2", f"--config.data.sources=({source},)")
+    # As the recipes at full size do, all at once.
+    steps += ("--config.remat.dinov2=True", "--config.remat.unet=True")
     done = run_alone(*args, *watching, *steps)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -206,7 +228,7 @@ def test_validation_and_previews(runs):
     previews = sorted(p.name for p in (workdir / "previews").iterdir())
     assert previews == ["00000003.png", "00000006.png"]
     picture = images.read_image(workdir / "previews/00000003.png")
-    assert picture.shape[:2] == (4 * 32, 5 * 32)
+    assert picture.shape[:2] == (HEADING + 4 * 32, 5 * 32)
     assert list((workdir / "tensorboard").iterdir())
     line = next(x for x in lines if "grad_norm" in x)
     wanted = {"grad_norm/unet", "lr/unet", "samples_per_second", "data_wait_share", "memory_gib"}
@@ -304,6 +326,46 @@ def test_a_used_workdir_is_not_touched(runs):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
+def test_records_count_by_what_is_in_them_not_by_where_they_are(runs, tmp_path):
+    folder, _ = runs
+    workdir = tmp_path / "run"
+    shutil.copytree(folder / "stage1", workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    shutil.copytree(folder / "object_records", tmp_path / "moved")
+    write_objects(tmp_path / "objects", objects=2)
+    prepare.prepare("objaverse", tmp_path / "objects", tmp_path / "others")
+    source = lambda path: (
+        "--config.data.sources=("
+        + str({"kind": "views", "records": str(path), "weight": 1.0})
+        + ",)"
+    )
+    resume = ("train", "--workdir", workdir, "--resume")
+    code, said = run(*resume, source(tmp_path / "others"))
+    assert code == 2 and "others holds other records than those" in said
+    code, said = run(*resume, source(tmp_path / "gone"))
+    assert code == 2 and "gone has no SHA256SUMS" in said
+    done = run_alone(*resume, source(tmp_path / "moved"))
+    assert done.returncode == 0, done.stderr
+    whole, moved = parameters(folder / "stage1"), parameters(workdir)
+    assert all(np.array_equal(whole[path], moved[path]) for path in whole)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"stage": '])
+def test_a_run_with_an_unreadable_configuration_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    code, said = run("train", "--workdir", tmp_path, "--resume")
+    assert code == 2 and "config.json cannot be read" in said
+
+
+def test_a_run_is_not_resumed_with_a_recipe_of_the_other_stage(runs):
+    folder, _ = runs
+    args = ("train", "--config", folder / "tiny2.py", "--workdir", folder / "stage1", "--resume")
+    code, said = run(*args)
+    assert code == 2 and "holds a run of stage 1" in said
+    code, said = run("train", "--workdir", folder / "nothing", "--resume")
+    assert code == 2 and "holds no run to resume: name a recipe" in said
+
+
 def contents(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -364,6 +426,8 @@ def test_a_run_goes_on_without_what_it_started_from(runs, tmp_path):
         ("--config.data.sources=()", "is empty"),
         ("--config.groups=(('a', 'adapter/', 1e-3),)", "match no pattern"),
         ("--config.init_from.unet=nowhere", "no model 'nowhere'"),
+        ("--config.init_from.unet=", "Nothing says what unet should start from: add --config."),
+        ("--config.data.num_workers=-1", "config.data.num_workers = -1 must be 0 or more"),
         ("seed=3", "overrides look like"),
     ],
 )

@@ -22,8 +22,7 @@ from flax import traverse_util
 from imprint_jax import config
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint, init
-from imprint_jax.weights import convert as module
-from imprint_jax.weights import dinov2, mapping, release, stable_diffusion
+from imprint_jax.weights import detect, dinov2, mapping, release, stable_diffusion
 from imprint_jax.weights.convert import convert
 from imprint_jax.weights.detect import find
 from imprint_jax.weights.tensors import (
@@ -249,11 +248,29 @@ def test_components_share_a_folder(tmp_path, sd_folder, dinov2_folder):
         release.load(tmp_path / "ours")
     with pytest.raises(InputError, match="holds unet, vae already"):
         convert(sd_folder, tmp_path / "ours")
+    # Networks of other sizes than the published ones are not what was published.
+    licences = release.load_licences(tmp_path / "ours")
+    assert licences == {"unet": "not stated", "vae": "not stated", "dinov2": "not stated"}
+
+
+def test_licences_travel(tmp_path, sd_folder):
+    convert(sd_folder, tmp_path / "ours", licence="CreativeML OpenRAIL-M")
     card = (tmp_path / "ours/README.md").read_text()
-    assert "| unet | CreativeML OpenRAIL-M |" in card and "| dinov2 | Apache-2.0 |" in card
+    assert "| unet | CreativeML OpenRAIL-M |" in card
     licence = (tmp_path / "ours/LICENCE-CreativeML-OpenRAIL-M.txt").read_text()
     assert "Attachment A" in licence
     assert release.load_licences(tmp_path / "ours")["unet"] == "CreativeML OpenRAIL-M"
+    published = config.default().model.to_dict()
+    for name, settings, expected in (
+        ("unet", published["unet"], "CreativeML OpenRAIL-M"),
+        ("vae", published["vae"], "CreativeML OpenRAIL-M"),
+        ("dinov2", published["dinov2"], "Apache-2.0"),
+        ("clip", dict(width=1024, patch_size=14, projection=768), "MIT"),
+        ("clip", dict(width=1280, patch_size=14, projection=768), "not stated"),
+        ("adapter", published["adapter"], "not stated"),
+    ):
+        part = detect.Component(name, settings, {}, None, {}, "")
+        assert detect.licences(detect.Source("sd", "torch", [part])) == {name: expected}
 
 
 def test_a_whole_model_to_torch_and_back(tmp_path):
@@ -469,7 +486,7 @@ def test_what_is_not_what_it_is_called(tmp_path, sd_folder, dinov2_folder):
     with pytest.raises(InputError, match="--kind sd-inpainting or --kind paint-by-example"):
         convert(tmp_path / "nine", tmp_path / "refused")
     reference.unet(use_linear_projection=True).save_pretrained(tmp_path / "sd2/unet")
-    with pytest.raises(InputError, match="use_linear_projection is True, should be False"):
+    with pytest.raises(InputError, match="is Stable Diffusion 2's; only"):
         convert(tmp_path / "sd2", tmp_path / "refused")
     with pytest.raises(InputError, match="in PyTorch's names already"):
         convert(sd_folder, tmp_path / "refused", to="torch")
@@ -490,13 +507,14 @@ def test_nothing_stays_behind_when_the_disk_is_full(tmp_path, sd_folder, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(release, "write_tensors", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"Cannot write .*ours: No space left"):
         convert(sd_folder, tmp_path / "ours")
     assert_untouched(tmp_path / "ours")
-    monkeypatch.setattr(module, "write_tensors", full)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/notes.txt").touch()
     with pytest.raises(OSError, match="No space left"):
-        convert(release.model_folder("mini").parent / "mini", tmp_path / "ours")
-    assert_untouched(tmp_path / "ours")
+        convert(sd_folder, tmp_path / "used")
+    assert [path.name for path in (tmp_path / "used").iterdir()] == ["notes.txt"]
 
 
 def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path):

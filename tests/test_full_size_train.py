@@ -1,0 +1,43 @@
+"""The rehearsal of `scripts/full_size.py train` by a tiny model."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+RECIPE = """
+from tests.tiny import tiny_config
+
+
+def get_config():
+    c = tiny_config(2)
+    c.groups = (
+        ("adapter", "adapter/", 1e-5),
+        ("cross_attention", r"unet/.*/attn2/", 1e-5),
+        ("frozen", "(dinov2|unet|vae)/", None),
+    )
+    return c
+"""
+
+
+def test_trains_is_killed_goes_on_exports_and_composes(tiny_release, tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE)
+    command = [sys.executable, ROOT / "scripts/full_size.py", "train", tmp_path / "out"]
+    command += ["--recipe", recipe, "--model", tiny_release, "--size", "32"]
+    one_device = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env=one_device
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    rows = [line for line in process.stdout.splitlines() if re.match(r"\| \w.* \d", line)]
+    assert [row.split("|")[1].split(",")[0].strip() for row in rows] == [
+        "training",
+        "resumed",
+        "export",
+        "composite",
+    ]
+    assert "saved step 2" in rows[0] and "validation" in rows[1]
