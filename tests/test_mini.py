@@ -169,7 +169,8 @@ def test_the_next_recipe_and_fine_tuning_can_be_run():
     assert release.released_fields(one) == release.released_fields(two)
     # Fine-tuning starts from what ships, so it must be built like it.
     shipped = release.load_config(release.model_folder("mini"))
-    assert json.loads(tuned.model.to_json()) == json.loads(shipped.model.to_json())
+    model, of_shipped = (json.loads(c.model.to_json()) for c in (tuned, shipped))
+    assert model | of_shipped == model
     assert tuned.context == shipped.context
     assert (tuned.image_size, tuned.object_size) == (shipped.image_size, shipped.object_size)
 
