@@ -33,6 +33,10 @@ SCRIBBLE_REACH = 1 / 12
 # ripples that resizing leaves.
 FAINT = 13
 
+# Connected parts of a mask smaller than this share of the largest are specks: they do not decide
+# where a box is. Ours.
+SPECK = 0.005
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -60,6 +64,36 @@ def bounding_box(mask: np.ndarray) -> Box:
         raise InputError("The mask is empty; mark at least one pixel.")
     columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def main_box(mask: np.ndarray) -> Box:
+    """The smallest box around the parts of (h w) bool that are no specks (`SPECK`).
+
+    Raises:
+        InputError: The mask is empty.
+    """
+    x0, y0, x1, y1 = whole = bounding_box(mask)
+    window = mask[y0:y1, x0:x1].astype(np.uint8)
+    count, _, stats, _ = cv2.connectedComponentsWithStats(window, connectivity=8)
+    if count <= 2:  # the background and one part
+        return whole
+    parts = stats[1:]
+    areas = parts[:, cv2.CC_STAT_AREA]
+    left, top, width, height, _ = parts[areas >= SPECK * areas.max()].T
+    return (
+        x0 + int(left.min()),
+        y0 + int(top.min()),
+        x0 + int((left + width).max()),
+        y0 + int((top + height).max()),
+    )
+
+
+def without_specks(mask: np.ndarray) -> np.ndarray:
+    """A mask (h w), bool or coverage, without the specks that lie outside of its `main_box`."""
+    x0, y0, x1, y1 = main_box(mask if mask.dtype == bool else mask >= FAINT)
+    result = np.zeros_like(mask)
+    result[y0:y1, x0:x1] = mask[y0:y1, x0:x1]
+    return result
 
 
 def box_mask(box: Box, height: int, width: int) -> np.ndarray:
@@ -108,7 +142,8 @@ def object_crop(
 
     Args:
         image: (h w 3) uint8.
-        mask: (h w) bool, or uint8 coverage, of which `FAINT` and more counts for the box.
+        mask: (h w) bool, or uint8 coverage, of which `FAINT` and more counts for the box. Specks
+            do not count (`main_box`).
         size: Side of the result, in pixels.
         fit: "pad" centres the object in a square with a black rim, "stretch" makes its box a
             square, grown by the margin as far as the image goes.
@@ -124,7 +159,7 @@ def object_crop(
     """
     check_object_view(fit, background, resample)
     margin = OBJECT_MARGIN if margin is None else margin
-    x0, y0, x1, y1 = bounding_box(mask if mask.dtype == bool else mask >= FAINT)
+    x0, y0, x1, y1 = main_box(mask if mask.dtype == bool else mask >= FAINT)
     longer = max(x1 - x0, y1 - y0)
     if fit == "stretch":
         grow = round(margin * longer)
@@ -268,7 +303,7 @@ def paste_back(
 
     Args:
         background: (h w 3) uint8.
-        generated: (s s 3) uint8, what the network made of `extract(background, crop, s)`.
+        generated: (s s c) uint8, the network's picture of `extract(background, crop, s)`.
         mask: (h w) bool, the hole.
         crop: The square it was extracted from.
         feather: Width of the transition in pixels of the photo; 0 = none.
@@ -378,7 +413,7 @@ def match_colors(generated: np.ndarray, original: np.ndarray, ring: np.ndarray) 
     """Shifts each channel so that its mean over a ring is the original's.
 
     Around the hole the generated image shows the photo through the autoencoder, whose colours
-    drift; what it drifts by there, it is assumed to drift by inside.
+    drift; inside it is assumed to drift by as much.
 
     Args:
         generated: (h w 3) uint8.

@@ -1,46 +1,57 @@
-"""Picture files: read any common one to plain uint8 arrays, encode PNG.
+"""Picture files and callers' pictures: any common one to plain uint8 arrays, and to PNG.
 
-Arrays are (h w 3) or (h w 4) uint8, upright (EXIF orientation applied), 0 to 255.
+Arrays are (h w 3) or (h w 4) uint8, upright (EXIF orientation applied), 0 to 255, sRGB: pictures
+with another colour profile are converted.
 """
 
+import functools
 import io
 import logging
 import os
-import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from imprint_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# What Pillow raises for damaged files, found by damaging some of each format: EOFError and
-# struct.error for short headers, SyntaxError for broken PNG chunks, RuntimeError for AVIF,
-# ValueError also for colour spaces it cannot convert.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-
 # A mask pixel from this value on (half of full scale) is hole, or object.
 MASK_THRESHOLD = 128
+# A picture whose transparent part is smaller than this share has no object cut out: rounded
+# corners, a stray pixel. Ours.
+CUT_OUT = 0.02
+# Channels of grey, and colours of one paint, are at most so many levels apart. Ours.
+ALIKE = 32
+# A mask with a larger share of colours is no mask. Ours.
+COLORED = 0.0005
+# Values of labels, as far as they can be told from those of a mask: few, and dark. Ours.
+MOST_LABELS = 40
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_CHANNELS = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+
+# What callers hand over beside arrays.
+PathOrImage = str | os.PathLike | Image.Image
 
 
 def read_image(path: str | os.PathLike, least: int | None = None) -> np.ndarray:
     """Reads a picture file; see `decode_image`."""
-    return decode_image(_read_bytes(path), str(path), least)
+    return decode_image(read_bytes(path), str(path), least)
 
 
 def decode_image(data: bytes, name: str, least: int | None = None) -> np.ndarray:
-    """Decodes a picture: grey, palette, 16-bit, CMYK and the like become 8-bit RGB.
+    """Decodes a picture: grey, palette, 16-bit, CMYK and the like become 8-bit sRGB.
 
     Args:
         data: As in `open_image`.
@@ -67,30 +78,155 @@ def open_image(data: bytes, name: str, least: int | None = None) -> Image.Image:
         least: Allows a JPEG to be decoded at half, a quarter or an eighth of its size, which is
             faster, as long as its shorter side keeps this many pixels.
     """
+    return plain(open_upright(data, name, least), name)
+
+
+def open_upright(data: bytes, name: str, least: int | None = None) -> Image.Image:
+    """A picture as its file has it, decoded and upright; arguments and errors as `open_image`."""
     try:
         image = Image.open(io.BytesIO(data))
         if least is not None:
             shrink = max(min(image.size) // least, 1)
             image.draft(None, (image.width // shrink, image.height // shrink))
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_plain(image)
+        image.load()
     except Image.UnidentifiedImageError:
-        raise InputError(f"{name} is not a picture of a known format.") from None
-    except _DAMAGED as error:
-        raise InputError(f"{name} cannot be read as a picture: {error}.") from error
+        heic = data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1")
+        hint = ": Pillow does not read HEIC, save it as JPEG or PNG" if heic else ""
+        raise InputError(f"{name} is not a picture of a known format{hint}.") from None
+    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+        raise InputError(f"{name} cannot be read as a picture: {_reason(error)}.") from error
+    return upright(image)
 
 
-def read_mask(path: str | os.PathLike, size_hw: tuple[int, int]) -> np.ndarray:
+def upright(image: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF orientation says; nothing else of its EXIF matters."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # what is wrong with other tags says nothing about the pixels
+        orientation = None
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def plain(image: Image.Image, name: str, *, convert: bool = True) -> Image.Image:
+    """Mode "RGBA" of an image with transparency, "L" of a grey one, "RGB" of any other.
+
+    Args:
+        image: Of any mode.
+        name: What to call it in an error.
+        convert: By its colour profile to sRGB, if it has one.
+
+    Raises:
+        InputError: Its pixels are of an unknown range.
+    """
+    try:
+        profile = image.info.get("icc_profile") if convert else None
+        image = _to_8_bit(image)
+        if not (profile and profile_channels(profile) == image.mode == "CMYK"):
+            image = _to_plain(image)
+        return to_srgb(image, profile, name) if profile else image
+    except Exception as error:  # Pillow's conversions, of modes that they do not know
+        raise InputError(f"{name} cannot be read as a picture: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+@functools.lru_cache(maxsize=64)
+def profile_channels(profile: bytes) -> str | None:
+    """The mode ("RGB", "L" or "CMYK") of an ICC profile's colours; None if it is damaged."""
+    try:
+        space = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space
+        mode = _CHANNELS.get(space.strip())
+        if mode is not None:
+            _transform(profile, mode, to_srgb=True)
+        if mode == "RGB":
+            _transform(profile, mode, to_srgb=False)
+    except (OSError, ImageCms.PyCMSError):
+        return None
+    return mode
+
+
+@functools.lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str, *, to_srgb: bool):
+    """Pillow's transform of a profile's colours; None where they are sRGB's to a grey level."""
+    own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+    pair, modes = ((own, srgb), (mode, "RGB")) if to_srgb else ((srgb, own), ("RGB", mode))
+    transform = ImageCms.buildTransform(
+        *pair,
+        *modes,
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    if mode == "RGB":
+        steps = np.linspace(0, 255, 6).astype(np.uint8)
+        cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
+        changed = np.asarray(ImageCms.applyTransform(Image.fromarray(cube), transform))
+        if np.abs(changed.astype(int) - cube).max() <= 1:
+            return None
+    return transform
+
+
+def to_srgb(image: Image.Image, profile: bytes, name: str) -> Image.Image:
+    """A picture's colours by their ICC profile in sRGB (relative colorimetric).
+
+    Args:
+        image: Of mode "L", "RGB", "RGBA" or "CMYK".
+        profile: If it cannot be read or is of other channels, that is logged and nothing happens.
+        name: What to call the picture.
+    """
+    alpha = image.getchannel("A") if image.mode == "RGBA" else None
+    image = image.convert("RGB") if alpha else image
+    channels = profile_channels(profile)
+    if {channels, image.mode} == {"L", "RGB"}:  # grey with the profile of colours, or the reverse
+        image = image.convert(channels)
+    if channels != image.mode:
+        _warn_of_profile(profile, name)
+        image = image.convert("RGB")
+    elif (transform := _transform(profile, image.mode, to_srgb=True)) is not None:
+        image = ImageCms.applyTransform(image, transform)
+    return _with_alpha(image, alpha)
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_of_profile(profile: bytes, name: str) -> None:
+    """Once for each picture, however often it is read."""
+    log.warning("the colour profile of %s cannot be used: it is taken as sRGB", name)
+
+
+def from_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
+    """sRGB (h w 3) uint8 in the colours of an RGB profile that `to_srgb` can use."""
+    transform = _transform(profile, "RGB", to_srgb=False)
+    if transform is None:
+        return pixels
+    return np.asarray(ImageCms.applyTransform(Image.fromarray(pixels), transform))
+
+
+def _with_alpha(image: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    if alpha is not None:
+        image.putalpha(alpha)
+    return image
+
+
+def has_cut_out(image: np.ndarray) -> bool:
+    """Whether the transparency of (h w 3 or 4) uint8 separates an object from its surroundings."""
+    return image.shape[2] == 4 and float(np.mean(image[..., 3] < MASK_THRESHOLD)) >= CUT_OUT
+
+
+def read_mask(
+    path: str | os.PathLike, size_hw: tuple[int, int], *, of_object: bool = False
+) -> np.ndarray:
     """Reads a mask file; see `decode_mask`.
 
     Args:
         path: The file.
         size_hw: Height and width the mask must have.
+        of_object: As in `decode_mask`.
 
     Raises:
         InputError: As `decode_mask`, or the size differs.
     """
-    mask = decode_mask(_read_bytes(path), str(path))
+    mask = decode_mask(read_bytes(path), str(path), of_object=of_object)
     if mask.shape != tuple(size_hw):
         (height, width), (wanted_height, wanted_width) = mask.shape, size_hw
         raise InputError(
@@ -100,8 +236,14 @@ def read_mask(path: str | os.PathLike, size_hw: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """Decodes a mask: the alpha channel where one is in use, else the luminance, cut at half.
+def decode_mask(data: bytes, name: str, *, of_object: bool = False) -> np.ndarray:
+    """Decodes a mask: white on black, or drawn on a transparent layer; cut at half.
+
+    Args:
+        data: As in `open_image`.
+        name: As in `open_image`.
+        of_object: It may also be the object itself on transparent ground. As a hole, that might as
+            well be a photo with the hole erased.
 
     Returns:
         (h w) bool, true = hole or object.
@@ -109,41 +251,79 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     Raises:
         InputError: As `decode_coverage`.
     """
-    return _cut_at_half(_mask_values(decode_image(data, name)), name)
+    return _cut_at_half(_mask_values(decode_image(data, name), name, of_object), name)
 
 
 def decode_coverage(data: bytes, name: str) -> np.ndarray:
-    """Decodes a soft mask: the alpha channel where one is in use, else the luminance.
+    """Decodes an object's soft mask: as `decode_mask` with `of_object`, not cut.
 
     Returns:
-        (h w) uint8 coverage, 255 = hole or object.
+        (h w) uint8 coverage, 255 = object.
 
     Raises:
-        InputError: As `decode_image`; or something is drawn but nothing reaches half of white, as
-            in a mask of 0 and 1.
+        InputError: As `decode_image`; or it can be read in more than one way; or something is drawn
+            but nothing reaches half of white, as in a mask of 0 and 1.
     """
-    values = _mask_values(decode_image(data, name))
-    _check_drawn(values, name)
+    values = _mask_values(decode_image(data, name), name, of_object=True)
+    _check_values(values, name)
     return values
 
 
-def _mask_values(image: np.ndarray) -> np.ndarray:
-    """(h w) uint8 of a picture: its alpha channel where one is in use, else its luminance."""
-    if image.shape[2] == 4 and image[..., 3].min() < 255:
-        return image[..., 3]
-    return np.asarray(Image.fromarray(image[..., :3]).convert("L"))
+def _mask_values(image: np.ndarray, name: str, of_object: bool) -> np.ndarray:
+    """(h w) uint8 of a picture: its luminance, or its transparency where that is the mask."""
+    colors = image[..., :3]
+    grey = np.asarray(Image.fromarray(np.ascontiguousarray(colors)).convert("L"))
+    alpha = image[..., 3] if image.shape[2] == 4 else np.full_like(grey, 255)
+    opaque = alpha >= MASK_THRESHOLD
+    if not opaque.any() and np.ptp(alpha) > ALIKE:
+        return alpha  # drawn, but faintly
+    if opaque.all() or not opaque.any():
+        if _is_grey(colors):
+            return grey
+        raise InputError(
+            f"The mask {name} has colours, which do not say what is marked: paint it white on"
+            " black."
+        )
+    one_paint = np.ptp(colors[opaque], axis=0).max() <= ALIKE
+    black_and_white = not one_paint and _is_black_and_white(colors[opaque])
+    if one_paint or (of_object and (has_cut_out(image) or not black_and_white)):
+        return alpha
+    if black_and_white and not has_cut_out(image):  # little is transparent, such as rounded corners
+        return np.where(opaque, grey, 0).astype(np.uint8)
+    raise InputError(
+        f"The mask {name} can be read in two ways, by its colours and by its transparency: save it"
+        " as white on black, without transparency."
+    )
 
 
-def _check_drawn(values: np.ndarray, name: str) -> None:
+def _is_grey(colors: np.ndarray) -> bool:
+    return float(np.mean(np.ptp(colors, axis=-1) > ALIKE)) <= COLORED
+
+
+def _is_black_and_white(colors: np.ndarray) -> bool:
+    """Whether nearly all of (n 3) is nearly black or nearly white."""
+    between = (colors > 2 * ALIKE) & (colors < 255 - 2 * ALIKE)
+    return _is_grey(colors) and float(between.any(axis=-1).mean()) <= 0.05
+
+
+def _check_values(values: np.ndarray, name: str) -> None:
     if values.any() and values.max() < MASK_THRESHOLD:
         raise InputError(
             f"The mask {name} is nowhere brighter than {values.max()} of 255; paint it white."
+        )
+    counts = np.bincount(values.ravel(), minlength=256)
+    labels = counts[1 : MOST_LABELS + 1]
+    if counts[255] and not counts[MOST_LABELS + 1 : 255].any() and labels.sum() > counts[255] / 4:
+        used = ", ".join(str(value) for value in np.flatnonzero(counts)[:4])
+        raise InputError(
+            f"The mask {name} holds the values {used} ... as a picture of labels does: paint white"
+            " what is marked, and all else black."
         )
 
 
 def _cut_at_half(values: np.ndarray, name: str) -> np.ndarray:
     """(h w) bool of (h w) uint8; says so where that is a choice."""
-    _check_drawn(values, name)
+    _check_values(values, name)
     soft = np.mean((values > 0) & (values < 255))
     if soft:
         log.info("the mask %s is soft (%.1f %% of it is grey): cut at half", name, 100 * soft)
@@ -167,8 +347,9 @@ def decode_labels(data: bytes, name: str) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data))
         pixels = np.asarray(image).astype(np.int64)
-    except _DAMAGED as error:
-        raise InputError(f"{name} cannot be read as a picture of labels: {error}.") from error
+    except Exception as error:  # as in `open_upright`
+        reason = _reason(error)
+        raise InputError(f"{name} cannot be read as a picture of labels: {reason}.") from error
     if image.mode == "RGB":
         return pixels @ np.array([1, 256, 65536])
     if image.mode in ("P", "L") or image.mode.startswith("I"):
@@ -184,17 +365,19 @@ def too_large(data: bytes) -> bool:
             Image.open(io.BytesIO(data))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return True
-    except _DAMAGED:
+    except Exception:  # who decodes it says what is wrong
         return False
     return False
 
 
-def encode_png(array: np.ndarray, text: dict[str, str] | None = None) -> bytes:
+def encode_png(array: np.ndarray, text: dict[str, str] | None = None, **metadata) -> bytes:
     """Encodes (h w), (h w 3) or (h w 4) uint8, or (h w) bool as 0 and 255, as PNG.
 
     Args:
         array: The pixels.
-        text: Metadata, stored as PNG text chunks.
+        text: Stored as PNG text chunks.
+        **metadata: `icc_profile`, `exif` (bytes) and `dpi` (horizontal, vertical), as far as there
+            are any.
     """
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
@@ -202,15 +385,22 @@ def encode_png(array: np.ndarray, text: dict[str, str] | None = None) -> bytes:
     for key, value in (text or {}).items():
         info.add_text(key, value)
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG", pnginfo=info)
+    Image.fromarray(array).save(buffer, "PNG", pnginfo=info, **metadata)
     return buffer.getvalue()
 
 
-def _read_bytes(path: str | os.PathLike) -> bytes:
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The content of a file.
+
+    Raises:
+        InputError: It cannot be read.
+    """
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:  # no file can have such a name
+        raise InputError(f"Cannot read {str(path)!r}: {error}.") from error
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -226,28 +416,29 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _to_plain(image: Image.Image) -> Image.Image:
-    """Mode "RGBA" of an image with transparency, "L" of a grey one, "RGB" of any other; loaded."""
-    image = _to_8_bit(image)
-    image.load()
+    """Mode "RGBA" of an image with transparency, "L" of a grey one, "RGB" of any other."""
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def as_rgb_or_rgba(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
-    """A caller's picture as (h w 3) or (h w 4) uint8.
+def as_rgb_or_rgba(picture: np.ndarray | PathOrImage, name: str) -> np.ndarray:
+    """A caller's picture as (h w 3) or (h w 4) uint8 of its own memory.
 
     Args:
-        picture: PIL image of any mode, or a uint8 array (h w), (h w 3) or (h w 4), NumPy's or
-            JAX's.
+        picture: A file's path, a PIL image of any mode, or a uint8 array (h w), (h w 3) or (h w 4),
+            NumPy's or JAX's.
         name: What to call it in an error.
 
     Raises:
-        InputError: Another dtype or shape.
+        InputError: A file that cannot be read, another dtype or shape.
     """
+    if isinstance(picture, str | os.PathLike):
+        return read_image(picture)
     if isinstance(picture, Image.Image):
-        return _from_pil(picture, name)
-    array = np.asarray(picture)
+        image = plain(upright(loaded(picture, name)), f"the {name}")
+        return np.array(image.convert("RGB") if image.mode == "L" else image)
+    array = np.array(picture)
     if array.dtype != np.uint8:
         raise InputError(f"The {name} is {array.dtype}; it must be uint8, 0 to 255.")
     if array.ndim == 2:
@@ -257,34 +448,44 @@ def as_rgb_or_rgba(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
     return array
 
 
-def _from_pil(image: Image.Image, name: str) -> np.ndarray:
-    try:
-        plain = _to_plain(ImageOps.exif_transpose(image))
-        return np.asarray(plain.convert("RGB") if plain.mode == "L" else plain)
-    except _DAMAGED as error:
-        raise InputError(f"The {name} cannot be read as a picture: {error}.") from error
-
-
-def as_rgb(picture: np.ndarray | Image.Image, name: str) -> np.ndarray:
-    """As `as_rgb_or_rgba`, with transparency dropped: (h w 3) uint8."""
-    return as_rgb_or_rgba(picture, name)[..., :3]
-
-
-def as_mask(mask: np.ndarray | Image.Image, size_hw: tuple[int, int], name: str) -> np.ndarray:
-    """A caller's mask as (h w) bool.
-
-    Args:
-        mask: PIL image (its alpha where one is in use, else its luminance), or a bool or uint8
-            array (h w) or (h w 1), NumPy's or JAX's; uint8 is cut at half.
-        size_hw: The height and width it must have.
-        name: What to call it in an error.
+def loaded(image: Image.Image, name: str) -> Image.Image:
+    """A caller's PIL image, decoded.
 
     Raises:
-        InputError: Another dtype or size; or uint8 of which nothing reaches half of white.
+        InputError: It is damaged.
     """
+    try:
+        image.load()
+    except Exception as error:  # as in `open_upright`
+        raise InputError(f"The {name} cannot be read as a picture: {_reason(error)}.") from error
+    return image
+
+
+def as_mask(
+    mask: np.ndarray | PathOrImage,
+    size_hw: tuple[int, int],
+    name: str,
+    *,
+    of_object: bool = False,
+) -> np.ndarray:
+    """A caller's mask as (h w) bool of its own memory.
+
+    Args:
+        mask: A file's path, a PIL image (read as `decode_mask` says), or a bool or uint8 array
+            (h w) or (h w 1), NumPy's or JAX's; uint8 is cut at half.
+        size_hw: The height and width it must have.
+        name: What to call it in an error.
+        of_object: As in `decode_mask`.
+
+    Raises:
+        InputError: A file that cannot be read, another dtype or size; or uint8 of which nothing
+            reaches half of white, or which looks like labels.
+    """
+    if isinstance(mask, str | os.PathLike):
+        return read_mask(mask, size_hw, of_object=of_object)
     if isinstance(mask, Image.Image):
-        mask = _mask_values(_from_pil(mask, name))
-    array = np.asarray(mask)
+        mask = _mask_values(as_rgb_or_rgba(mask, name), name, of_object)
+    array = np.array(mask)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.shape != tuple(size_hw):

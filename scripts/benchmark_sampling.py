@@ -21,9 +21,8 @@ def steps() -> None:
     def holes(settings) -> list[np.ndarray]:
         """The pixels in the holes, all pictures one after the other."""
         return [
-            np.asarray(picture)[result.request.parts[0].hole].astype(np.float32)
+            np.asarray(result.picture)[result.request.parts[0].hole].astype(np.float32)
             for result in compositor.run(requests, settings)
-            for picture in result.pictures
         ]
 
     def distance(first, second) -> float:

@@ -81,7 +81,7 @@ def main() -> None:
                 photo = images.read_image(SAMPLES / "photos" / f"{photo_name}.jpg")[..., :3]
                 hole = geometry.box_mask(box_of(view, factors, centre, photo), *photo.shape[:2])
                 request = Request(photo, [Placement(view, hole)])
-                picture = np.asarray(next(compositor.run([request], settings)).pictures[0])
+                picture = np.asarray(next(compositor.run([request], settings)).picture)
                 true = (view[..., 3] >= 128).mean() / np.prod(factors)
                 found.append(share_like(view, picture, photo, hole) / true)
                 row.append(tile(picture, hole))

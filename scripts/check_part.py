@@ -13,46 +13,41 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from imprint_jax import config
-
 MARK = "@ "
-SIZES = ("full", "mini", "deep")
 GIB = 2**30
 
 
-def case(size: str, stage: int, dtype: str):
-    """The configuration of a part: stage 1's or 2's recipe, or the same networks made small.
+# Small networks by the same code. Not those of `mini`, whose closed-form codec diffusers lacks.
+SMALL = (
+    *("--config.image_size=32", "--config.object_size=56"),
+    *("--config.remat.dinov2=False", "--config.remat.unet=False"),
+    *("--config.model.dinov2.image_size=56", "--config.model.dinov2.width=64"),
+    *("--config.model.dinov2.depth=1", "--config.model.dinov2.num_heads=2"),
+    *("--config.model.dinov2.mlp=gelu", "--config.model.dinov2.mlp_width=256"),
+    *("--config.model.adapter.width_in=64", "--config.model.adapter.width=64"),
+    *("--config.model.adapter.depth=1", "--config.model.adapter.num_heads=2"),
+    *("--config.model.adapter.mlp_width=256", "--config.model.unet.context_width=64"),
+    *("--config.model.unet.num_heads=4", "--config.model.unet.norm_groups=8"),
+    *("--config.model.vae.block_widths=(16, 32)", "--config.model.vae.layers_per_block=1"),
+    "--config.model.vae.norm_groups=8",
+)
+SIZES = {
+    "full": (),
+    "mini": (
+        *SMALL,
+        "--config.model.unet.block_widths=(32, 64)",
+        "--config.model.unet.layers_per_block=1",
+        "--config.model.unet.attention_levels=(True, False)",
+    ),
+    # As many layers as Stable Diffusion's UNet, and so as many tensors, by which the host's part of
+    # a step goes.
+    "deep": (*SMALL, "--config.model.unet.block_widths=(32, 32, 32, 32)"),
+}
 
-    "mini" is not the recipe of that name, whose closed-form codec diffusers does not have. "deep"
-    is as small, with as many layers as Stable Diffusion's UNet: it has as many tensors, by which
-    the host's part of a step goes.
-    """
-    c = config.load(f"stage{stage}").unlock()
-    c.dtype = dtype
-    if size != "full":
-        c.image_size, c.object_size = 32, 56
-        c.remat.update(dinov2=False, unet=False)
-        c.model.dinov2.update(
-            image_size=56, width=64, depth=1, num_heads=2, mlp="gelu", mlp_width=256
-        )
-        c.model.adapter.update(width_in=64, width=64, depth=1, num_heads=2, mlp_width=256)
-        c.model.unet.update(
-            block_widths=(32, 64),
-            layers_per_block=1,
-            attention_levels=(True, False),
-            context_width=64,
-            num_heads=4,
-            norm_groups=8,
-        )
-        c.model.vae.update(block_widths=(16, 32), layers_per_block=1, norm_groups=8)
-    if size == "deep":
-        depth = config.default().model.unet
-        c.model.unet.update(
-            block_widths=(32,) * len(depth.block_widths),
-            layers_per_block=depth.layers_per_block,
-            attention_levels=depth.attention_levels,
-        )
-    return c.lock()
+
+def overrides(size: str, dtype: str) -> tuple[str, ...]:
+    """What differs from stage 1's or 2's recipe, as `config.load` takes it."""
+    return (*SIZES[size], f"--config.dtype={dtype}")
 
 
 def report(**result) -> None:

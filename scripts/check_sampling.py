@@ -6,19 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 import check_part
 import numpy as np
 
+from imprint_jax import config
+
 RUNS = 3  # timed after one that warms up; the median counts
 GUIDANCE = 3.0
 
 
 def inputs(c, batch: int) -> dict[str, np.ndarray]:
-    """Objects and squares, (b h w 3) uint8, and holes (b h w 1) float32, a square each."""
+    """Random objects (b 1 s s 3) and squares (b h w 3), uint8, and square holes (b h w 1) bool."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (batch, 8, 8, 3), np.uint8)
     scale = c.image_size // 8
-    holes = np.zeros((batch, c.image_size, c.image_size, 1), np.float32)
+    holes = np.zeros((batch, c.image_size, c.image_size, 1), bool)
     inside = slice(c.image_size // 4, 3 * c.image_size // 4)
-    holes[:, inside, inside] = 1
-    objects = rng.integers(0, 256, (batch, c.object_size, c.object_size, 3), np.uint8)
+    holes[:, inside, inside] = True
+    objects = rng.integers(0, 256, (batch, 1, c.object_size, c.object_size, 3), np.uint8)
     return {
         "objects": objects,
         "squares": coarse.repeat(scale, axis=1).repeat(scale, axis=2),
@@ -32,57 +34,22 @@ def _measure(call: Callable[[], np.ndarray], batch: int, picture: str) -> dict[s
     return {"batch": batch, "rate": batch / check_part.seconds_of(call, RUNS)}
 
 
-def lower(c, batch: int, num_steps: int, mesh):
-    """Our program from pictures and weights to pictures, for the first device of a mesh.
+def trace(size: str, batch: int, num_steps: int, dtype: str, mesh):
+    """The sampler of `Compositor`, as `imprint plan` compiles it: a `planning.compile.Traced`.
 
     Args:
-        c: A whole configuration.
+        size: Of the networks.
         batch: Pictures.
         num_steps: Guided steps of DDIM.
-        mesh: From `sharding.make_mesh`; its devices need not be in this machine.
-
-    Returns:
-        The program, to be compiled; the shapes of the parameters it takes first; its FLOPs.
+        dtype: Of the computation.
+        mesh: Of one device, which need not be in this machine.
     """
-    import jax
-    import jax.numpy as jnp
+    from imprint_jax.models.attention import Target
+    from imprint_jax.planning import compile, plan
 
-    from imprint_jax.diffusion import sampling
-    from imprint_jax.models import imprint
-    from imprint_jax.models.attention import Attention, Target
-    from imprint_jax.training import flops, sharding
-
-    dtype = jnp.dtype(c.dtype)
-    attention = Attention(Target.of(mesh.devices.flat[0]), c.attention)
-    graphdef, abstract = imprint.split(c.model, dtype, attention=attention)
-
-    @jax.jit
-    def run(params, objects, squares, holes, keys):
-        model = imprint.bind(graphdef, params)
-        background, cells = model.encode_background(
-            imprint.to_float(squares), holes, c.diffusion.hole_fill
-        )
-        return sampling.sample(
-            model,
-            model.encode_object(imprint.to_float(objects)),
-            background,
-            cells,
-            keys,
-            jnp.float32(GUIDANCE),
-            num_steps=num_steps,
-            config=c,
-        )
-
-    where = sharding.replicated(mesh)
-    placed = lambda x, to=None: jax.ShapeDtypeStruct(x.shape, to or x.dtype, sharding=where)
-    params = {  # as `Compositor` keeps them
-        part: jax.tree.map(
-            lambda x, to=jnp.float32 if part == "vae" else dtype: placed(x, to), tree
-        )
-        for part, tree in abstract.items()
-    }
-    arguments = (params, *map(placed, inputs(c, batch).values()), placed(_keys(batch)))
-    return run.lower(*arguments), params, flops.count(run, *arguments)
+    steps = f"--config.sampling.num_steps={num_steps}"
+    request = plan.sampling_request("stage2", (*check_part.overrides(size, dtype), steps), batch)
+    return compile.trace_sampler(request, mesh, Target.of(mesh.devices.flat[0]))
 
 
 def measure_jax(
@@ -103,28 +70,30 @@ def measure_jax(
     from imprint_jax.models import init
     from imprint_jax.training import sharding
 
-    c = check_part.case(size, 2, dtype)
     mesh = sharding.make_mesh(1)
-    lowered = {batch: lower(c, batch, num_steps, mesh) for batch in batches}
-
+    traced = {batch: trace(size, batch, num_steps, dtype, mesh) for batch in batches}
+    lowered = [x.program.lower() for x in traced.values()]
     start = check_part.clock()
     with ThreadPoolExecutor() as pool:
-        compiled = pool.map(lambda batch: lowered[batch][0].compile(), batches)
-        programs = dict(zip(batches, compiled, strict=True))
+        programs = dict(zip(traced, pool.map(lambda x: x.compile(), lowered), strict=True))
     seconds = check_part.clock() - start
 
     check_part.take_memory()
+    c = traced[batches[0]].config
     params = {}
-    for part, shapes in lowered[batches[0]][1].items():
+    for part, shapes in traced[batches[0]].arguments[0].items():
         # Rounded on the device: NumPy takes ten times as long.
         rounded = lambda x, to: jnp.asarray(x).astype(to.dtype)
         params[part] = jax.tree.map(rounded, init.draw(part, c.model, 0), shapes)
-    for batch in batches:
-        program = programs[batch]
-        arrays = (*inputs(c, batch).values(), _keys(batch))
-        common = {"batch": batch, "compile": seconds, "flops": lowered[batch][2] / batch}
-        common["planned"] = check_part.planned_memory(program)
-        call = lambda program=program, arrays=arrays: np.asarray(program(params, *arrays))
+    for batch, program in programs.items():
+        arguments = (params, np.float32(GUIDANCE), draws(batch), *inputs(c, batch).values())
+        common = {
+            "batch": batch,
+            "compile": seconds,
+            "flops": traced[batch].model_flops / batch,
+            "planned": check_part.planned_memory(program),
+        }
+        call = lambda program=program, arguments=arguments: np.asarray(program(*arguments)[0])
         try:
             rate = _measure(call, batch, f"{pictures}/jax_{batch}.npy")
         except jax.errors.JaxRuntimeError as error:
@@ -135,22 +104,30 @@ def measure_jax(
             check_part.report(**common | rate, memory=check_part.jax_memory())
 
 
-def _keys(batch: int):
-    """A key a sample."""
-    import jax
-
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(batch))
+def draws(batch: int) -> np.ndarray:
+    """Seed, number of the sample and of the object, (b 3) uint32."""
+    numbers = np.zeros((batch, 3), np.uint32)
+    numbers[:, 1] = np.arange(batch)
+    return numbers
 
 
 def _noise(c, batch: int) -> np.ndarray:
-    """The noise our sampler starts from with `_keys`, (b h w c) float32."""
+    """The noise that the sampler starts from with `draws`, (b h w c) float32."""
     import jax
 
+    from imprint_jax.diffusion import sampling
     from imprint_jax.models import imprint
 
     side = c.image_size // imprint.latent_factor(c.model)
     shape = (side, side, c.model.vae.latent_channels)
-    return np.array(jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(batch)))
+
+    def one(draw):  # as composing.compositor.generate
+        key = jax.random.key(draw[0], impl=sampling.GENERATOR)
+        for number in draw[1:]:
+            key = jax.random.fold_in(key, number)
+        return jax.random.normal(key, shape)
+
+    return np.array(jax.vmap(one)(draws(batch)))
 
 
 def measure_torch(
@@ -180,7 +157,7 @@ def measure_torch(
     import torch
 
     check_torch.take_memory(memory_share)
-    c = check_part.case(size, 2, dtype)
+    c = config.load("stage2", check_part.overrides(size, dtype))
     half = getattr(torch, dtype)
     model = check_torch.Peer(c.model).eval()
     for network in (model.dinov2, model.adapter, model.unet):  # the VAE stays in float32, as ours
@@ -217,7 +194,9 @@ def measure_torch(
         return pictures.clamp(-1, 1).permute(0, 2, 3, 1).cpu().numpy()
 
     for batch in batches:
-        tensors = {key: check_torch.on_device(x) for key, x in inputs(c, batch).items()}
+        arrays = inputs(c, batch)
+        arrays |= {"objects": arrays["objects"][:, 0], "holes": np.float32(arrays["holes"])}
+        tensors = {key: check_torch.on_device(x) for key, x in arrays.items()}
         noise = check_torch.on_device(_noise(c, batch))
         try:
             # The first call compiles; one step goes through all networks.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import check_part
 import numpy as np
 
+from imprint_jax import config
 from imprint_jax.data import batch as batches
 
 STEPS = 10  # timed after two that warm up; the median counts
@@ -23,9 +24,9 @@ def random_batch(c) -> dict[str, np.ndarray]:
     return batch
 
 
-def config(size: str, stage: int, dtype: str, batch: int):
+def load_config(size: str, stage: int, dtype: str, batch: int):
     """A stage's configuration with so many samples a step, in one part."""
-    c = check_part.case(size, stage, dtype).unlock()
+    c = config.load(f"stage{stage}", check_part.overrides(size, dtype)).unlock()
     c.batch_size, c.accumulation, c.fsdp = batch, 1, 1
     return c.lock()
 
@@ -86,7 +87,7 @@ def measure_jax(size: str, stage: int, dtype: str, batch: int) -> None:
         host_memory.keep_freed()  # as imprint_jax.training.train does
 
     def measure(batch: int) -> None:
-        c = config(size, stage, dtype, batch)
+        c = load_config(size, stage, dtype, batch)
         trainer, lowered = lower(c, sharding.make_mesh(1))
         start = check_part.clock()
         program = lowered.compile()
@@ -156,7 +157,7 @@ def measure_torch(
     from imprint_jax.diffusion import process
 
     check_torch.take_memory(memory_share)
-    c = config(size, stage, dtype, batch)
+    c = load_config(size, stage, dtype, batch)
     model = check_torch.Peer(c.model).train()
     trained = _freeze(model, stage, getattr(torch, dtype))
     # In stage 2 DINOv2 is frozen: there is nothing to recompute.
@@ -165,8 +166,9 @@ def measure_torch(
     if c.remat.unet:
         model.unet.enable_gradient_checkpointing()
     if not eager:
-        # Its blocks are equal and compiled once.
-        for network in (*model.dinov2.encoder.layer, model.adapter, model.unet, model.vae.encoder):
+        # DINOv2's blocks are equal and compiled once.
+        blocks = next(x for x in model.dinov2.modules() if isinstance(x, torch.nn.ModuleList))
+        for network in (*blocks, model.adapter, model.unet, model.vae.encoder):
             network.compile(dynamic=False)
     # Rates do not change the time; the warm-up's first ones are next to nothing.
     optimizer = torch.optim.AdamW(trained, lr=1e-8, weight_decay=1e-2, fused=True)
@@ -174,7 +176,7 @@ def measure_torch(
     alphas = check_torch.on_device(np.asarray(process.noise_schedule(c.diffusion), np.float32))
 
     def measure(batch: int) -> None:
-        c = config(size, stage, dtype, batch)
+        c = load_config(size, stage, dtype, batch)
         host = random_batch(c) | _draws(c)
 
         def step() -> float:

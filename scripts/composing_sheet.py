@@ -59,7 +59,7 @@ def main(out: Path) -> None:
             tile(marked, crop),
         ]
         for result in compositor.run(requests):
-            tiles.append(tile(np.asarray(result.pictures[0]), crop))
+            tiles.append(tile(np.asarray(result.picture), crop))
         rows.append(np.concatenate(tiles, axis=1))
     Image.fromarray(np.concatenate(rows)).quantize(COLOURS).save(out, optimize=True)
 

@@ -83,10 +83,8 @@ def main(out: Path, model: str) -> None:
         requests = [
             Request(photo, [Placement(image, outline)], mask_level=level) for level in range(4)
         ]
-        pictures = [
-            np.asarray(result.pictures[0])
-            for result in compositor.run(requests, Settings(strength=1.0))
-        ]
+        results = compositor.run(requests, Settings(strength=1.0))
+        pictures = [np.asarray(result.picture) for result in results]
         tiles[-1] += [geometry.extract(x, crop, TILE) for x in (marked, *pictures)]
     sheet = np.concatenate([headings(), *(np.concatenate(row, axis=1) for row in tiles)])
     out.parent.mkdir(exist_ok=True)

@@ -27,6 +27,7 @@ WARM_UP = 0.05
 # No run is worth less.
 LEAST_STEPS = 10
 FOR_EVER = 10**9
+STOPPED = 143  # how a run ends that was told to stop and has saved
 LOG_EVERY = 5  # steps of a trial
 SAVES = 10  # of a run, so that little is lost even if it is killed
 
@@ -142,7 +143,8 @@ def run(recipe: str, overrides: list[str], share: float, end: float) -> None:
     except subprocess.TimeoutExpired:
         stop(process, end)
     if not is_done(workdir):
-        print(f"{recipe}: not done; the same command goes on", flush=True)
+        if process.returncode in (STOPPED, -signal.SIGKILL):
+            print(f"{recipe}: not done; the same command goes on", flush=True)
         raise SystemExit(process.returncode)
 
 

@@ -18,11 +18,13 @@ from imprint_jax.geometry import (
     fill_hole,
     latent_mask,
     looks_inverted,
+    main_box,
     mask_level,
     match_colors,
     object_crop,
     paste_back,
     ring_around,
+    without_specks,
 )
 
 SIGMAS = (0.05, 0.15)
@@ -240,6 +242,21 @@ def test_mask_levels_scale_with_the_mask():
 def test_mask_level_refuses_others():
     with pytest.raises(InputError, match="use 0, 1, 2 or 3"):
         mask_level(np.ones((4, 4), bool), 4, SIGMAS)
+
+
+def test_specks_do_not_decide_the_box_of_an_object():
+    mask = box_mask((20, 40, 60, 80), 100, 200)
+    chair = mask.copy()
+    chair[30:40, 25] = True  # a leg, 1 % of the seat
+    noisy = chair.copy()
+    noisy[0, 199] = noisy[99, 0] = noisy[50, 100] = True
+    assert main_box(mask) == (20, 40, 60, 80)
+    assert main_box(chair) == main_box(noisy) == (20, 30, 60, 80)
+    np.testing.assert_array_equal(without_specks(noisy), chair)
+    image = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(object_crop(image, noisy, 64), object_crop(image, chair, 64))
+    with pytest.raises(InputError, match="empty"):
+        main_box(mask & False)
 
 
 @pytest.mark.parametrize("xp", [np, jnp])

@@ -2,6 +2,7 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from imprint_jax.images import (
     read_image,
     read_mask,
 )
-from tests.pictures import write_png
+from tests.pictures import display_p3, write_png
 
 
 def encoded(image, format="PNG", **options):
@@ -188,15 +189,109 @@ def test_masks_of_every_kind(tmp_path):
         "palette": Image.fromarray(white).convert("P"),
         "opaque_rgba": Image.fromarray(np.dstack([white] * 3 + [np.full_like(white, 255)])),
         "alpha_only": Image.fromarray(np.dstack([0 * white] * 3 + [white])),
-        "cutout": Image.fromarray(np.dstack([cutout, white])),
         "grey_alpha": Image.fromarray(np.dstack([0 * white, white]), "LA"),
     }
     for name, image in images.items():
         path = tmp_path / f"{name}.png"
         image.save(path)
-        mask = read_mask(path, (6, 8))
-        assert mask.dtype == bool
-        np.testing.assert_array_equal(mask, truth, err_msg=name)
+        for of_object in (False, True):
+            mask = read_mask(path, (6, 8), of_object=of_object)
+            assert mask.dtype == bool
+            np.testing.assert_array_equal(mask, truth, err_msg=name)
+    # A photo with the hole erased, or what goes into the hole: only of an object there is no doubt.
+    path = tmp_path / "cutout.png"
+    Image.fromarray(np.dstack([cutout, white])).save(path)
+    np.testing.assert_array_equal(read_mask(path, (6, 8), of_object=True), truth)
+    with pytest.raises(InputError, match="can be read in two ways"):
+        read_mask(path, (6, 8))
+
+
+def drawn() -> np.ndarray:
+    """Black and white, (100 100 4), opaque."""
+    mask = np.zeros((100, 100, 4), np.uint8)
+    mask[..., 3] = 255
+    mask[40:60, 40:60, :3] = 255
+    return mask
+
+
+def test_transparency_decides_only_where_it_separates():
+    truth = drawn()[..., 0] > 0
+    one_pixel, corners, faint, shaded = (drawn() for _ in range(4))
+    one_pixel[0, 0, 3] = 254
+    rows, columns = np.mgrid[:100, :100]
+    far = np.hypot(
+        np.maximum(abs(rows - 49.5) - 39.5, 0), np.maximum(abs(columns - 49.5) - 39.5, 0)
+    )
+    corners[far > 10, 3] = 0
+    faint[..., 3] = 199
+    shaded[..., 3] = 102
+    for mask in (one_pixel, corners, faint, shaded):
+        for of_object in (False, True):
+            got = decode_mask(encoded(Image.fromarray(mask)), "m", of_object=of_object)
+            np.testing.assert_array_equal(got, truth)
+
+
+def test_masks_with_two_readings_are_refused(colors):
+    erased = np.dstack([colors, np.full((24, 40), 255, np.uint8)])
+    erased[8:16, 10:20, 3] = 0
+    half_black = drawn()
+    half_black[:50, :, 3] = 0
+    for mask in (erased, half_black):
+        with pytest.raises(InputError, match="can be read in two ways"):
+            decode_mask(encoded(Image.fromarray(mask)), "m")
+    red = np.full((100, 100, 3), 255, np.uint8)
+    red[40:60, 40:60] = (220, 20, 20)
+    for mask in (red, colors):
+        with pytest.raises(InputError, match="has colours"):
+            decode_mask(encoded(Image.fromarray(mask)), "m")
+    faintly_drawn = np.zeros((100, 100, 4), np.uint8)
+    faintly_drawn[40:60, 40:60] = (255, 255, 255, 102)
+    with pytest.raises(InputError, match="nowhere brighter than 102"):
+        decode_mask(encoded(Image.fromarray(faintly_drawn)), "m")
+
+
+def test_pictures_of_labels_are_no_masks():
+    voc = np.zeros((100, 100), np.uint8)
+    voc[38:62, 38:62] = 255  # the border that counts as nothing
+    voc[40:60, 40:60] = 1
+    with pytest.raises(InputError, match="holds the values 0, 1, 255"):
+        decode_mask(encoded(Image.fromarray(voc)), "m")
+
+
+@pytest.mark.parametrize("noise", [3, 40])
+def test_soft_and_noisy_masks_are_no_labels(noise):
+    soft = cv2.GaussianBlur(drawn()[..., 0], (0, 0), 3).astype(int)
+    soft = soft + np.random.default_rng(0).integers(0, noise, soft.shape)
+    data = encoded(Image.fromarray(np.clip(soft, 0, 255).astype(np.uint8)), "JPEG", quality=60)
+    assert decode_mask(data, "m")[45:55, 45:55].all()
+
+
+def test_odd_exif_does_not_stand_before_the_pixels(colors):
+    """Make stored as RATIONAL beside the orientation, as some phones write it."""
+    entries = struct.pack("<HHII", 0x010F, 5, 1, 38) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    data = encoded(Image.fromarray(colors), "PNG", exif=exif + struct.pack("<II", 1, 1))
+    np.testing.assert_array_equal(decode_image(data, "x"), np.rot90(colors, -1))
+
+
+def test_pictures_of_other_colour_spaces_are_srgb(colors):
+    red = np.full((4, 4, 3), (234, 51, 35), np.uint8)  # sRGB's red, in numbers of Display P3
+    for image in (Image.fromarray(red), Image.fromarray(np.dstack([red, red[..., :1]]))):
+        got = decode_image(encoded(image, icc_profile=display_p3()), "x")
+        assert np.abs(got[..., :3].astype(int) - (255, 0, 0)).max() <= 2
+        assert got.shape[2] == len(image.getbands())
+
+
+@pytest.mark.parametrize("format", ["AVIF", "BMP", "GIF", "WEBP", "TIFF", "JPEG2000"])
+def test_common_formats_are_read(format):
+    flat = np.full((32, 48, 3), (200, 60, 40), np.uint8)
+    got = decode_image(encoded(Image.fromarray(flat), format), "x")
+    assert got.shape == flat.shape and np.abs(got.astype(int) - flat).max() < 8
+
+
+def test_heic_is_named():
+    with pytest.raises(InputError, match="does not read HEIC"):
+        decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "a.heic")
 
 
 def test_mask_of_another_size_says_both(tmp_path):

@@ -5,14 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.markup import escape
 
-from imprint_jax.cli.terminal import console, note, track, use_compilation_cache
+from imprint_jax.cli.terminal import App, console, note, track, use_compilation_cache
 from imprint_jax.errors import InputError
 
-app = typer.Typer()
+app = App()
 
 
 @app.command()
@@ -99,9 +98,8 @@ def compose(
 
     # Everything that can be wrong is found before the model is loaded, or anything written.
     folder = release.model_folder(model)
-    settings = Settings(steps, guidance, sampler, eta, match_colors, strength)
     config = release.load_config(folder)
-    settings = settings.filled(config)
+    settings = Settings(steps, guidance, sampler, eta, match_colors, strength).filled(config)
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype must be float32 or bfloat16, not {dtype!r}.")
     if mask_level is not None:
@@ -113,19 +111,21 @@ def compose(
     shape = dict(mask_level=mask_level, scribble=scribble, invert_mask=invert_mask)
     segmenter = Segmenter(segment) if segment else None
     how = shape | ({"segment": file_hash(segment)[:16]} if segment else {})
-    describe = partial(job.provenance, folder, settings, how, dtype)
+    describe = partial(job.provenance, folder, config, settings, how, dtype)
     shape["segmenter"] = segmenter
+    inputs = [path for path in (manifest, segment) if path]
     load = partial(_load_compositor, folder, dtype=dtype, max_batch=batch_size)
 
     single = dict(object=object_paths, object_mask=object_masks, background=background, mask=mask)
     single |= dict(box=box, num=num, seed=seed)
     if manifest is None:
-        _compose_one(_entry(out, **single), out, load, settings, describe, shape)
-    elif given := [name for name, value in single.items() if value not in (None, [])]:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        _compose_one(_entry(out, **single), out, inputs, load, settings, describe, shape)
+    elif single_options := [name for name, value in single.items() if value not in (None, [])]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in single_options)
         raise InputError(f"{names} cannot be used with --manifest, which says that itself.")
     else:
-        _compose_many(manifests.read(manifest), out, load, settings, describe, shape)
+        entries = manifests.read(manifest)
+        _compose_many(entries, out, inputs, load, settings, describe, shape)
 
 
 def _entry(
@@ -151,37 +151,35 @@ def _entry(
 
 
 def _compose_one(
-    entry, out: Path, load: Callable, settings, describe: Callable, shape: dict
+    entry, out: Path, inputs: list[Path], load: Callable, settings, describe: Callable, shape: dict
 ) -> None:
-    from imprint_jax import images
     from imprint_jax.composing import job
-    from imprint_jax.runtime.files import atomic_file
 
-    if out.suffix.lower() != ".png":
-        raise InputError(
-            f"--out {out} must end in .png: other formats would change the pixels of the photo."
-        )
-    if not out.parent.is_dir():
-        raise InputError(f"The folder {out.parent} of --out does not exist.")
+    names = [Path(name).with_suffix(out.suffix).name for name in entry.names()]
+    job.check_single(out, names, [*inputs, *entry.files()])
     request = entry.request(**shape)
     how, compositor = describe(), load()
     with console.status("composing"):
-        (result,) = compositor.run([request], settings)
-    for number, (name, picture) in enumerate(zip(entry.names(), result.pictures, strict=True)):
-        text = job.png_text(how, entry.seed, number)
-        path = out.with_name(name).with_suffix(out.suffix)
-        with atomic_file(path) as file:
-            file.write_bytes(images.encode_png(np.asarray(picture), text))
-        note(f"wrote {path}")
+        for result in compositor.run([request], settings):
+            path = out.with_name(names[result.number])
+            photo = request.original
+            job.write_picture(path, result.picture, photo, how, entry.seed, result.number)
+            note(f"wrote {path}")
 
 
 def _compose_many(
-    entries, out: Path, load: Callable, settings, describe: Callable, shape: dict
+    entries,
+    out: Path,
+    inputs: list[Path],
+    load: Callable,
+    settings,
+    describe: Callable,
+    shape: dict,
 ) -> None:
     from imprint_jax.composing import job
 
     how = describe()
-    todo = job.unfinished(entries, out, how)
+    todo = job.unfinished(entries, out, how, inputs)
     if len(todo) < len(entries):
         note(f"{len(entries) - len(todo)} of {len(entries)} were done before")
     if not todo:

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from imprint_jax.cli.terminal import note, stdout
+from imprint_jax.cli.terminal import App, note, stdout
 
-app = typer.Typer()
+app = App()
 
 
 @app.command()

@@ -2,8 +2,8 @@
 
     compositor = Compositor.from_pretrained("mini")
     picture = compositor(cup, desk, hole, seed=7)
-    for result in compositor.run(requests):  # many at once, as a generator
-        ...
+    for result in compositor.run(requests):  # many at once, one picture after the other
+        result.picture.save(...)
 
 **Seeds.** The noise of a picture comes from its request's seed, the picture's number among the
 request's `num` and the number of the object, and from nothing else: not from the batch it is
@@ -11,33 +11,36 @@ computed in, nor from its place there. With the same version, settings, machine,
 size that was compiled) and place in the batch the same request gives the same picture bit for bit,
 whatever its neighbours. Another bucket or place may sum in another order: the network's output in
 [-1, 1] then differs by rounding only, up to 1e-4 in float32, a grey level at most in the picture;
-in bfloat16, or on another kind of device, by a few grey levels.
+in bfloat16, or on another kind of device, by a few grey levels. JAX's process-wide settings (its
+default generator, x64, rank promotion) change nothing.
 """
 
+import functools
 import itertools
 import logging
 import math
+import numbers
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from PIL import Image
 
 from imprint_jax import geometry
-from imprint_jax.composing.request import Picture, Placement, Request
+from imprint_jax.composing.batching import Batching
+from imprint_jax.composing.request import Picture, Placement, Request, is_whole
 from imprint_jax.composing.start import paste_object
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.models.attention import Attention, Target
+from imprint_jax.runtime import devices
 from imprint_jax.weights import release
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,8 @@ RING = 1 / 16
 FEW_CELLS = 9
 # A hole of more of the photo than this leaves little to fit the object to. Ours.
 MUCH = 0.8
+# Guidance beyond this leaves nothing of a picture; papers and tools stay below 30. Ours.
+MOST_GUIDANCE = 100.0
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,17 @@ class Settings:
 
     Attributes:
         num_steps: Denoising steps, 1 to 1000.
-        guidance_scale: Weight of the object against no object; 1 is off.
+        guidance_scale: Weight of the object against no object, 0 to 100; 1 is off.
         sampler: "ddim" or "dpm++2m", see `sampling`.
         eta: DDIM's share of fresh noise, 0 to 1.
-        match_colors: Shift the colours of what was made so that around the hole they are the
+        match_colors: Shift the colours of the composed square so that around the hole they are the
             photo's.
         strength: Above 0, at most 1. 1 starts from pure noise (the paper); below, the object is
             pasted into the hole and noised to that share of the schedule: the lower, the more of
             its pose and the finer its detail.
+
+    Raises:
+        InputError: A value of another type.
     """
 
     num_steps: int | None = None
@@ -76,6 +84,17 @@ class Settings:
     eta: float = 0.0
     match_colors: bool = False
     strength: float | None = None
+
+    def __post_init__(self):
+        if self.num_steps is not None and not is_whole(self.num_steps):
+            raise InputError(f"num_steps must be a whole number, not {self.num_steps!r}.")
+        for name in ("guidance_scale", "eta", "strength"):
+            value = getattr(self, name)
+            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not real and (value is not None or name == "eta"):
+                raise InputError(f"{name} must be a number, not {value!r}.")
+        if not isinstance(self.match_colors, bool | np.bool_):
+            raise InputError(f"match_colors must be true or false, not {self.match_colors!r}.")
 
     def filled(self, config: ConfigDict) -> "Settings":
         """With the choices of a model in the place of None.
@@ -92,34 +111,41 @@ class Settings:
             train_steps, chosen["num_steps"], config.sampling.spacing, chosen["strength"]
         )
         sampling.check_sampler(chosen["sampler"], self.eta)
-        if not math.isfinite(chosen["guidance_scale"]):
+        if not 0 <= chosen["guidance_scale"] <= MOST_GUIDANCE:
             raise InputError(
-                f"The guidance scale must be a number, not {chosen['guidance_scale']}."
+                f"The guidance scale must be 0 to {MOST_GUIDANCE:g}, not"
+                f" {chosen['guidance_scale']}."
             )
-        return replace(self, **chosen)
+        types = dict(num_steps=int, guidance_scale=float, sampler=str, strength=float)
+        return replace(self, **{name: types[name](value) for name, value in chosen.items()})
 
 
 class Result(NamedTuple):
-    """A request and its `num` pictures: RGB, of the background's size.
+    """The `number`th picture of a request, of its background's size.
 
-    Outside the holes and their feathered edges their pixels are the background's.
+    RGB, or RGBA where the background has transparency, in the background's colour space; its
+    profile, EXIF and resolution are in `picture.info`. Outside the holes and their feathered edges
+    the pixels are the background's.
     """
 
     request: Request
-    pictures: list[Image.Image]
+    number: int
+    picture: Image.Image
 
 
 @dataclass(eq=False)
 class _Sample:
-    """One picture in the making: the `number`th of a request, the photo as far as it is."""
+    """One picture in the making."""
 
     request: Request
-    number: int
-    photo: np.ndarray
+    number: int  # among the request's
+    holes: list[np.ndarray]  # of the request's placements, at the mask level
+    photo: np.ndarray  # as far as it is composed, in the background's colour space
+    error: str = ""
 
 
 class _Inputs(NamedTuple):
-    """What the network is given of a photo and a part of a request, and where it comes from."""
+    """What the networks see of a photo and a placement, and where it comes from."""
 
     objects: np.ndarray  # (views s s 3) uint8
     square: np.ndarray  # (size size 3) uint8, the hole filled
@@ -131,6 +157,10 @@ class _Inputs(NamedTuple):
 class Compositor:
     """Composes objects into photos of any size.
 
+        compositor = Compositor.from_pretrained("mini")
+        picture = compositor("cup.png", "desk.jpg", box=(40, 60, 200, 220), seed=7)
+        picture.save("out.png")
+
     Args:
         config: The configuration of a released model.
         params: Its parameters, {dinov2, adapter, unet, vae}.
@@ -138,6 +168,9 @@ class Compositor:
             accelerator, less time. The VAE and the sampler always use float32.
         precision: Of float32 products and convolutions, as a configuration's `precision`.
         max_batch: Samples computed together on one device, at most.
+
+    Raises:
+        InputError: No such batch size, or no device of the kind that JAX_PLATFORMS asks for.
     """
 
     def __init__(
@@ -149,12 +182,10 @@ class Compositor:
         precision: str = "high",
         max_batch: int = 8,
     ):
-        if max_batch < 1:
+        if not is_whole(max_batch) or max_batch < 1:
             raise InputError(f"The batch size must be 1 or more, not {max_batch}.")
         self.config = config
-        self.max_batch = max_batch
-        self.devices = jax.local_devices()
-        attention = Attention(Target.of(self.devices[0]))
+        attention = Attention(Target.of(devices.local()[0]))
         self.graphdef, abstract = imprint.split(config.model, dtype, attention=attention)
         self._cell = imprint.bind(self.graphdef, abstract).vae.factor  # pixels
         self.dtype = jnp.dtype(dtype)
@@ -162,24 +193,29 @@ class Compositor:
         cast = lambda tree, dtype: jax.tree.map(lambda x: x.astype(dtype, copy=False), tree)
         self.params = {name: cast(tree, dtype) for name, tree in params.items()}
         self.params["vae"] = cast(params["vae"], jnp.float32)
-        self.params = jax.device_put(self.params, self.devices[0])
-        self._copies = [self.params]  # on the first so many devices
-        self._programs = {}
+        self.batching = Batching(self.params, max_batch)
+        self._functions = {}
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options) -> "Compositor":
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        dtype=jnp.float32,
+        precision: str = "high",
+        max_batch: int = 8,
+    ) -> "Compositor":
         """Loads a model that ships ("mini") or a released folder; options as the constructor.
 
         Raises:
             InputError: There is no such model, or its files are missing or damaged.
         """
         folder = release.model_folder(name)
-        config, params = release.load(folder)
-        compositor = cls(config, params, **options)
-        devices = compositor.devices
-        kind = devices[0].device_kind
-        log.info("model %s on %d x %s, %s", folder, len(devices), kind, compositor.dtype)
-        if devices[0].platform == "cpu" and compositor.dtype != jnp.float32:
+        first, count = devices.local()[0], len(devices.local())
+        options = dict(dtype=dtype, precision=precision, max_batch=max_batch)
+        compositor = cls(*release.load(folder), **options)
+        log.info("model %s on %d x %s, %s", folder, count, first.device_kind, compositor.dtype)
+        if first.platform == "cpu" and compositor.dtype != jnp.float32:
             log.warning(
                 "on CPU XLA computes %s in float32: no faster, more memory", compositor.dtype
             )
@@ -187,49 +223,101 @@ class Compositor:
 
     def __call__(
         self,
-        object_image: Picture | Sequence[Picture],
+        object: Picture | Sequence[Picture],
         background: Picture,
-        mask: Picture,
-        **options,
+        mask: Picture | None = None,
+        *,
+        box: geometry.Box | None = None,
+        object_mask: Picture | Sequence[Picture | None] | None = None,
+        seed: int = 0,
+        mask_level: int | None = None,
+        scribble: bool = False,
+        invert_mask: bool = False,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        eta: float = 0.0,
+        match_colors: bool = False,
+        strength: float | None = None,
     ) -> Image.Image:
         """One composite; arguments as `samples`."""
-        return self.samples(object_image, background, mask, num=1, **options)[0]
+        (picture,) = self.samples(
+            object,
+            background,
+            mask,
+            box=box,
+            object_mask=object_mask,
+            num=1,
+            seed=seed,
+            mask_level=mask_level,
+            scribble=scribble,
+            invert_mask=invert_mask,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            eta=eta,
+            match_colors=match_colors,
+            strength=strength,
+        )
+        return picture
 
     def samples(
         self,
-        object_image: Picture | Sequence[Picture],
+        object: Picture | Sequence[Picture],
         background: Picture,
-        mask: Picture,
+        mask: Picture | None = None,
         *,
+        box: geometry.Box | None = None,
         object_mask: Picture | Sequence[Picture | None] | None = None,
         num: int = 1,
         seed: int = 0,
         mask_level: int | None = None,
-        **settings,
+        scribble: bool = False,
+        invert_mask: bool = False,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        eta: float = 0.0,
+        match_colors: bool = False,
+        strength: float | None = None,
     ) -> list[Image.Image]:
         """Several composites of the same pictures, which differ by their noise.
 
         Args:
-            object_image: The object, as in `Placement`.
+            object: As in `Placement`.
             background: As in `Request`.
             mask: As in `Placement`.
+            box: As in `Placement`; in the place of a mask.
             object_mask: As in `Placement`.
             num: As in `Request`.
             seed: As in `Request`; the k-th picture does not depend on `num`.
-            mask_level: As in `Request`; the model's own if None.
-            **settings: The fields of `Settings`.
+            mask_level: As in `Request`; None is the model's own.
+            scribble: As in `Request`.
+            invert_mask: As in `Request`.
+            num_steps: As in `Settings`; None is the model's own, as of all that follow.
+            guidance_scale: As in `Settings`.
+            sampler: As in `Settings`.
+            eta: As in `Settings`.
+            match_colors: As in `Settings`.
+            strength: As in `Settings`.
 
         Returns:
-            `num` RGB pictures of the background's size.
+            `num` pictures, as in `Result`.
 
         Raises:
-            InputError: As `Request` and `Settings.filled`.
+            InputError: As `Request` and `run`.
         """
-        if mask_level is None:
-            mask_level = self.config.sampling.mask_level
-        placement = Placement(object_image, mask, object_mask)
-        request = Request(background, [placement], seed=seed, num=num, mask_level=mask_level)
-        return next(self.run([request], Settings(**settings))).pictures
+        request = Request(
+            background,
+            [Placement(object, mask, object_mask, box)],
+            seed=seed,
+            num=num,
+            mask_level=self.config.sampling.mask_level if mask_level is None else mask_level,
+            scribble=scribble,
+            invert_mask=invert_mask,
+        )
+        settings = Settings(num_steps, guidance_scale, sampler, eta, match_colors, strength)
+        return [result.picture for result in self.run([request], settings)]
 
     def run(
         self, requests: Iterable[Request], settings: Settings | None = None
@@ -244,26 +332,45 @@ class Compositor:
             settings: The same for all; the model's own if None.
 
         Yields:
-            The result of each request, in their order, as soon as it is there.
+            The pictures of each request, in their order, each as soon as it is composed.
+
+        Raises:
+            InputError: As `Settings.filled`, before the first request is taken; or numbers of a
+                picture that are not finite.
+        """
+        for request, number, outcome in self.attempt(requests, settings):
+            if isinstance(outcome, str):
+                raise InputError(outcome)
+            yield Result(request, number, outcome)
+
+    def attempt(
+        self, requests: Iterable[Request], settings: Settings | None = None
+    ) -> Iterator[tuple[Request, int, Image.Image | str]]:
+        """As `run`, but goes on after a picture whose numbers are not finite.
+
+        Yields:
+            Request, number, and the picture or what is wrong with it.
 
         Raises:
             InputError: As `Settings.filled`; before the first request is taken.
         """
         settings = (settings or Settings()).filled(self.config)
-        samples = (_Sample(r, number, r.photo) for r in requests for number in range(r.num))
-        pictures = []
-        for sample in self._compose(samples, settings):
-            pictures.append(Image.fromarray(sample.photo))
-            if len(pictures) == sample.request.num:
-                yield Result(sample.request, pictures)
-                pictures = []
+        for sample in self._compose(self._samples(requests), settings):
+            outcome = sample.error or sample.request.original.finished(sample.photo)
+            yield sample.request, sample.number, outcome
+
+    def _samples(self, requests: Iterable[Request]) -> Iterator[_Sample]:
+        for request in requests:
+            holes = request.holes(self.config.mask_sigmas)
+            for number in range(request.num):
+                yield _Sample(request, number, holes, request.original.visible)
 
     def _compose(self, samples: Iterator[_Sample], settings: Settings) -> Iterator[_Sample]:
         """The samples with their photos finished, in order."""
-        running = [], []  # samples, and their last batches, still on the devices
-        while chunk := list(itertools.islice(samples, self.max_batch * len(self.devices))):
+        running = deque(), []  # samples, and their last batches, still on the devices
+        while chunk := deque(itertools.islice(samples, self.batching.most_rows)):
             batches = []
-            for index in range(max(len(sample.request.parts) for sample in chunk)):
+            for index in range(max(len(sample.holes) for sample in chunk)):
                 for batch in batches:  # the next object sees this one
                     self._paste(*batch, settings)
                 batches = [
@@ -273,10 +380,12 @@ class Compositor:
             running = chunk, batches
         yield from self._finish(*running, settings)
 
-    def _finish(self, samples: list[_Sample], batches: list, settings: Settings):
+    def _finish(self, samples: deque[_Sample], batches: list, settings: Settings):
         for batch in batches:
             self._paste(*batch, settings)
-        yield from samples
+        batches.clear()
+        while samples:  # each is let go once it is handed on
+            yield samples.popleft()
 
     def _start(self, samples: list[_Sample], index: int, settings: Settings):
         """Starts a batch: object `index` of every sample; does not wait for it."""
@@ -285,30 +394,27 @@ class Compositor:
             # The samples of one request start from the same photo.
             same = inputs and index == 0 and sample.request is samples[len(inputs) - 1].request
             inputs.append(inputs[-1] if same else self._inputs(sample, index, settings))
-        draws = np.array([(s.request.seed, s.number, index) for s in samples], np.uint32)
-        columns = list(zip(*inputs, strict=True))[: 3 if settings.strength == 1 else 4]
-        arrays = [draws, *(np.stack(column) for column in columns)]
-        count = 1 if len(samples) == 1 else len(self.devices)
-        size = count * bucket(math.ceil(len(samples) / count), self.max_batch)
-        arrays = [np.concatenate([a, a[-1:].repeat(size - len(a), axis=0)]) for a in arrays]
-        generated = self._program(count, settings)(
-            self._params_on(count), np.float32(settings.guidance_scale), *arrays
-        )
-        return samples, inputs, generated
+        rows = []
+        for sample, (objects, square, hole, start, _) in zip(samples, inputs, strict=True):
+            draw = np.array([sample.request.seed, sample.number, index], np.uint32)
+            rows.append((draw, objects, square, hole, *([] if start is None else [start])))
+        guidance = () if settings.guidance_scale == 1 else (np.float32(settings.guidance_scale),)
+        return samples, inputs, self.batching.start(self._function(settings), rows, *guidance)
 
     def _inputs(self, sample: _Sample, index: int, settings: Settings) -> _Inputs:
-        views, hole = sample.request.parts[index]
+        views, hole = sample.request.parts[index].views, sample.holes[index]
         size = self.config.image_size
         crop = geometry.context_crop(hole, self.config.context, math.ceil(size / MAX_ENLARGED))
         # Filled before resizing too, so that what is in the hole cannot leak into its rim.
         mode = self.config.diffusion.hole_fill
-        filled = geometry.fill_hole(sample.photo, hole[..., None], mode, grey=128)
-        see = partial(geometry.object_crop, size=self.config.object_size, **self.config.object_view)
+        filled = geometry.fill_hole(sample.photo[..., :3], hole[..., None], mode, grey=128)
+        config = self.config
+        see = functools.partial(geometry.object_crop, size=config.object_size, **config.object_view)
         cuts = [see(*view) for view in views]
         square_hole = geometry.extract(hole, crop, size)[..., None]
         if sample.number == 0:
             self._mention(hole, square_hole, crop)
-        square = geometry.extract(filled, crop, size)
+        square = sample.request.original.to_srgb(geometry.extract(filled, crop, size))
         start = None
         if settings.strength < 1:
             start = paste_object(square, square_hole[..., 0], *views[0])
@@ -336,66 +442,51 @@ class Compositor:
         self,
         samples: list[_Sample],
         inputs: list[_Inputs],
-        generated,
+        generated: tuple[jax.Array, jax.Array],
         index: int,
         settings: Settings,
     ) -> None:
         """Waits for a batch and pastes it into its samples' photos."""
-        for sample, given, picture in zip(samples, inputs, np.asarray(generated), strict=False):
-            hole = sample.request.parts[index].hole
+        pictures, finite = map(np.asarray, generated)
+        for sample, seen, picture, stages in zip(samples, inputs, pictures, finite, strict=False):
+            if sample.error or not stages.all():
+                sample.error = sample.error or _non_finite(sample, stages)
+                continue
+            original = sample.request.original
             if settings.match_colors:
-                picture = self._match_colors(picture, sample.photo, given)
-            feather = max(2, round(given.crop.side * FEATHER))
-            sample.photo = geometry.paste_back(sample.photo, picture, hole, given.crop, feather)
-
-    def _match_colors(self, picture: np.ndarray, photo: np.ndarray, given: _Inputs) -> np.ndarray:
-        # A cell that the hole touches is made anew as a whole: the ring begins around it.
-        cells = geometry.latent_mask(given.hole[None], self._cell)[0, ..., 0]
-        made = cells.repeat(self._cell, axis=0).repeat(self._cell, axis=1)
-        ring = geometry.ring_around(made, RING * self.config.image_size)
-        original = geometry.extract(photo, given.crop, self.config.image_size)
-        return geometry.match_colors(picture, original, ring)
-
-    def _params_on(self, count: int) -> dict:
-        """The parameters on the first `count` devices; copied to each once, when it is needed."""
-        for device in self.devices[len(self._copies) : count]:
-            self._copies.append(jax.device_put(self.params, device))
-        sharding = NamedSharding(self._mesh(count), P())
-        whole = lambda *copies: jax.make_array_from_single_device_arrays(
-            copies[0].shape, sharding, list(copies)
-        )
-        return jax.tree.map(whole, *self._copies[:count])
-
-    def _mesh(self, count: int) -> Mesh:
-        return Mesh(np.array(self.devices[:count]), ("data",))
-
-    def _program(self, count: int, settings: Settings):
-        """The jitted function for `count` devices, each of which computes its share of the batch.
-
-        A program is compiled for each bucket and number of views it meets.
-        """
-        choices = settings.num_steps, settings.sampler, settings.eta, settings.strength
-        if (count, choices) not in self._programs:
-            run = partial(generate, self.graphdef, self.config, choices)
-
-            def one_device(*args):
-                with jax.default_matmul_precision(self.precision):
-                    return imprint.to_uint8(run(*args))
-
-            program = jax.shard_map(
-                one_device,
-                mesh=self._mesh(count),
-                in_specs=(P(), P(), *[P("data")] * (4 if settings.strength == 1 else 5)),
-                out_specs=P("data"),
-                check_vma=False,
+                square = geometry.extract(sample.photo[..., :3], seen.crop, self.config.image_size)
+                picture = self._match_colors(picture, original.to_srgb(square), seen.hole)
+            feather = max(2, round(seen.crop.side * FEATHER))
+            sample.photo = geometry.paste_back(
+                sample.photo, original.from_srgb(picture), sample.holes[index], seen.crop, feather
             )
-            self._programs[count, choices] = jax.jit(program)
-        return self._programs[count, choices]
+
+    def _match_colors(self, picture: np.ndarray, square: np.ndarray, hole: np.ndarray):
+        # A cell that the hole touches is generated as a whole: the ring begins around it.
+        cells = geometry.latent_mask(hole[None], self._cell)[0, ..., 0]
+        generated = cells.repeat(self._cell, axis=0).repeat(self._cell, axis=1)
+        ring = geometry.ring_around(generated, RING * self.config.image_size)
+        return geometry.match_colors(picture, square, ring)
+
+    def _function(self, settings: Settings):
+        """`generate` for `Batching`: the same object for the same choices."""
+        guided = settings.guidance_scale != 1
+        choices = settings.num_steps, settings.sampler, settings.eta, settings.strength
+        if (choices, guided) not in self._functions:
+            run = functools.partial(generate, self.graphdef, self.config, choices)
+
+            def function(params, *args):
+                with jax.default_matmul_precision(self.precision):
+                    images, finite = run(params, *(args if guided else (None, *args)))
+                return imprint.to_uint8(images), finite
+
+            self._functions[choices, guided] = function
+        return self._functions[choices, guided]
 
 
 def generate(
     graphdef, config, choices, params, guidance_scale, draws, objects, squares, holes, starts=None
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """A batch of squares composed. Jit it, with the first three arguments bound.
 
     Args:
@@ -403,7 +494,7 @@ def generate(
         config: Of the released model.
         choices: Steps, sampler, eta and strength.
         params: The model's.
-        guidance_scale: Scalar.
+        guidance_scale: Scalar, or None for no guidance.
         draws: (b 3) uint32: seed, number of the sample, number of the object.
         objects: (b views s s 3) uint8, on black.
         squares: (b h w 3) uint8.
@@ -411,10 +502,11 @@ def generate(
         starts: (b h w 3) uint8, the objects pasted into the holes; below strength 1 only.
 
     Returns:
-        (b h w 3) float32 in [-1, 1].
+        (b h w 3) float32 in [-1, 1]; and (b stages) bool, whether the numbers of each of
+        `sampling.STAGES` are finite.
     """
     num_steps, sampler, eta, strength = choices
-    return sampling.generate(
+    return sampling.generate_checked(
         imprint.bind(graphdef, params),
         objects,
         squares,
@@ -430,19 +522,23 @@ def generate(
     )
 
 
+def _non_finite(sample: _Sample, stages: np.ndarray) -> str:
+    return (
+        f"Picture {sample.number} of seed {sample.request.seed} has numbers that are not finite,"
+        f" from {sampling.STAGES[int(np.argmin(stages))]} on: the model's weights are damaged, or"
+        " too large for the precision."
+    )
+
+
 def _key(draw: jax.Array) -> jax.Array:
     """The key of a sample from its seed, its number and its object's number, (3,) uint32."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(draw[0]), draw[1]), draw[2])
+    key = jax.random.key(draw[0], impl=sampling.GENERATOR)
+    return jax.random.fold_in(jax.random.fold_in(key, draw[1]), draw[2])
 
 
-def bucket(size: int, largest: int) -> int:
-    """The batch size to compile for `size` samples: 1, 2, 4, 8, ... up to `largest`."""
-    return min(1 << (size - 1).bit_length(), largest)
-
-
-def _groups(samples: list[_Sample], index: int) -> Iterator[list[_Sample]]:
+def _groups(samples: Iterable[_Sample], index: int) -> Iterator[list[_Sample]]:
     """The samples that have an object `index`, by its number of views."""
     views = lambda sample: len(sample.request.parts[index].views)
-    having = [sample for sample in samples if len(sample.request.parts) > index]
+    having = [sample for sample in samples if len(sample.holes) > index]
     for _, group in itertools.groupby(sorted(having, key=views), views):
         yield list(group)

@@ -3,22 +3,31 @@
 OUT/ID.png, OUT/ID_0.png ...  the pictures, with their provenance in a PNG text chunk
 OUT/results.jsonl             a line for each finished entry, with its provenance
 OUT/failures.jsonl            a line for each entry that failed, {"id", "error"}; none, no file
+
+Nothing else in the folder is ever replaced or deleted.
 """
 
 import json
+import os
+import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
 
 import imprint_jax
 from imprint_jax import images
 from imprint_jax.composing.compositor import Compositor, Settings
 from imprint_jax.composing.manifest import Entry
+from imprint_jax.composing.photo import Photo
+from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
+from imprint_jax.runtime import devices
 from imprint_jax.runtime.files import atomic_file
 from imprint_jax.weights import hub, release
 from imprint_jax.weights.tensors import file_hash
@@ -26,14 +35,21 @@ from imprint_jax.weights.tensors import file_hash
 # What must be equal for pictures to belong into one folder.
 _SAME = ("model_sha256", "dtype", "settings")
 # What a report says of them.
-_MADE = ("model", *_SAME, "versions")
+_RECORDED = ("model", *_SAME, "mask_sigmas", "draws", "versions")
+# Of a line of results.jsonl.
+_RESULT_TYPES = {"id": str, "pictures": list, "entry": dict, **dict.fromkeys(_SAME, object)}
+# Bytes of a file's name (NAME_MAX of Linux; other systems are not stricter).
+_LONGEST_NAME = 255
+# The text chunk that tells our pictures from others.
+_CHUNK = "imprint_jax"
 
 
-def provenance(folder: Path, settings: Settings, shape: dict, dtype) -> dict:
-    """How pictures are made: enough to make them again.
+def provenance(folder: Path, config: ConfigDict, settings: Settings, shape: dict, dtype) -> dict:
+    """How pictures are composed: enough to compose them again.
 
     Args:
         folder: The released model.
+        config: Its configuration.
         settings: Filled.
         shape: What is done to every mask: fields of `Request`.
         dtype: Of the computation.
@@ -46,72 +62,223 @@ def provenance(folder: Path, settings: Settings, shape: dict, dtype) -> dict:
         "model_sha256": release.model_hash(folder),
         "dtype": str(np.dtype(dtype)),
         "settings": asdict(settings) | shape,
-        "device": jax.devices()[0].device_kind,
+        "mask_sigmas": list(config.mask_sigmas),
+        "draws": {"generator": sampling.GENERATOR, "dtype": "float32"},
+        "device": devices.local()[0].device_kind,
         "versions": {"imprint_jax": imprint_jax.__version__, "jax": jax.__version__},
     }
 
 
-def png_text(how: dict, seed: int, number: int) -> dict[str, str]:
-    """The text chunk of a picture: its provenance, seed, and number among the seed's pictures."""
-    return {"imprint_jax": json.dumps(how | {"seed": seed, "sample": number})}
+def write_picture(
+    path: Path, picture: Image.Image, photo: Photo, how: dict, seed: int, number: int
+) -> None:
+    """Writes a PNG with its provenance and what it carries over of the photo.
+
+    Args:
+        path: The file; replaced whole or not at all.
+        picture: A result.
+        photo: What it was composed into.
+        how: From `provenance`.
+        seed: The request's.
+        number: Of the picture among the seed's.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    text = {_CHUNK: json.dumps(_text(how, seed, number))}
+    with atomic_file(path) as file:
+        file.write_bytes(images.encode_png(np.asarray(picture), text, **photo.metadata))
 
 
-def made(folder: Path) -> dict:
-    """How the pictures of a folder were made, as far as its results.jsonl says; else {}."""
-    path = folder / "results.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    if not lines or not lines[0].endswith("\n"):
+def _text(how: dict, seed: int, number: int) -> dict:
+    return how | {"seed": seed, "sample": number}
+
+
+def recorded(folder: Path) -> dict:
+    """How the pictures of a folder were composed, as far as its results.jsonl says; else {}."""
+    try:
+        line, _ = next(_results(folder / "results.jsonl"), ({}, ""))
+    except InputError:  # another tool's
         return {}
-    return {key: x for key, x in json.loads(lines[0]).items() if key in _MADE}
+    return {key: line[key] for key in _RECORDED if key in line}
 
 
-def unfinished(entries: Iterable[Entry], out: Path, how: dict) -> list[Entry]:
+def check_single(path: Path, names: Iterable[str], inputs: Iterable[Path]) -> None:
+    """Checks the --out of one request, before anything is loaded.
+
+    Args:
+        path: The file to write, or what the files' names begin with.
+        names: Of the files to write.
+        inputs: Files that are read.
+
+    Raises:
+        InputError: It cannot be written, or would replace anything but an earlier result.
+    """
+    if os.path.isdir(path):
+        raise InputError(f"--out {path} is a folder: give the name of a .png file.")
+    if path.suffix.lower() != ".png":
+        raise InputError(
+            f"--out {path} must end in .png: other formats would change the pixels of the photo."
+        )
+    if not path.parent.is_dir():
+        raise InputError(f"The folder {path.parent} of --out does not exist.")
+    _check_writable(path.parent)
+    outputs = [path.with_name(name) for name in names]
+    _check_replaced(outputs, inputs, lambda file: _provenance_of(file) is not None)
+
+
+def unfinished(
+    entries: Iterable[Entry], out: Path, how: dict, inputs: Iterable[Path] = ()
+) -> list[Entry]:
     """The entries that are still to do, for a folder that may hold some already.
 
+    Call it before anything is loaded: it says whether `compose_entries` may write to the folder.
     Lines of results that are cut short, or whose entry or pictures are not as they were, are taken
     out of OUT/results.jsonl; OUT/failures.jsonl is deleted.
 
     Args:
         entries: The manifest's.
-        out: The folder; made if it does not exist.
+        out: The folder; created if it does not exist.
         how: From `provenance`.
+        inputs: Files that are read beside the entries', such as the manifest.
 
     Raises:
-        InputError: The folder holds pictures made in another way, or cannot be made.
+        InputError: The folder holds pictures composed in another way, cannot be written to, or a
+            file in it would be replaced that no job wrote.
     """
+    entries = list(entries)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"Cannot make the folder {out}: {error.strerror}.") from error
-    (out / "failures.jsonl").unlink(missing_ok=True)
-    path = out / "results.jsonl"
-    if not path.exists():
-        return list(entries)
-    by_id = {entry.id: entry for entry in entries}
-    kept = {}
-    lines = path.read_text().splitlines(keepends=True)
-    for text in lines:
-        if not text.endswith("\n"):
-            continue  # the run ended while it wrote this
-        line = json.loads(text)
+    _check_writable(out)
+    path, failures = out / "results.jsonl", out / "failures.jsonl"
+    lines = list(_results(path))
+    _check_failures(failures)
+    named = {name for line, _ in lines for name in line["pictures"]}
+    own = {path.name, failures.name} | named
+    _check_replaced(
+        [out / name for entry in entries for name in entry.names()] + [path, failures],
+        [*inputs, *(file for entry in entries for file in entry.files())],
+        lambda file: file.name in own or _same_way(_provenance_of(file), how),
+    )
+    for line, _ in lines:
         for key in _SAME:
             if line[key] != how[key]:
                 raise InputError(
-                    f"{out} holds pictures made with another {key} ({line[key]}, not {how[key]}):"
-                    " give another --out."
+                    f"{out} holds pictures composed with another {key} ({line[key]}, not"
+                    f" {how[key]}): give another --out."
                 )
-        entry = by_id.get(line["id"])
-        known = entry is None or (
-            line["entry"] == entry.line
-            and line.get("inputs") == _inputs(entry)
-            and all((out / name).exists() for name in entry.names())
-        )
-        if known:
-            kept[line["id"]] = text
-    if len(kept) < len(lines):
+    failures.unlink(missing_ok=True)
+    by_id = {entry.id: entry for entry in entries}
+    kept = {
+        line["id"]: text for line, text in lines if _still_holds(line, by_id.get(line["id"]), out)
+    }
+    if path.exists():
         with atomic_file(path) as file:
             file.write_text("".join(kept.values()), encoding="utf-8")
     return [entry for entry in entries if entry.id not in kept]
+
+
+def _still_holds(line: dict, entry: Entry | None, out: Path) -> bool:
+    """Whether a result is that of its entry as it is now, or of none here."""
+    return entry is None or (
+        line["entry"] == entry.line
+        and line.get("inputs") == _inputs(entry)
+        and all((out / name).exists() for name in entry.names())
+    )
+
+
+def _results(path: Path) -> Iterator[tuple[dict, str]]:
+    """The whole lines of results.jsonl, and their text."""
+    if not path.exists():
+        return
+    try:
+        texts = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} is not a list of results of `imprint compose` ({error}): give another --out."
+        ) from error
+    for number, text in enumerate(texts[:-1], start=1):  # a run may have ended in the last one
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        sound = isinstance(line, dict) and all(
+            isinstance(line.get(key), kind) for key, kind in _RESULT_TYPES.items()
+        )
+        if not sound or not all(key in line for key in _SAME):
+            raise InputError(
+                f"{path}, line {number}, is not a result of `imprint compose`: give another --out."
+            )
+        yield line, text + "\n"
+
+
+def _check_failures(path: Path) -> None:
+    if not path.exists():
+        return
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        own = all(line.keys() == {"id", "error"} for line in lines)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        own = False
+    if not own:
+        raise InputError(f"{path} was not written by `imprint compose`: give another --out.")
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"Cannot write to the folder {folder}: {error.strerror}.") from error
+
+
+def _check_replaced(
+    outputs: Iterable[Path], inputs: Iterable[Path], is_own: Callable[[Path], bool]
+) -> None:
+    """Checks that writing `outputs` harms nothing.
+
+    Raises:
+        InputError: One is also read, by this or another name, or exists and `is_own` denies it.
+    """
+    read = {_identity(path): path for path in inputs if path.exists()}
+    for path in outputs:
+        if len(os.fsencode(path.name)) > _LONGEST_NAME:
+            raise InputError(f"The name {path.name[:20]}... is too long for a file.")
+        if not os.path.lexists(path):
+            continue
+        if path.exists() and _identity(path) in read:
+            raise InputError(
+                f"{path} would be replaced, but is also read ({read[_identity(path)]}): give"
+                " another --out."
+            )
+        if path.is_symlink() or not path.is_file() or not is_own(path):
+            raise InputError(
+                f"{path} exists and is not a result of `imprint compose` that may be replaced: give"
+                " another --out, or move it away."
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for all names of one file."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def _provenance_of(path: Path) -> dict | None:
+    """What our text chunk in a PNG says; None if it has none."""
+    try:
+        with Image.open(path) as image:
+            content = json.loads(image.text[_CHUNK])
+    except Exception:  # any other file, and decoders raise anything
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _same_way(content: dict | None, how: dict) -> bool:
+    """Whether a picture was composed as `how` says, by a run that was stopped then."""
+    return content is not None and all(content.get(key) == how[key] for key in _SAME)
 
 
 def compose_entries(
@@ -122,7 +289,7 @@ def compose_entries(
     how: dict,
     **shape,
 ) -> Iterator[tuple[Entry, str | None]]:
-    """Composes entries one batch after the other, and writes each as soon as it is done.
+    """Composes entries one batch after the other, and writes each picture when it is composed.
 
     Args:
         compositor: The model.
@@ -136,38 +303,49 @@ def compose_entries(
         Each entry with None, or with what is wrong with it, about in their order.
 
     Raises:
-        InputError: A picture cannot be written.
+        InputError: results.jsonl or failures.jsonl cannot be written.
     """
-    waiting, failed = deque(), deque()
+    waiting, unreadable = deque(), deque()
 
     def requests():
         for entry in entries:
             try:
                 request = entry.request(**shape)
             except InputError as error:
-                failed.append((entry, str(error)))
+                unreadable.append((entry, str(error)))
                 continue
             waiting.append(entry)
             yield request
 
-    def failures():
-        while failed:
-            entry, error = failed.popleft()
-            _append(out / "failures.jsonl", {"id": entry.id, "error": error})
-            yield entry, error
+    def failed(entry: Entry, error: str) -> tuple[Entry, str]:
+        _append(out / "failures.jsonl", {"id": entry.id, "error": error})
+        return entry, error
 
-    for result in compositor.run(requests(), settings):
-        yield from failures()
-        entry = waiting.popleft()
-        for number, (name, picture) in enumerate(zip(entry.names(), result.pictures, strict=True)):
-            text = png_text(how, entry.seed, number)
-            with atomic_file(out / name) as file:
-                file.write_bytes(images.encode_png(np.asarray(picture), text))
-        line = {"id": entry.id, "pictures": entry.names(), "seed": entry.seed}
-        line |= how | {"entry": entry.line, "inputs": _inputs(entry)}
-        _append(out / "results.jsonl", line)
-        yield entry, None
-    yield from failures()
+    error = None
+    for request, number, outcome in compositor.attempt(requests(), settings):
+        while unreadable:
+            yield failed(*unreadable.popleft())
+        entry = waiting[0]
+        try:
+            if isinstance(outcome, str):
+                raise InputError(outcome)
+            path = out / entry.names()[number]
+            write_picture(path, outcome, request.original, how, entry.seed, number)
+        except InputError as failure:
+            error = error or str(failure)
+        if number < request.num - 1:
+            continue
+        waiting.popleft()
+        if error:
+            yield failed(entry, error)
+        else:
+            line = {"id": entry.id, "pictures": entry.names(), "seed": entry.seed}
+            line |= how | {"entry": entry.line, "inputs": _inputs(entry)}
+            _append(out / "results.jsonl", line)
+            yield entry, None
+        error = None
+    while unreadable:
+        yield failed(*unreadable.popleft())
 
 
 def _inputs(entry: Entry) -> list[str]:
@@ -176,5 +354,8 @@ def _inputs(entry: Entry) -> list[str]:
 
 
 def _append(path: Path, line: dict) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror}.") from error

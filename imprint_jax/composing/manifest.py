@@ -4,7 +4,8 @@ A line of a manifest, with paths relative to its file:
 
     {"id": "cup_desk", "object": "cup.png", "background": "desk.jpg", "mask": "hole.png"}
 
-`id`          names the pictures, ID.png, or ID_0.png, ID_1.png ... where `num` is more than 1
+`id`          names the pictures, ID.png, or ID_0.png, ID_1.png ... where `num` is more than 1;
+              200 bytes of UTF-8 at most
 `object`      a picture of the object, or a list of several views of it
 `object_mask` where the object is in its picture, or a list; not needed with transparency
 `background`  the photo
@@ -37,6 +38,8 @@ from imprint_jax.weights.tensors import file_hash
 
 # What file systems take in a name, and what neither hides it nor leaves the folder.
 FILE_NAME = re.compile(r'[^./\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*')
+# Bytes of UTF-8 in an id: a name may have 255 (NAME_MAX), with a number and an ending. Ours.
+LONGEST_ID = 200
 _OBJECT_FIELDS = {"object", "object_mask", "object_id", "mask", "box"}
 _FIELDS = {"id", "background", "mask_level", "seed", "num", "target", "objects"} | _OBJECT_FIELDS
 
@@ -65,7 +68,12 @@ class ObjectEntry:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a manifest; the fields are explained above, `line` is the line as it was read."""
+    """One line of a manifest; the fields are explained above.
+
+    Attributes:
+        line: As it was read.
+        mask_sigmas: Of mask levels 1 and 2, as in `Request`.
+    """
 
     id: str
     background: Path
@@ -75,6 +83,7 @@ class Entry:
     num: int = 1
     target: Path | None = None
     line: dict = field(default_factory=dict, compare=False, repr=False)
+    mask_sigmas: tuple[float, float] = Request.mask_sigmas
 
     def names(self) -> list[str]:
         """The file names of its pictures."""
@@ -84,10 +93,10 @@ class Entry:
 
     def files(self) -> list[Path]:
         """All pictures that it names, the target too."""
-        found = [self.background, *([self.target] if self.target else [])]
+        files = [self.background, *([self.target] if self.target else [])]
         for one in self.objects:
-            found += [*one.views, *one.view_masks, *([one.mask] if one.mask else [])]
-        return found
+            files += [*one.views, *one.view_masks, *([one.mask] if one.mask else [])]
+        return files
 
     def request(
         self, *, mask_level: int | None = None, segmenter: Segmenter | None = None, **options
@@ -102,36 +111,22 @@ class Entry:
         Raises:
             InputError: A file cannot be read, or does not fit the others.
         """
-        photo = images.read_image(self.background)[..., :3]
         return Request(
-            photo,
-            [_placement(one, photo.shape[:2], segmenter, options) for one in self.objects],
+            self.background,
+            [_placement(one, segmenter) for one in self.objects],
             seed=self.seed,
             num=self.num,
             mask_level=self.mask_level if mask_level is None else mask_level,
+            mask_sigmas=self.mask_sigmas,
             **options,
         )
 
 
-def _placement(
-    one: ObjectEntry, size_hw: tuple[int, int], segmenter: Segmenter | None, options: dict
-) -> Placement:
-    views = [images.read_image(path) for path in one.views]
-    masks = None
-    if one.view_masks:
-        masks = [
-            images.read_mask(path, view.shape[:2])
-            for path, view in zip(one.view_masks, views, strict=True)
-        ]
-    elif segmenter:
-        views = [
-            segmenter.cut_out(view, str(path)) for view, path in zip(views, one.views, strict=True)
-        ]
-    if one.mask:
-        hole = images.read_mask(one.mask, size_hw)
-    else:  # a box is never black where to fill
-        hole = geometry.box_mask(one.box, *size_hw) ^ options.get("invert_mask", False)
-    return Placement(views, hole, masks)
+def _placement(one: ObjectEntry, segmenter: Segmenter | None) -> Placement:
+    views = list(one.views)
+    if segmenter and not one.view_masks:
+        views = [segmenter.cut_out(images.read_image(path), str(path)) for path in views]
+    return Placement(views, one.mask, list(one.view_masks) or None, one.box)
 
 
 def read(path: Path) -> list[Entry]:
@@ -170,7 +165,7 @@ def describe(path: Path, entries: Sequence[Entry]) -> dict:
 
     Args:
         path: The file, or the folder in the plain layout.
-        entries: What `read` made of it.
+        entries: What `read` returned.
 
     Returns:
         The path, the file's SHA-256 (None of a folder), and how many entries and objects; for JSON.
@@ -218,25 +213,26 @@ def _which(one: ObjectEntry) -> str | tuple[Path, ...]:
 
 def _read_lines(path: Path) -> list[Entry]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the manifest {path}: {error}.") from error
     entries = []
-    for number, line in enumerate(lines, start=1):
+    # Only "\n" ends a line: JSON's strings may hold what Unicode calls line breaks.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 entries.append(_parse(json.loads(line), path.parent))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}.") from error
             except InputError as error:
                 raise InputError(f"{path}, line {number}: {error}") from error
+            # ValueError: also for numbers of thousands of digits; RecursionError: [[[[[...
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {number}: not JSON: {error}.") from error
     return entries
 
 
 def _parse(line, folder: Path) -> Entry:
     _check_fields(line, _FIELDS, required=("id", "background"))
-    if not isinstance(line["id"], str) or not FILE_NAME.fullmatch(line["id"]):
-        raise InputError(f"id {line['id']!r} must be something a file can be called.")
+    _check_id(line["id"])
     numbers = {key: line[key] for key in ("mask_level", "seed", "num") if key in line}
     check_numbers(**{"mask_level": 0, "seed": 0, "num": 1} | numbers)
     objects = line.get("objects")
@@ -256,6 +252,23 @@ def _parse(line, folder: Path) -> Entry:
     )
 
 
+def _check_id(value) -> None:
+    if not isinstance(value, str) or not FILE_NAME.fullmatch(value) or value[-1] in " .":
+        raise InputError(f"id {value!r} must be something a file can be called.")
+    if len(_utf8(value, "id")) > LONGEST_ID:
+        raise InputError(
+            f"id {value[:20] + '...'!r} has {len(_utf8(value, 'id'))} bytes; a file's name leaves"
+            f" room for {LONGEST_ID}."
+        )
+
+
+def _utf8(text: str, field: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
+        raise InputError(f"{field} {text!r} has characters that no file can be called.") from error
+
+
 def _parse_object(one, folder: Path) -> ObjectEntry:
     _check_fields(one, _OBJECT_FIELDS, required=("object",))
     if ("mask" in one) == ("box" in one):
@@ -269,19 +282,20 @@ def _parse_object(one, folder: Path) -> ObjectEntry:
     )
 
 
-def _check_fields(line, known: set[str], required: Sequence[str]) -> None:
+def _check_fields(line, fields: set[str], required: Sequence[str]) -> None:
     if not isinstance(line, dict):
         raise InputError(f"must be a JSON object, not {line!r}.")
     for name in required:
         if name not in line:
             raise InputError(f"{name} is missing.")
-    if unknown := sorted(set(line) - known):
-        raise InputError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}.")
+    if unknown := sorted(set(line) - fields):
+        raise InputError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(fields))}.")
 
 
 def _path(line: dict, field: str, folder: Path) -> Path:
-    if not isinstance(line[field], str) or not line[field]:
+    if not isinstance(line[field], str) or not line[field] or "\0" in line[field]:
         raise InputError(f"{field} must be a path, not {line[field]!r}.")
+    _utf8(line[field], field)
     return folder / line[field]
 
 

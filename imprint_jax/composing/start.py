@@ -35,7 +35,7 @@ def paste_object(
         (s s 3) uint8; outside the hole, `square`.
     """
     coverage = mask.astype(np.uint8) * 255 if mask.dtype == bool else mask
-    x0, y0, x1, y1 = geometry.bounding_box(coverage >= geometry.FAINT)
+    x0, y0, x1, y1 = geometry.main_box(coverage >= geometry.FAINT)
     cutout = Image.fromarray(np.dstack([view, coverage])[y0:y1, x0:x1])
     left, top, right, bottom = geometry.bounding_box(hole)
     across, down = (right - left) / cutout.width, (bottom - top) / cutout.height

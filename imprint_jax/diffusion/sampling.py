@@ -5,7 +5,7 @@ x, every sampler here goes from x at a to the x at a' where the step ends by
 
     x' = keep * x + now * x0 + before * x0_of_the_step_before + fresh * noise
 
-so that a sampler is nothing but a table of these four numbers, one row a step. Two are known:
+so that a sampler is nothing but a table of these four numbers, one row for each step:
 
 DDIM (Song et al. 2021), first order; with eta > 0 part of the noise is drawn anew at every step:
 
@@ -31,6 +31,19 @@ from imprint_jax.models.imprint import Imprint, to_float
 from imprint_jax.models.unet import UNet
 
 SAMPLERS = ("ddim", "dpm++2m")
+# "leading" timesteps that start below this share of the schedule would take pure noise for a noised
+# picture: 600 of 1000 steps start at timestep 600, one step at 1. Ours.
+LATEST_START = 0.8
+# Where numbers can stop being finite, in the order of the computation.
+STAGES = (
+    "the object's tokens",
+    "the background's latents",
+    "the latents of the pasted object",
+    "the denoising",
+    "the decoding",
+)
+# Of all that is drawn, whatever JAX's own default is; for a record of how a picture was made.
+GENERATOR = "threefry2x32"
 
 
 class Coefficients(NamedTuple):
@@ -51,8 +64,9 @@ def sampling_timesteps(
         num_train_timesteps: 1000.
         num_steps: How many, 1 to `num_train_timesteps` x `strength`.
         spacing: "leading" is Stable Diffusion's own: 981, 961, ... 1 for 50 steps (diffusers'
-            "leading" with steps_offset 1); "trailing" starts at the last timestep: 999, 979, ...
-            (Lin et al. 2023), which a schedule with zero terminal SNR needs.
+            "leading" with steps_offset 1), as far as they begin in the schedule's last fifth, else
+            "trailing", which starts at the last timestep: 999, 979, ... (Lin et al. 2023), and is
+            what a schedule with zero terminal SNR needs.
         strength: Share of the schedule that is visited, its end without noise; above 0, 1 is all.
 
     Returns:
@@ -69,14 +83,16 @@ def sampling_timesteps(
         raise InputError(
             f"The number of steps must be 1 to {num_train_timesteps}{share}, not {num_steps}."
         )
+    if spacing not in ("leading", "trailing"):
+        raise InputError(f'The spacing must be "leading" or "trailing", not {spacing!r}.')
     if spacing == "leading":
         step = num_train_timesteps // num_steps
         offset = min(1, num_train_timesteps - num_steps)  # all 1000 leave no room for it
-        return (np.arange(num_steps)[::-1] * step + offset).astype(np.int32)
-    if spacing == "trailing":
-        timesteps = np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)
-        return (np.round(timesteps[:num_steps]) - 1).astype(np.int32)
-    raise InputError(f'The spacing must be "leading" or "trailing", not {spacing!r}.')
+        timesteps = (np.arange(num_steps)[::-1] * step + offset).astype(np.int32)
+        if timesteps[0] >= LATEST_START * num_train_timesteps:
+            return timesteps
+    timesteps = np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)
+    return (np.round(timesteps[:num_steps]) - 1).astype(np.int32)
 
 
 def coefficients(sampler: str, alphas: np.ndarray, eta: float = 0.0) -> Coefficients:
@@ -144,9 +160,9 @@ def integrate(
         (b h w c) the latents at the last step's end.
     """
 
-    def step(carry, now):
+    def step(carry, inputs_of_step):
         latents, x0_before = carry
-        number, row, alpha, c = now
+        number, row, alpha, c = inputs_of_step
         x0, _ = process.x0_and_noise(prediction_type, predict(latents, row, alpha), latents, alpha)
         latents = c.keep * latents + c.now * x0 + c.before * x0_before
         if draw is not None:
@@ -167,11 +183,14 @@ def guided(unet: UNet, context: jax.Array, null_context: jax.Array, guidance_sca
         unet: The bound UNet.
         context: (b s c) the object's tokens.
         null_context: (b s c) the null token, repeated.
-        guidance_scale: Scalar; 1 is off.
+        guidance_scale: Scalar; 1 is off, and None too, at half the work.
 
     Returns:
         (latents (b h w c), the timestep's embedding (e,)) -> prediction (b h w c).
     """
+    if guidance_scale is None:
+        keys_values = unet.keys_values(context)
+        return lambda latents, embedding: unet.denoise(latents, embedding[None], keys_values)
     keys_values = unet.keys_values(jnp.concatenate([null_context, context]))
 
     def predict(latents: jax.Array, embedding: jax.Array) -> jax.Array:
@@ -182,7 +201,35 @@ def guided(unet: UNet, context: jax.Array, null_context: jax.Array, guidance_sca
     return predict
 
 
-def sample(
+def sample(model: Imprint, context, background, cells, keys, guidance_scale, **options):
+    """Denoises the hole and decodes. Jit it.
+
+    Args:
+        model: As in `denoise`, as all that follow.
+        context: (b s c).
+        background: (b h w c).
+        cells: (b h w 1).
+        keys: (b,).
+        guidance_scale: Scalar, or None.
+        **options: `num_steps`, `config`, and further ones.
+
+    Returns:
+        (b H W 3) in [-1, 1].
+
+    Raises:
+        InputError: As `denoise`.
+    """
+    return decode(
+        model, denoise(model, context, background, cells, keys, guidance_scale, **options)
+    )
+
+
+def decode(model: Imprint, latents: jax.Array) -> jax.Array:
+    """Pictures (b H W 3) in [-1, 1] of latents (b h w c)."""
+    return jnp.clip(model.vae.decode(latents), -1.0, 1.0)
+
+
+def denoise(
     model: Imprint,
     context: jax.Array,
     background: jax.Array,
@@ -197,21 +244,21 @@ def sample(
     strength: float = 1.0,
     start: jax.Array | None = None,
 ) -> jax.Array:
-    """Denoises the hole and decodes. Jit it.
+    """Denoises the hole.
 
     At strength 1 the hole starts from pure noise (the paper); below, from the latents `start`,
     noised to that share of the schedule (SDEdit, Meng et al. 2022).
 
     Every random number of a sample comes from its own key: the starting noise from the key, the
-    fresh noise of step i from `fold_in(key, i)`.
+    fresh noise of step i from `fold_in(key, i)`. All are drawn as float32.
 
     Args:
         model: The bound model.
         context: (b s c) the object's tokens, from `encode_object`.
         background: (b h w c) latents with the hole filled, from `encode_background`.
-        cells: (b h w 1) of 0 and 1, 1 in the hole, from there too.
-        keys: (b,) a key a sample.
-        guidance_scale: Scalar; 1 is off.
+        cells: (b h w 1) of 0 and 1, 1 in the hole, likewise.
+        keys: (b,) a key for each sample.
+        guidance_scale: As in `guided`.
         num_steps: Denoising steps (static).
         config: Has `diffusion` and `sampling` (static).
         sampler: One of `SAMPLERS`; the configuration's own if None (static).
@@ -220,7 +267,7 @@ def sample(
         start: (b h w c) latents to start from; needed below strength 1, not used at 1.
 
     Returns:
-        (b H W 3) in [-1, 1].
+        (b h w c) latents, outside of the hole the background's.
 
     Raises:
         InputError: A number of steps, a sampler or a strength that cannot be.
@@ -235,7 +282,7 @@ def sample(
     table = coefficients(sampler or config.sampling.sampler, alphas, eta)
 
     predict = guided(model.unet, context, model.adapter.null_context(context), guidance_scale)
-    noise_like = lambda keys: jax.vmap(lambda k: jax.random.normal(k, background.shape[1:]))(keys)
+    noise_like = jax.vmap(lambda key: jax.random.normal(key, background.shape[1:], jnp.float32))
     noise = noise_like(keys)
     latents = noise if strength == 1 else process.add_noise(start, noise, np.float32(alphas[0]))
 
@@ -257,21 +304,26 @@ def sample(
     )
     if config.diffusion.final_blend:
         latents = process.blend(latents, background, cells)
-    return jnp.clip(model.vae.decode(latents), -1.0, 1.0)
+    return latents
 
 
-def generate(
+def generate(model: Imprint, objects, images, holes, keys, guidance_scale, **options) -> jax.Array:
+    """As `generate_checked`, the pictures alone."""
+    return generate_checked(model, objects, images, holes, keys, guidance_scale, **options)[0]
+
+
+def generate_checked(
     model: Imprint,
     objects: jax.Array,
     images: jax.Array,
     holes: jax.Array,
     keys: jax.Array,
-    guidance_scale: jax.Array,
+    guidance_scale: jax.Array | None,
     *,
     config,
     starts: jax.Array | None = None,
     **options,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """From pictures to pictures: objects composed into the holes of images. Jit it.
 
     Args:
@@ -279,28 +331,26 @@ def generate(
         objects: (b views s s 3) uint8, on black.
         images: (b H W 3) uint8.
         holes: (b H W 1) of 0 and 1, 1 in the hole; any dtype.
-        keys: (b,) a key a sample.
-        guidance_scale: Scalar; 1 is off.
+        keys: (b,) a key for each sample.
+        guidance_scale: As in `guided`.
         config: Has `diffusion` and `sampling` (static).
         starts: (b H W 3) uint8, images with the objects pasted into them; needed below strength 1.
-        **options: As `sample`.
+        **options: As `denoise`.
 
     Returns:
-        (b H W 3) float32 in [-1, 1].
+        (b H W 3) float32 in [-1, 1]; and (b stages) bool, whether the numbers of each of `STAGES`
+        are finite.
     """
     b, views = objects.shape[:2]
     tokens = model.encode_object(to_float(objects.reshape(-1, *objects.shape[2:])))
+    tokens = tokens.reshape(b, views * tokens.shape[1], -1)
     background, cells = model.encode_background(
         to_float(images), holes.astype(jnp.float32), config.diffusion.hole_fill
     )
-    return sample(
-        model,
-        tokens.reshape(b, views * tokens.shape[1], -1),
-        background,
-        cells,
-        keys,
-        guidance_scale,
-        config=config,
-        start=None if starts is None else model.vae.encode(to_float(starts)),
-        **options,
-    )
+    start = None if starts is None else model.vae.encode(to_float(starts))
+    inputs = model, tokens, background, cells, keys, guidance_scale
+    latents = denoise(*inputs, config=config, start=start, **options)
+    pictures = decode(model, latents)
+    stages = (tokens, background, background if start is None else start, latents, pictures)
+    finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in stages]
+    return pictures, jnp.stack(finite, axis=1)

@@ -295,7 +295,7 @@ def _check(variant: Variant, settings: Settings, results: Path) -> None:
         filled = asdict(settings.filled(variant.stage2))
     except InputError as error:
         raise InputError(f"{variant.label}: {error}") from error
-    before = job.made(results).get("settings", filled)
+    before = job.recorded(results).get("settings", filled)
     if changed := [f"{k} = {before.get(k)}" for k, x in filled.items() if before.get(k) != x]:
         raise InputError(
             f"{results} was sampled with other settings ({', '.join(changed)}): call it with the"

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from imprint_jax import config, geometry
+from imprint_jax import geometry
+from imprint_jax.composing.request import Request
 
 # Around a hole results may fade into the photo over this share of the longer side of its box.
 # Ours; `compose` fades over at most 0.037 (FEATHER x a context of 1.75), more where a small hole
@@ -91,7 +92,11 @@ def pasted(view: np.ndarray, mask: np.ndarray, hole: np.ndarray) -> tuple[np.nda
 
 
 def pose(
-    result: np.ndarray, hole: np.ndarray, view: np.ndarray, mask: np.ndarray
+    result: np.ndarray,
+    hole: np.ndarray,
+    view: np.ndarray,
+    mask: np.ndarray,
+    mask_sigmas: tuple[float, float] = Request.mask_sigmas,
 ) -> tuple[float, float]:
     """Is the object copied as it is, and does the mask ask for that?
 
@@ -105,6 +110,7 @@ def pose(
         hole: (H W) bool.
         view: (h w 3) uint8, the object's picture.
         mask: (h w) bool, or uint8 coverage.
+        mask_sigmas: Of mask levels 1 and 2, see `geometry.mask_level`.
 
     Returns:
         The correlation, -1 to 1, nan for objects without a pattern; and the overlap (IoU) of the
@@ -120,7 +126,7 @@ def pose(
     grey = lambda x: np.asarray(Image.fromarray(x).convert("L"))
     made, copy = small(grey(result)), small(grey(colours))
     both = (small(coverage) >= 128) & (small(hole.astype(np.uint8) * 255) >= 128)
-    same = _outline_overlap(coverage >= 128, hole)
+    same = _outline_overlap(coverage >= 128, hole, mask_sigmas)
     if both.sum() < 16 or (detail := _detail(copy, both)).std() < FLAT:
         return math.nan, same
     best = max(
@@ -131,12 +137,13 @@ def pose(
     return best, same
 
 
-def _outline_overlap(solid: np.ndarray, hole: np.ndarray) -> float:
+def _outline_overlap(
+    solid: np.ndarray, hole: np.ndarray, mask_sigmas: tuple[float, float]
+) -> float:
     """Of a shape at its best mask level with a hole; a box, level 3, has no shape to compare."""
     if not solid.any():
         return 0.0
-    sigmas = config.default().data.mask_sigmas
-    return max(overlap(geometry.mask_level(solid, level, sigmas), hole) for level in range(3))
+    return max(overlap(geometry.mask_level(solid, level, mask_sigmas), hole) for level in range(3))
 
 
 def _detail(picture: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -1,20 +1,15 @@
 """A function of pictures over all local devices, many pictures at a time, results kept on disk."""
 
 import hashlib
-import itertools
 import json
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from imprint_jax.composing.compositor import bucket
+from imprint_jax.composing.batching import Batching
 from imprint_jax.errors import InputError
 from imprint_jax.runtime.files import atomic_file
 
@@ -26,7 +21,7 @@ THREADS = 4
 
 
 class Batched:
-    """A function compiled for batches over all local devices.
+    """A function compiled for batches over all local devices, see `Batching`.
 
     Args:
         function: (params, *arrays, each with first axis b) -> array with first axis b; each row of
@@ -36,12 +31,7 @@ class Batched:
     """
 
     def __init__(self, function: Callable, params, per_device: int = 16):
-        self.devices = jax.local_devices()
-        self.per_device = per_device
-        mesh = Mesh(np.array(self.devices), ("data",))
-        self._rows = NamedSharding(mesh, P("data"))
-        self._params = jax.device_put(params, NamedSharding(mesh, P()))
-        self._function = jax.jit(function, out_shardings=NamedSharding(mesh, P()))
+        self._function, self._batching = function, Batching(params, per_device)
 
     def __call__(self, items: Iterable[tuple[np.ndarray, ...]]) -> Iterator[np.ndarray]:
         """The result of each item, in order; a batch is on its way while the next is read.
@@ -49,22 +39,7 @@ class Batched:
         Args:
             items: Tuples of arrays, one for each of the function's, of the same shapes throughout.
         """
-        items, running = iter(items), None
-        while chunk := list(itertools.islice(items, self.per_device * len(self.devices))):
-            count = len(self.devices)
-            size = count * bucket(math.ceil(len(chunk) / count), self.per_device)
-            columns = [np.stack(column) for column in zip(*chunk, strict=True)]
-            columns = [np.concatenate([c, c[-1:].repeat(size - len(c), axis=0)]) for c in columns]
-            started = self._function(self._params, *jax.device_put(columns, self._rows))
-            if running is not None:
-                yield from _rows(*running)
-            running = started, len(chunk)
-        if running is not None:
-            yield from _rows(*running)
-
-
-def _rows(result: jax.Array, count: int) -> np.ndarray:
-    return np.asarray(result)[:count]
+        return self._batching.map(self._function, items)
 
 
 class Cache:

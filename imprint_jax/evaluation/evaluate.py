@@ -4,7 +4,7 @@ manifest, folders of results, measures (measures.py) -> rows of scores -> report
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,15 @@ from imprint_jax.composing.compositor import Compositor, Settings
 from imprint_jax.composing.manifest import Entry
 from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
-from imprint_jax.evaluation import distribution, dreamsim, encoders, inception, perceptual, pixels
+from imprint_jax.evaluation import (
+    distribution,
+    dreamsim,
+    encoders,
+    inception,
+    keypoints,
+    perceptual,
+    pixels,
+)
 from imprint_jax.evaluation.baselines import BASELINES
 from imprint_jax.evaluation.batched import Cache
 from imprint_jax.evaluation.identity import Identity
@@ -35,6 +43,7 @@ def load_measures(
     encoder: str | Path | None = "mini",
     lpips: Path | None = None,
     dreamsim_files: Path | None = None,
+    keypoints_file: Path | None = None,
     inception_file: Path | None = None,
     backbone: str | Path | None = None,
     segment: Path | None = None,
@@ -48,6 +57,7 @@ def load_measures(
         encoder: A model that ships, a released model or a run; its encoder measures identity.
         lpips: See `perceptual.load_lpips`; its backbone measures identity, too.
         dreamsim_files: See `dreamsim.load`.
+        keypoints_file: XFeat, see `keypoints.load`.
         inception_file: See `inception.load`.
         backbone: Another encoder for FID and KID.
         segment: ONNX weights that find objects, see data/segment.py.
@@ -79,6 +89,10 @@ def load_measures(
         judge = _judge("--encoder", encoder, ("imprint",))
         name = f"{Path(encoder).name}_encoder"
         measures.append(Identity(name, judge, "cut", about, stand_in="CLIP-score, DINO-score"))
+    if keypoints_file:
+        measures.append(keypoints.Keypoints(keypoints.load(keypoints_file)))
+    else:
+        measures.append(Missing(("keypoints",), "needs weights: --keypoints"))
     measures.append(pixels.Diversity())
     if inception_file:
         measures += distribution.literature(inception.load(inception_file), photos)
@@ -151,7 +165,7 @@ def compose_results(
     filled = settings.filled(config)
     # A model that knows boxes only gets every hole as one; others take the entries' own levels.
     shape = {"mask_level": level} if (level := config.sampling.mask_level) else {}
-    how = job.provenance(folder, filled, shape, np.float32)
+    how = job.provenance(folder, config, filled, shape, np.float32)
     todo = job.unfinished(entries, out, how)
     if not todo:
         return
@@ -168,8 +182,8 @@ def baseline_results(baseline: str, entries: list[Entry], out: Path, track: Call
     Pictures that are there are made anew: it takes less time than to see whether they still fit.
 
     Args:
-        baseline: "paste", "poisson", or "truth": the entries' own targets, which say what a measure
-            makes of perfect pictures.
+        baseline: "paste", "color", "poisson" (baselines.py), or "truth": the entries' own targets,
+            which say what a measure makes of perfect pictures.
         entries: The manifest's.
         out: Folder of results; made.
         track: As in `compose_results`.
@@ -212,7 +226,7 @@ def find_shots(entries: Iterable[Entry], results: dict[str, Path]) -> list[Shot]
     shots = [
         Shot(method, entry, number, folder / name)
         for method, folder in results.items()
-        for entry in entries
+        for entry in _with_holes_of(folder, entries)
         for number, name in enumerate(entry.names())
     ]
     for method, folder in results.items():
@@ -223,6 +237,12 @@ def find_shots(entries: Iterable[Entry], results: dict[str, Path]) -> list[Shot]
                 f" {lacking[0].name}: compose them, or leave these entries out."
             )
     return shots
+
+
+def _with_holes_of(folder: Path, entries: Iterable[Entry]) -> list[Entry]:
+    """The entries, their mask levels those of the model that composed a folder's pictures."""
+    sigmas = job.recorded(folder).get("mask_sigmas")
+    return [replace(entry, mask_sigmas=tuple(sigmas)) if sigmas else entry for entry in entries]
 
 
 def evaluate(

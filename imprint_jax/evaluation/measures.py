@@ -125,9 +125,14 @@ class Store:
     def key(self, shot: Shot, settings: dict) -> str:
         """Of a score of a picture; changes when anything that its entry names does."""
         entry = shot.entry
-        boxes = [one.box for one in entry.objects]
-        inputs = key_of(*map(self.file_hash, entry.files()), f"{boxes} {entry.mask_level}")
+        inputs = key_of(*map(self.file_hash, entry.files()), self._shape(entry))
         return key_of(self.file_hash(shot.path), inputs, settings_hash(settings))
+
+    @staticmethod
+    def _shape(entry: Entry) -> str:
+        """What of its holes an entry says itself."""
+        sigmas = entry.mask_sigmas if entry.mask_level in (1, 2) else ()
+        return f"{[one.box for one in entry.objects]} {entry.mask_level} {sigmas}"
 
     def files_key(self, paths: Iterable[Path], settings: dict) -> str:
         """Of what is computed from files alone."""

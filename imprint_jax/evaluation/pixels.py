@@ -135,7 +135,9 @@ def pixel_scores(shot: Shot, segmenter: Segmenter | None, with_ssim: bool) -> di
         values["seam"] = seam_strength(result, hole)
     values["changed"] = background.changed_overlap(result, request.photo, hole)
     poses = [
-        background.pose(result, part.hole, *view) for part in request.parts for view in part.views
+        background.pose(result, part.hole, *view, request.mask_sigmas)
+        for part in request.parts
+        for view in part.views
     ]
     # Of several views the one most like the result is the one that may have been copied.
     values["copy"], same = max(poses, key=lambda pose: -2 if math.isnan(pose[0]) else pose[0])

@@ -80,7 +80,7 @@ def summarize(evaluation: Evaluation, *, command: str, manifest: dict) -> dict:
     return {
         "command": command,
         "manifest": manifest,
-        "made": {m: {"folder": str(f)} | job.made(f) for m, f in folders.items()},
+        "made": {m: {"folder": str(f)} | job.recorded(f) for m, f in folders.items()},
         "methods": methods,
         "measures": {
             name: {

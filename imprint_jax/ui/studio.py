@@ -115,15 +115,12 @@ class Studio:
             for path, name in names.items():
                 sentence = sentence.replace(str(path), name)
             raise InputError(sentence) from error
-        how = job.provenance(
-            self.folder, settings, {"mask_level": choices.mask_level}, self.compositor.dtype
-        )
-        (result,) = self.compositor.run([request], settings)
-        files = []
-        for number, (name, picture) in enumerate(zip(entry.names(), result.pictures, strict=True)):
-            text = job.png_text(how, choices.seed, number)
-            files.append(folder / name)
-            files[-1].write_bytes(images.encode_png(np.asarray(picture), text))
+        config, shape = self.compositor.config, {"mask_level": choices.mask_level}
+        how = job.provenance(self.folder, config, settings, shape, self.compositor.dtype)
+        files = [folder / name for name in entry.names()]
+        for _, number, picture in self.compositor.run([request], settings):
+            photo = request.original
+            job.write_picture(files[number], picture, photo, how, choices.seed, number)
         return files
 
 

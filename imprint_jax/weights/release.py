@@ -29,7 +29,14 @@ log = logging.getLogger(__name__)
 
 # What of a configuration a model needs to be used; the rest is how it was trained.
 RELEASED_FIELDS = (
-    *("image_size", "object_size", "context", "object_view", "model", "diffusion", "sampling"),
+    "image_size",
+    "object_size",
+    "context",
+    "object_view",
+    "mask_sigmas",
+    "model",
+    "diffusion",
+    "sampling",
 )
 # The models that ship with the package.
 SHIPPED = Path(__file__).parent.parent / "released"
@@ -82,6 +89,8 @@ def component_file(folder: Path, component: str) -> Path:
 def released_fields(config: ConfigDict) -> dict:
     """The part of a configuration that a released folder keeps."""
     fields = config.to_dict()
+    if "data" in fields:  # else it is that of a released folder already
+        fields["mask_sigmas"] = list(fields["data"]["mask_sigmas"])
     return {name: fields[name] for name in RELEASED_FIELDS}
 
 
@@ -173,7 +182,8 @@ def load_config(folder: Path) -> ConfigDict:
     path = folder / "config.json"
     content = read_json(path)
     defaults = released_fields(default())
-    content = {name: defaults[name] for name in ("context", "object_view")} | content
+    later = ("context", "object_view", "mask_sigmas")
+    content = {name: defaults[name] for name in later} | content
     if lacking := [name for name in RELEASED_FIELDS if name not in content]:
         raise InputError(f"{path} is no model's configuration: it lacks {', '.join(lacking)}.")
     for section in ("model", "diffusion", "sampling", "object_view"):

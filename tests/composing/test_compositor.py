@@ -1,5 +1,6 @@
 """Composing with a tiny random model: what must hold whatever the weights are."""
 
+import io
 import logging
 
 import jax
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imprint_jax import Compositor, Placement, Request, Settings, geometry
+from imprint_jax import Compositor, Placement, Request, Settings, geometry, images
 from imprint_jax.composing import compositor as composing
 from imprint_jax.composing.compositor import FEATHER
 from imprint_jax.composing.start import paste_object
 from imprint_jax.errors import InputError
+from imprint_jax.models.unet import UNet
 from imprint_jax.weights import release
+from tests.pictures import display_p3
 
 RNG = np.random.default_rng(0)
 OBJECT = np.dstack([RNG.integers(0, 256, (30, 20, 3)), np.full((30, 20), 255)]).astype(np.uint8)
@@ -110,26 +113,29 @@ def far(first, second) -> int:
 def test_a_batch_is_what_each_request_is_alone(compositor):
     """20 pictures of 11 requests of 11 sizes, on 8 devices, in two batches and alone."""
     requests = [request_of(seed, num=1 + seed % 3) for seed in range(11)]
-    compositor.max_batch = 2
+    compositor.batching.per_device = 2
     results = list(compositor.run(iter(requests)))
-    compositor.max_batch = 8
-    assert [result.request for result in results] == requests
-    for request, pictures in results:
+    compositor.batching.per_device = 8
+    assert [(result.request, result.number) for result in results] == [
+        (request, number) for request in requests for number in range(request.num)
+    ]
+    for request in requests:
+        pictures = [result.picture for result in results if result.request is request]
         assert [picture.size for picture in pictures] == [request.photo.shape[1::-1]] * request.num
-        (alone,) = compositor.run([request])
-        assert max(far(*pair) for pair in zip(pictures, alone.pictures, strict=True)) <= 1
+        alone = [result.picture for result in compositor.run([request])]
+        assert max(far(*pair) for pair in zip(pictures, alone, strict=True)) <= 1
         assert len({picture.tobytes() for picture in pictures}) == request.num
 
 
 def test_bitwise_at_the_same_place_whatever_the_neighbours(compositor):
     request = request_of(3)
     others, strangers = ([request_of(s) for s in range(i, i + 15)] for i in (20, 40))
-    first = next(compositor.run([request, *others])).pictures[0]
-    assert far(next(compositor.run([request, *strangers])).pictures[0], first) == 0
+    first = next(compositor.run([request, *others])).picture
+    assert far(next(compositor.run([request, *strangers])).picture, first) == 0
     # At another place by rounding: a CPU's kernels take the last rows of a batch in another way.
     for place in (1, 9, 15):
         results = list(compositor.run([*others[:place], request, *others[place:]]))
-        assert far(results[place].pictures[0], first) <= 1, place
+        assert far(results[place].picture, first) <= 1, place
 
 
 def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):
@@ -144,7 +150,7 @@ def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):
     @jax.jit
     def run(*batch):
         bound = compositor.graphdef, compositor.config, choices, compositor.params
-        return composing.generate(*bound, 3.0, *batch)
+        return composing.generate(*bound, 3.0, *batch)[0]
 
     together = run(*batch)
     for i in (0, 3):
@@ -168,11 +174,6 @@ def test_nothing_recompiles_in_a_long_job(compositor, monkeypatch):
     assert len(traced) == 2
 
 
-@pytest.mark.parametrize("size, expected", [(1, 1), (2, 2), (3, 4), (5, 6), (6, 6)])
-def test_buckets(size, expected):
-    assert composing.bucket(size, 6) == expected
-
-
 def test_requests_are_taken_as_they_are_needed(compositor):
     taken = []
 
@@ -181,10 +182,10 @@ def test_requests_are_taken_as_they_are_needed(compositor):
             taken.append(seed)
             yield request_of(seed)
 
-    compositor.max_batch = 1
+    compositor.batching.per_device = 1
     results = compositor.run(requests())
     next(results)
-    compositor.max_batch = 8
+    compositor.batching.per_device = 8
     assert len(taken) == 16  # one batch of 8, and the next while it is computed
 
 
@@ -194,8 +195,8 @@ def test_several_objects_each_see_the_ones_before(compositor):
     both = Request(PHOTO, [Placement(OBJECT, left), Placement(OTHER, right)], seed=5)
     (result,) = compositor.run([both])
     (first,) = compositor.run([Request(PHOTO, [Placement(OBJECT, left)], seed=5)])
-    after = np.asarray(result.pictures[0])
-    before = np.asarray(first.pictures[0])
+    after = np.asarray(result.picture)
+    before = np.asarray(first.picture)
     crop = geometry.context_crop(right, compositor.config.context)
     untouched = ~geometry.ring_around(right, crop.side * FEATHER + 1) & ~right
     assert changed(before)[left].mean() > 0.9
@@ -203,7 +204,7 @@ def test_several_objects_each_see_the_ones_before(compositor):
     assert changed(after, before)[left & right].mean() > 0.9  # ... but where the second covers it
     # The second object's surroundings are the first's picture, not the photo.
     (second,) = compositor.run([Request(PHOTO, [Placement(OTHER, right)], seed=5)])
-    assert changed(after, np.asarray(second.pictures[0]))[right & ~left].mean() > 0.5
+    assert changed(after, np.asarray(second.picture))[right & ~left].mean() > 0.5
 
 
 def test_objects_and_views_of_all_numbers_in_one_batch(compositor):
@@ -216,10 +217,9 @@ def test_objects_and_views_of_all_numbers_in_one_batch(compositor):
             [([one], 2), ([two], 1), ([one, two], 2), ([two, one, three], 1), ([three], 1)]
         )
     ]
-    for result in compositor.run(requests):
-        (alone,) = compositor.run([result.request])
-        for together, single in zip(result.pictures, alone.pictures, strict=True):
-            assert far(together, single) <= 1
+    for request, number, picture in compositor.run(requests):
+        alone = list(compositor.run([request]))
+        assert far(picture, alone[number].picture) <= 1
 
 
 def test_views_of_one_object_are_all_seen(compositor):
@@ -289,8 +289,8 @@ def test_matched_colours_are_nearer_to_the_photo_around_the_hole(compositor):
     drifted = np.full((32, 32, 3), 110, np.uint8)
     crop = geometry.context_crop(HOLE, compositor.config.context)
     hole = geometry.extract(HOLE, crop, 32)[..., None]
-    given = composing._Inputs(None, None, hole, None, crop)
-    np.testing.assert_array_equal(compositor._match_colors(drifted, flat, given), 90)
+    square = geometry.extract(flat, crop, 32)
+    np.testing.assert_array_equal(compositor._match_colors(drifted, square, hole), 90)
     plain = np.asarray(compositor(OBJECT, PHOTO, HOLE))
     matched = np.asarray(compositor(OBJECT, PHOTO, HOLE, match_colors=True))
     assert changed(matched, plain)[HOLE].any()
@@ -350,13 +350,95 @@ def leaves(tree):
         (dict(strength=1.5), "strength must be above 0 and at most 1"),
         (dict(strength=0.5, num_steps=501), "1 to 500 at a strength of 0.5"),
         (dict(sampler="dpm++2m", eta=0.1), "wants the sampler ddim"),
-        (dict(guidance_scale=float("nan")), "guidance scale must be a number"),
+        (dict(guidance_scale=float("nan")), "guidance scale must be 0 to 100"),
+        (dict(guidance_scale=1e38), "guidance scale must be 0 to 100"),
+        (dict(guidance_scale=-1.0), "guidance scale must be 0 to 100"),
+        (dict(guidance_scale="3"), "guidance_scale must be a number, not '3'"),
+        (dict(num_steps=20.0), "num_steps must be a whole number, not 20.0"),
+        (dict(num_steps="20"), "num_steps must be a whole number, not '20'"),
+        (dict(eta=None), "eta must be a number"),
+        (dict(match_colors="no"), "match_colors must be true or false"),
     ],
 )
 def test_impossible_settings_are_refused_before_any_request_is_taken(compositor, settings, message):
     requests = (pytest.fail("a request was taken") for _ in range(1))
     with pytest.raises(InputError, match=message):
         next(compositor.run(requests, Settings(**settings)))
+
+
+@pytest.mark.parametrize(
+    "component, stage", [("adapter", "the object's tokens"), ("unet", "the denoising")]
+)
+def test_numbers_that_are_not_finite_are_no_picture(compositor, component, stage):
+    broken = jax.tree.map(lambda x: x * float("nan"), compositor.params[component])
+    damaged = Compositor(compositor.config, compositor.params | {component: broken})
+    with pytest.raises(InputError, match=f"not finite, from {stage} on"):
+        damaged(OBJECT, PHOTO, HOLE, num_steps=1)
+    outcomes = [outcome for _, _, outcome in damaged.attempt([request_of(1), request_of(2)])]
+    assert [stage in outcome for outcome in outcomes] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_enable_x64", True),
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_threefry_partitionable", False),
+    ],
+)
+def test_process_wide_settings_change_nothing(compositor, setting, value):
+    expected = compositor(OBJECT, PHOTO, HOLE, seed=3, eta=0.5)
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, value)
+    try:
+        again = Compositor(compositor.config, compositor.params)
+        picture = again(OBJECT, PHOTO, HOLE, seed=3, eta=0.5)
+    finally:
+        jax.config.update(setting, before)
+    assert far(picture, expected) == 0
+
+
+def test_without_guidance_the_network_runs_once_a_step(compositor, monkeypatch):
+    batches = []
+    denoise = UNet.denoise
+
+    def counted(self, latents, *args):
+        batches.append(len(latents))
+        return denoise(self, latents, *args)
+
+    monkeypatch.setattr(UNet, "denoise", counted)
+    fresh = Compositor(compositor.config, compositor.params)
+    plain = fresh(OBJECT, PHOTO, HOLE, guidance_scale=1)
+    assert batches == [1]
+    nearly = fresh(OBJECT, PHOTO, HOLE, guidance_scale=1 + 1e-6)
+    assert batches == [1, 2] and far(plain, nearly) <= 1
+
+
+def test_mask_levels_are_those_the_model_was_trained_with(compositor):
+    """Nothing outside the hole changes, however the model's own levels are."""
+    ellipse = np.zeros((90, 140), np.uint8)
+    rows, columns = np.mgrid[:90, :140]
+    ellipse[((rows - 45) / 20) ** 2 + ((columns - 70) / 30) ** 2 <= 1] = 255
+    own = compositor.config.copy_and_resolve_references()
+    own.mask_sigmas = (0.1, 0.3)
+    wider = Compositor(own, compositor.params)
+    areas = [changed(c(OBJECT, PHOTO, ellipse, mask_level=2)).sum() for c in (compositor, wider)]
+    assert areas[1] > 1.05 * areas[0]
+
+
+def test_a_photo_of_another_colour_space_stays_outside_the_hole(compositor, tmp_path):
+    path, photo = tmp_path / "p3.png", PHOTO // 4 + 90  # no colours that sRGB lacks
+    Image.fromarray(photo).save(path, icc_profile=display_p3())
+    picture = compositor(OBJECT, path, HOLE)
+    assert picture.info["icc_profile"] == display_p3()
+    assert not changed(picture, photo)[:20].any() and changed(picture, photo)[HOLE].mean() > 0.9
+    # In the hole it shows what the photo's sRGB version would.
+    srgb = np.asarray(compositor(OBJECT, images.read_image(path), HOLE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    shown = images.decode_image(buffer.getvalue(), "x").astype(int)
+    assert np.abs(shown - srgb)[HOLE].mean() < 4
 
 
 def test_batches_of_nothing_are_refused(compositor):

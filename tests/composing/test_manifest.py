@@ -66,6 +66,15 @@ def test_every_field_is_read(pictures):
         (LINE | {"id": ".b"}, "something a file can be called"),
         (LINE | {"id": ""}, "something a file can be called"),
         (LINE | {"id": 3}, "something a file can be called"),
+        (LINE | {"id": "/b"}, "something a file can be called"),
+        (LINE | {"id": "b\0"}, "something a file can be called"),
+        (LINE | {"id": "b "}, "something a file can be called"),
+        (LINE | {"id": "商" * 76}, "has 228 bytes; a file's name leaves room for 200"),
+        (LINE | {"id": "\ud800"}, "characters that no file can be called"),
+        (LINE | {"id": "b", "object": "o\0.png"}, "object must be a path"),
+        (LINE | {"id": "b", "background": "\udc80.png"}, "characters that no file can be called"),
+        ('{"id": ' + "[" * 100_000, "line 2: not JSON"),
+        ('{"seed": ' + "1" * 5000 + "}", "line 2: not JSON"),
         (LINE | {"id": "A"}, "'a' and 'A' would both write"),
         (LINE, "'a' and 'a' would both write a.png"),
         (LINE | {"id": "b", "stpes": 3}, "unknown field 'stpes'; known are background"),
@@ -86,6 +95,17 @@ def test_every_field_is_read(pictures):
 def test_wrong_lines_are_named_before_anything_is_read(tmp_path, line, message):
     with pytest.raises(InputError, match=message):
         manifest.read(write(tmp_path, LINE, line))
+
+
+@pytest.mark.parametrize("text", ["\u2028", "\x85", "\u2029", "\x0b"])
+def test_only_line_feeds_end_lines(tmp_path, text):
+    line = json.dumps(LINE | {"object_id": f"a{text}b"}, ensure_ascii=False).replace(
+        "\x0b", "\\u000b"
+    )
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(f"\ufeff{line}\r\n\r\n".encode())
+    (entry,) = manifest.read(path)
+    assert entry.objects[0].object_id == f"a{text}b" and entry.id == "a"
 
 
 @pytest.mark.parametrize("box", [[1, 2, 3], [1, 2, 3, 4.5], "1,2,3,4", [True, 2, 3, 4], None])

@@ -8,6 +8,7 @@ from PIL import Image
 
 from imprint_jax import Placement, Request, geometry
 from imprint_jax.errors import InputError
+from tests.pictures import write_png
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (30, 20, 3), dtype=np.uint8)
@@ -25,6 +26,9 @@ def make(object=OBJECT, background=PHOTO, mask=HOLE, object_mask=None, **fields)
     [
         (dict(object=RGB), "no transparency: give an object mask"),
         (dict(object=OBJECT * np.array([1, 1, 1, 0], np.uint8)), "object's mask is empty"),
+        (dict(object=np.dstack([RGB, RGB[..., 0] % 103])), "nowhere more than 40 % opaque"),
+        (dict(object="gone.png"), r"Cannot read gone\.png"),
+        (dict(mask=None), "either a mask or a box"),
         (dict(object=OBJECT / 255.0), "object's picture is float64; it must be uint8"),
         (dict(object=OBJECT.astype(np.int32)), "is int32; it must be uint8"),
         (dict(object=OBJECT[:0]), r"must be .h w 3. or .h w 4."),
@@ -61,6 +65,72 @@ def make(object=OBJECT, background=PHOTO, mask=HOLE, object_mask=None, **fields)
 def test_bad_input_is_named(change, message):
     with pytest.raises(InputError, match=message):
         make(**change)
+
+
+def test_boxes_are_holes():
+    request = Request(PHOTO, [Placement(OBJECT, box=(60, 30, 100, 55))], invert_mask=True)
+    np.testing.assert_array_equal(request.parts[0].hole, HOLE)
+    for box in [(1, 2, 3), (1, 2, 3.0, 4), "1234", None, (5, 5, 5, 9), (0, 0, 141, 9)]:
+        with pytest.raises(InputError, match="box"):
+            Request(PHOTO, [Placement(OBJECT, box=box)])
+    with pytest.raises(InputError, match="either a mask or a box"):
+        Request(PHOTO, [Placement(OBJECT, HOLE, box=(60, 30, 100, 55))])
+
+
+def test_files_are_read(tmp_path):
+    for name, array in dict(o=OBJECT, b=PHOTO, m=HOLE).items():
+        write_png(tmp_path / f"{name}.png", array)
+    request = make(tmp_path / "o.png", str(tmp_path / "b.png"), tmp_path / "m.png")
+    np.testing.assert_array_equal(request.photo, PHOTO)
+    np.testing.assert_array_equal(request.parts[0].hole, HOLE)
+    np.testing.assert_array_equal(request.parts[0].views[0][0], RGB)
+
+
+def test_a_request_owns_its_pixels():
+    """A generator that reads every frame of a video into the same array."""
+    object, photo, hole = OBJECT.copy(), PHOTO.copy(), HOLE.copy()
+    request = make(object, photo, hole)
+    for array in (object, photo, hole):
+        array[:] = 0
+    np.testing.assert_array_equal(request.photo, PHOTO)
+    np.testing.assert_array_equal(request.parts[0].hole, HOLE)
+    np.testing.assert_array_equal(request.parts[0].views[0][0], RGB)
+
+
+def test_specks_do_not_decide_and_are_said(caplog):
+    hole = HOLE.copy()
+    hole[0, 139] = True
+    np.testing.assert_array_equal(make(mask=hole).parts[0].hole, HOLE)
+    assert "mask has specks far from the rest, 1 pixels" in caplog.text
+    caplog.clear()
+    mask = np.zeros((30, 20), np.uint8)
+    mask[5:25, 2:14] = 255
+    with_speck = mask.copy()
+    with_speck[29, 19] = 40
+    view = np.dstack([RGB, with_speck])
+    np.testing.assert_array_equal(make(object=view).parts[0].views[0][1], mask)
+    assert "object's mask has specks" in caplog.text
+
+
+def test_the_mask_level_is_the_models():
+    ellipse = np.zeros((90, 140), np.uint8)
+    rows, columns = np.mgrid[:90, :140]
+    ellipse[((rows - 45) / 20) ** 2 + ((columns - 70) / 30) ** 2 <= 1] = 255
+    request = make(mask=ellipse, mask_level=2)
+    (own,), (wider,) = (request.holes(sigmas) for sigmas in (request.mask_sigmas, (0.1, 0.3)))
+    assert own is request.parts[0].hole and wider.sum() > own.sum()
+    np.testing.assert_array_equal(
+        wider, make(mask=ellipse, mask_level=2, mask_sigmas=(0.1, 0.3)).parts[0].hole
+    )
+
+
+def test_transparent_backgrounds_show_white_and_are_said(caplog):
+    photo = np.dstack([PHOTO, np.full((90, 140), 255, np.uint8)])
+    assert make(background=photo).original.pixels.shape == (90, 140, 3)
+    assert "white" not in caplog.text
+    photo[:10, :, 3] = 0
+    request = make(background=photo)
+    assert (request.photo[:10] == 255).all() and "fitted to white" in caplog.text
 
 
 def test_of_several_objects_the_wrong_one_is_named():

@@ -29,7 +29,8 @@ def schedule():
 
 @pytest.mark.parametrize("num_steps", [1, 7, 20, 50, 999])
 def test_timesteps_equal_diffusers(num_steps):
-    for spacing in ("leading", "trailing"):
+    # One "leading" step would start at timestep 1.
+    for spacing in ("leading", "trailing") if num_steps > 1 else ("trailing",):
         reference = ddim_scheduler(timestep_spacing=spacing)
         reference.set_timesteps(num_steps)
         ours = sampling.sampling_timesteps(1000, num_steps, spacing)
@@ -40,6 +41,15 @@ def test_timesteps_equal_diffusers(num_steps):
 def test_a_thousand_steps_visit_every_timestep(spacing):
     timesteps = sampling.sampling_timesteps(1000, 1000, spacing)
     np.testing.assert_array_equal(timesteps, np.arange(1000)[::-1])
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 400, 501, 600, 800])
+def test_no_leading_steps_start_from_noise_in_the_middle_of_the_schedule(num_steps):
+    timesteps = sampling.sampling_timesteps(1000, num_steps, "leading")
+    np.testing.assert_array_equal(
+        timesteps, sampling.sampling_timesteps(1000, num_steps, "trailing")
+    )
+    assert timesteps[0] == 999
 
 
 @pytest.mark.parametrize("num_steps", [0, -3, 1001])

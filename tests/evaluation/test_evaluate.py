@@ -165,7 +165,7 @@ def test_every_measure_says_what_it_depends_on(found):
     assert summary["measures"]["dino"]["settings"]["crop"] == "box"
     assert summary["measures"]["mini_encoder"]["settings"]["crop"] == "cut"
     assert all(re.fullmatch("[0-9a-f]{12}", m["hash"]) for m in summary["measures"].values())
-    assert {"clip", "dreamsim", "adherence", "fid", "kid"} == set(found.not_computed)
+    assert {"clip", "dreamsim", "keypoints", "adherence", "fid", "kid"} == set(found.not_computed)
     stand_ins = {name for name, m in summary["measures"].items() if "stand_in_for" in m}
     assert stand_ins == {"changed", "imagenet", "mini_encoder", "diversity"}
     assert summary["measures"]["mini_encoder_top1"]["about"].endswith("(a guess: 0.33)")
