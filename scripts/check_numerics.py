@@ -1,7 +1,7 @@
 """Parts of `gpu_check.py`: whether anything runs, and whether loss and gradients are right.
 
 The recipe as it trains, in bfloat16 with the GPU's flash attention, against the same in float32
-with plain attention and nothing recomputed; random weights, `SAMPLES` samples.
+with plain attention and no TF32; random weights, `SAMPLES` samples.
 """
 
 import importlib.metadata
@@ -71,7 +71,6 @@ def lower(size: str, stage: int, mesh):
     c = check_training.load_config(size, stage, "bfloat16", SAMPLES)
     plain = c.copy_and_resolve_references().unlock()
     plain.dtype, plain.attention, plain.precision = "float32", "plain", "highest"
-    plain.remat.update(dinov2=False, unet=False)
     checked, plain = Trainer(c, mesh), Trainer(plain.lock(), mesh)
     groups = sorted(set(checked.labels.values()) - {optimizer.FROZEN})
 
