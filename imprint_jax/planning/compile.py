@@ -45,13 +45,14 @@ CPU_FLAGS = (
 
 def environment(request: Request) -> dict[str, str]:
     """What the process that compiles a request has in its environment."""
-    devices = math.prod(request.compiled.values())
-    compiler = installed_compiler(request.accelerator)
-    gpu = compiler is not None and compiler.startswith("XLA:GPU")
+    if request.accelerator is None or installed_compiler(request.accelerator) is None:
+        flags = CPU_FLAGS.format(devices=math.prod(request.compiled.values()))
+    else:
+        flags = GPU_FLAGS if target(request.accelerator).platform == "gpu" else ""
     return {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached program's text lacks what is read
-        "XLA_FLAGS": GPU_FLAGS if gpu else CPU_FLAGS.format(devices=devices),
+        "XLA_FLAGS": flags,
         # libtpu asks the cloud's metadata server otherwise, and lets one process use it at a time.
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",

@@ -254,6 +254,19 @@ def test_a_failed_compilation_is_loud(recipe, monkeypatch):
         compile_process.plan(plan.training_request(recipe, [], 2))
 
 
+def test_each_compiler_has_its_own_flags(monkeypatch):
+    flags = lambda accelerator: compiling.environment(
+        dataclasses.replace(PLAN.request, accelerator=accelerator)
+    )["XLA_FLAGS"]
+    monkeypatch.setattr(compiling, "installed_compiler", lambda accelerator: "of a test")
+    assert "host_platform_device_count=2" in flags(None)
+    assert "triton" in flags("h100") and flags("tpu-v5e") == ""
+    # To trace a program, and find a plan that was kept.
+    monkeypatch.setattr(compiling, "installed_compiler", lambda accelerator: None)
+    assert flags("h100") == flags("tpu-v5e") == flags("l4")
+    assert "host_platform_device_count=2" in flags("h100")
+
+
 def test_chips_are_described_to_their_compilers():
     for name, accelerator in ACCELERATORS.items():
         if isinstance(accelerator.chip, TPU):
