@@ -103,9 +103,10 @@ def test_a_plan_is_kept_for_the_same_program_only(recipe, compiled, tmp_path):
     first = compiling.make_plan(requested(), [tmp_path], said.append)
     assert said == ["tracing", "compiling"] and len(compiled) == 1
     # What does not change the program does not matter.
-    again = compiling.make_plan(requested("--config.log_every=7"), [tmp_path], said.append)
+    same = requested("--config.log_every=7", "--config.save_every=3")
+    again = compiling.make_plan(same, [tmp_path], said.append)
     assert said[2:] == ["tracing"] and len(compiled) == 1
-    assert dataclasses.replace(again, request=first.request) == first
+    assert again == dataclasses.replace(first, request=same, total_steps=4)
     compiling.make_plan(requested("--config.accumulation=1"), [tmp_path], said.append)
     assert len(set(compiled)) == 2
 
