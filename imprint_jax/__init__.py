@@ -1,7 +1,7 @@
 """IMPRINT in JAX: put an object from one photo into another, keeping its identity.
 
 from imprint_jax import Compositor
-picture = Compositor.from_pretrained("mini")(object_image, background, mask, seed=0)
+picture = Compositor.from_pretrained("mini")("cup.png", "desk.jpg", "hole.png", seed=0)
 """
 
 import importlib
@@ -17,6 +17,10 @@ _MODULES = {
     "Settings": "composing.compositor",
 }
 __all__ = ["Compositor", "InputError", "Placement", "Request", "Settings"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str):

@@ -303,7 +303,7 @@ def paste_back(
 
     Args:
         background: (h w 3) uint8.
-        generated: (s s 3) uint8, what the network made of `extract(background, crop, s)`.
+        generated: (s s c) uint8, the network's picture of `extract(background, crop, s)`.
         mask: (h w) bool, the hole.
         crop: The square it was extracted from.
         feather: Width of the transition in pixels of the photo; 0 = none.
@@ -413,7 +413,7 @@ def match_colors(generated: np.ndarray, original: np.ndarray, ring: np.ndarray) 
     """Shifts each channel so that its mean over a ring is the original's.
 
     Around the hole the generated image shows the photo through the autoencoder, whose colours
-    drift; what it drifts by there, it is assumed to drift by inside.
+    drift; inside it is assumed to drift by as much.
 
     Args:
         generated: (h w 3) uint8.

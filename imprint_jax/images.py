@@ -181,11 +181,17 @@ def to_srgb(image: Image.Image, profile: bytes, name: str) -> Image.Image:
     if {channels, image.mode} == {"L", "RGB"}:  # grey with the profile of colours, or the reverse
         image = image.convert(channels)
     if channels != image.mode:
-        log.warning("the colour profile of %s cannot be used: it is taken as sRGB", name)
+        _warn_of_profile(profile, name)
         image = image.convert("RGB")
     elif (transform := _transform(profile, image.mode, to_srgb=True)) is not None:
         image = ImageCms.applyTransform(image, transform)
     return _with_alpha(image, alpha)
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_of_profile(profile: bytes, name: str) -> None:
+    """Once for each picture, however often it is read."""
+    log.warning("the colour profile of %s cannot be used: it is taken as sRGB", name)
 
 
 def from_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:

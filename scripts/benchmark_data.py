@@ -21,8 +21,8 @@ from imprint_jax.data.pipeline import make_dataset, make_stream
 from imprint_jax.data.preparation.prepare import prepare
 from imprint_jax.data.transforms import OVERSIZE, random_colors, recolor
 from imprint_jax.geometry import FAINT, MIN_CONTEXT, OBJECT_MARGIN
-from imprint_jax.planning.accelerators import ACCELERATORS, UTILISATION
 from imprint_jax.runtime import host_memory
+from imprint_jax.runtime.accelerators import ACCELERATORS, UTILISATION
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 

@@ -1,7 +1,7 @@
 """Parts of `gpu_check.py`: whether anything runs, and whether loss and gradients are right.
 
 The recipe as it trains, in bfloat16 with the GPU's flash attention, against the same in float32
-with plain attention and nothing recomputed; random weights, `SAMPLES` samples.
+with plain attention and no TF32; random weights, `SAMPLES` samples.
 """
 
 import importlib.metadata
@@ -71,7 +71,6 @@ def lower(size: str, stage: int, mesh):
     c = check_training.load_config(size, stage, "bfloat16", SAMPLES)
     plain = c.copy_and_resolve_references().unlock()
     plain.dtype, plain.attention, plain.precision = "float32", "plain", "highest"
-    plain.remat.update(dinov2=False, unet=False)
     checked, plain = Trainer(c, mesh), Trainer(plain.lock(), mesh)
     groups = sorted(set(checked.labels.values()) - {optimizer.FROZEN})
 
@@ -103,6 +102,18 @@ def lower(size: str, stage: int, mesh):
     return checked, first, plain, second
 
 
+def compile_quickly(lowered):
+    """A program whose kernels were chosen without timing them."""
+    import jax
+
+    try:
+        return lowered.compile(compiler_options=QUICK)
+    except jax.errors.JaxRuntimeError as error:  # the options may have other names in a later XLA
+        if "No such compile option" not in str(error):
+            raise
+        return lowered.compile()
+
+
 def gradients(size: str, stage: int) -> None:
     """Reports the loss and each group's gradient norm of both, and how far the gradients differ.
 
@@ -118,7 +129,7 @@ def gradients(size: str, stage: int) -> None:
     checked, first, plain, second = lower(size, stage, sharding.make_mesh(1))
     start = check_part.clock()
     with ThreadPoolExecutor() as pool:
-        first, second = pool.map(lambda x: x.compile(compiler_options=QUICK), (first, second))
+        first, second = pool.map(compile_quickly, (first, second))
     seconds = check_part.clock() - start
 
     check_part.take_memory()

@@ -86,14 +86,14 @@ def measure_jax(
         rounded = lambda x, to: jnp.asarray(x).astype(to.dtype)
         params[part] = jax.tree.map(rounded, init.draw(part, c.model, 0), shapes)
     for batch, program in programs.items():
-        arguments = (params, np.float32(GUIDANCE), _draws(batch), *inputs(c, batch).values())
+        arguments = (params, np.float32(GUIDANCE), draws(batch), *inputs(c, batch).values())
         common = {
             "batch": batch,
             "compile": seconds,
             "flops": traced[batch].model_flops / batch,
             "planned": check_part.planned_memory(program),
         }
-        call = lambda program=program, arguments=arguments: np.asarray(program(*arguments))
+        call = lambda program=program, arguments=arguments: np.asarray(program(*arguments)[0])
         try:
             rate = _measure(call, batch, f"{pictures}/jax_{batch}.npy")
         except jax.errors.JaxRuntimeError as error:
@@ -104,29 +104,30 @@ def measure_jax(
             check_part.report(**common | rate, memory=check_part.jax_memory())
 
 
-def _draws(batch: int) -> np.ndarray:
+def draws(batch: int) -> np.ndarray:
     """Seed, number of the sample and of the object, (b 3) uint32."""
-    draws = np.zeros((batch, 3), np.uint32)
-    draws[:, 1] = np.arange(batch)
-    return draws
+    numbers = np.zeros((batch, 3), np.uint32)
+    numbers[:, 1] = np.arange(batch)
+    return numbers
 
 
 def _noise(c, batch: int) -> np.ndarray:
-    """The noise that the sampler starts from with `_draws`, (b h w c) float32."""
+    """The noise that the sampler starts from with `draws`, (b h w c) float32."""
     import jax
 
+    from imprint_jax.diffusion import sampling
     from imprint_jax.models import imprint
 
     side = c.image_size // imprint.latent_factor(c.model)
     shape = (side, side, c.model.vae.latent_channels)
 
     def one(draw):  # as composing.compositor.generate
-        key = jax.random.key(draw[0])
+        key = jax.random.key(draw[0], impl=sampling.GENERATOR)
         for number in draw[1:]:
             key = jax.random.fold_in(key, number)
         return jax.random.normal(key, shape)
 
-    return np.array(jax.vmap(one)(_draws(batch)))
+    return np.array(jax.vmap(one)(draws(batch)))
 
 
 def measure_torch(

@@ -29,7 +29,7 @@ from typing import TextIO
 import check_part
 import numpy as np
 
-from imprint_jax.planning.accelerators import PEAK_FLOPS
+from imprint_jax.runtime.accelerators import PEAK_FLOPS
 from imprint_jax.runtime.files import atomic_file
 
 SCRIPTS = Path(__file__).resolve().parent

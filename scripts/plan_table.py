@@ -6,10 +6,10 @@ python scripts/plan_table.py
 import json
 import shlex
 
-from imprint_jax.planning.accelerators import ACCELERATORS
 from imprint_jax.planning.kept_plans import published_folder
 from imprint_jax.planning.plan import Plan
 from imprint_jax.planning.roofline import roofline
+from imprint_jax.runtime.accelerators import ACCELERATORS
 
 
 def command(plan: Plan) -> str:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from imprint_jax import config
@@ -16,6 +17,7 @@ from imprint_jax.training.state import Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import check_part
+import check_sampling
 import gpu_check
 
 SCRIPTS = Path(gpu_check.__file__).parent
@@ -199,6 +201,16 @@ class OutOfMemoryError(RuntimeError):
 )
 def test_only_used_up_memory_counts_as_such(error, used_up):
     assert check_part.is_out_of_memory(error) == used_up
+
+
+def test_the_sampler_takes_what_it_is_measured_with():
+    devices = sharding.make_mesh(1).devices[:1, 0]
+    sampler = check_sampling.trace("mini", 2, 4, "bfloat16", jax.sharding.Mesh(devices, "data"))
+    _, *inputs = sampler.arguments
+    arrays = (np.float32(3), check_sampling.draws(2))
+    arrays += tuple(check_sampling.inputs(sampler.config, 2).values())
+    assert [(x.shape, x.dtype) for x in inputs] == [(x.shape, x.dtype) for x in arrays]
+    assert sampler.program.out_info[0].shape == (2, 32, 32, 3)
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
 """The `imprint` command: one thin function a verb."""
 
 import logging
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
-from rich.logging import RichHandler
 from rich.markup import escape
 
+import imprint_jax
 from imprint_jax.cli import (
     compose,
     data,
@@ -20,10 +21,10 @@ from imprint_jax.cli import (
     ui,
     weights,
 )
-from imprint_jax.cli.terminal import console
+from imprint_jax.cli.terminal import App, Lines, console, stdout
 from imprint_jax.errors import InputError
 
-app = typer.Typer(
+app = App(
     help="Put an object from one photo into another: train and use IMPRINT in JAX.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -35,20 +36,47 @@ for noun in (data, testset, study):
     app.add_typer(noun.app, name=noun.__name__.rpartition(".")[-1])
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        stdout.print(f"imprint_jax {imprint_jax.__version__}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def _set_up(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log details, other libraries' too.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="The version.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console)]
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[Lines(verbose)])
+    logging.captureWarnings(True)
     logging.getLogger("imprint_jax").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 def main() -> None:
-    """Runs the command; input that a user can mend ends in one sentence and exit code 2."""
+    """Runs the command.
+
+    What a user can mend ends in one sentence: wrong input with exit code 2, what the system refuses
+    (a full disk, a folder that may not be written) with 1.
+    """
+    # XLA's own messages: a compilation that takes minutes is no error. It raises what is one.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         app()
     except InputError as error:
-        console.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
+        _end(str(error), 2)
+    except BrokenPipeError:  # whoever read the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        logging.getLogger(__name__).debug("where it happened", exc_info=True)
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _end(f"{where}{error.strerror or error}.", 1)
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    console.print(f"[red]Error:[/red] {escape(sentence)}", soft_wrap=True, highlight=False)
+    sys.exit(code)

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from imprint_jax.cli.terminal import console, note, track, use_compilation_cache
+from imprint_jax.cli.terminal import App, console, note, track, use_compilation_cache
 from imprint_jax.errors import InputError
 
-app = typer.Typer()
+app = App()
 
 
 @app.command()

@@ -11,12 +11,12 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from imprint_jax.cli.terminal import console, note, parse_numbers, stdout, track
+from imprint_jax.cli.terminal import App, console, note, parse_numbers, stdout, track
 from imprint_jax.errors import InputError
 
 MAX_PROBLEMS = 20  # that `imprint data check` prints
 
-app = typer.Typer(help="Make and prepare training data.", no_args_is_help=True)
+app = App(help="Make and prepare training data.", no_args_is_help=True)
 
 
 @app.command()

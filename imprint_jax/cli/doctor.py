@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import typer
 from rich.table import Table
 
-from imprint_jax.cli.terminal import cache_folder, stdout
+from imprint_jax.cli.terminal import App, cache_folder, stdout
 
-app = typer.Typer()
+app = App()
 
 
 @app.command()

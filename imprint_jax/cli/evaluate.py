@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from imprint_jax.cli.terminal import console, note, stdout, track, use_compilation_cache
+from imprint_jax.cli.terminal import App, console, note, stdout, track, use_compilation_cache
 from imprint_jax.errors import InputError
 
-app = typer.Typer()
+app = App()
 
 # Options of the commands that measure.
 Clip = Annotated[Path | None, typer.Option(help="CLIP's weights: a folder, converted or not.")]
@@ -20,6 +20,9 @@ Judge = Annotated[str, typer.Option("--encoder", help="A model whose encoder jud
 LpipsFiles = Annotated[Path | None, typer.Option(help="LPIPS's weights: a file, or a folder.")]
 DreamSim = Annotated[
     Path | None, typer.Option("--dreamsim", help="DreamSim's release, unpacked: a folder.")
+]
+KeypointsFile = Annotated[
+    Path | None, typer.Option("--keypoints", help="XFeat's weights, xfeat.pt: identity by detail.")
 ]
 Inception = Annotated[
     Path | None, typer.Option("--inception", help="pt_inception-2015-12-05 (.pth), for FID, KID.")
@@ -87,7 +90,7 @@ def evaluate(
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="No model: paste, poisson, or truth, the targets; again: more."),
+        typer.Option(help="No model: paste, color, poisson, or truth, the targets; again: more."),
     ] = None,
     wrong_object: Annotated[
         bool,
@@ -101,6 +104,7 @@ def evaluate(
     encoder: Judge = "mini",
     lpips: LpipsFiles = None,
     dreamsim: DreamSim = None,
+    keypoints: KeypointsFile = None,
     inception: Inception = None,
     backbone: Backbone = None,
     reference: Reference = None,
@@ -161,6 +165,7 @@ def evaluate(
         encoder=encoder,
         lpips=lpips,
         dreamsim_files=dreamsim,
+        keypoints_file=keypoints,
         inception_file=inception,
         backbone=backbone,
         segment=segment,
@@ -261,6 +266,7 @@ def ablate(
     encoder: Judge = "mini",
     lpips: LpipsFiles = None,
     dreamsim: DreamSim = None,
+    keypoints: KeypointsFile = None,
     inception: Inception = None,
     backbone: Backbone = None,
     sampling_steps: Annotated[
@@ -290,6 +296,7 @@ def ablate(
         encoder=encoder,
         lpips=lpips,
         dreamsim_files=dreamsim,
+        keypoints_file=keypoints,
         inception_file=inception,
         backbone=backbone,
     )

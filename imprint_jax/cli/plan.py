@@ -7,10 +7,10 @@ import platformdirs
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from imprint_jax.cli.terminal import console, stdout
-from imprint_jax.planning.accelerators import ACCELERATORS, UTILISATION
+from imprint_jax.cli.terminal import App, console, stdout
+from imprint_jax.runtime.accelerators import ACCELERATORS, UTILISATION
 
-app = typer.Typer()
+app = App()
 
 # Pictures that are sampled together.
 SAMPLING_BATCHES = (1, 4, 16)

@@ -1,4 +1,4 @@
-"""`imprint study`: two methods compared by people."""
+"""`imprint study`: methods compared by people."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,25 +6,26 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from imprint_jax.cli.terminal import note, stdout
+from imprint_jax.cli.terminal import App, note, stdout
 
-app = typer.Typer(help="Compare two methods by asking people.", no_args_is_help=True)
+app = App(help="Compare methods by asking people.", no_args_is_help=True)
 
 
 @app.command()
 def make(
-    first: Annotated[Path, typer.Argument(help="A method's results.")],
-    second: Annotated[Path, typer.Argument(help="The other's.")],
-    manifest: Annotated[Path, typer.Option(help="What both composed.")],
+    results: Annotated[list[Path], typer.Argument(help="Each method's results, two or more.")],
+    manifest: Annotated[Path, typer.Option(help="What all of them composed.")],
     out: Annotated[Path, typer.Option(help="Folder to make: page/ and key.json.")],
-    limit: Annotated[int | None, typer.Option(help="Pairs to ask about, drawn.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Decides order and sides.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(help="Compositions to ask about, drawn.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides order, pairs and sides.")] = 0,
 ) -> None:
-    """Write a page that shows both methods' pictures side by side, not saying which is whose."""
+    """Write a page that shows two methods' pictures side by side, not saying which is whose."""
     from imprint_jax.composing import manifest as manifests
     from imprint_jax.evaluation import user_study as studies
 
-    page = studies.make(manifests.read(manifest), first, second, out, limit=limit, seed=seed)
+    page = studies.make(manifests.read(manifest), results, out, limit=limit, seed=seed)
     note(f"wrote {page}; keep {out / 'key.json'} to yourself")
 
 
@@ -33,13 +34,21 @@ def count(
     folder: Annotated[Path, typer.Argument(help="What `study make` wrote.")],
     answers: Annotated[list[Path], typer.Argument(help="Files of answers.")],
 ) -> None:
-    """Count the answers that people saved from the page."""
+    """Count the answers that people saved from the page; strengths of more than two methods."""
     from imprint_jax.evaluation import user_study as studies
 
-    methods, people, counts = studies.count(folder, answers)
-    table = Table(title=f"answers of {people} people")
-    for column in ("question", methods["first"], methods["second"], "same", "p (sign test)"):
-        table.add_column(column, justify="left" if column == "question" else "right")
-    for question, c in counts.items():
-        table.add_row(question, str(c.first), str(c.second), str(c.same), f"{c.p:.2g}")
+    tally = studies.read(folder, answers)
+    table = Table(title=f"answers of {tally.people} people")
+    for column in ("question", "chosen", "over", "same", "p (sign test)"):
+        table.add_column(column, justify="right" if column in ("same", "p (sign test)") else "left")
+    for c in studies.count(tally):
+        first, second = (f"{m}: {n}" for m, n in zip(c.methods, (c.first, c.second), strict=True))
+        table.add_row(c.question, first, second, str(c.same), f"{c.p:.2g}")
     stdout.print(table)
+    if len(tally.methods) > 2:
+        table = Table(title="strengths (Bradley-Terry, log-odds), 95 % intervals")
+        for column in ("question", "method", "strength", "interval"):
+            table.add_column(column)
+        for s in studies.scores(tally):
+            table.add_row(s.question, s.method, f"{s.strength:.2f}", f"{s.low:.2f} to {s.high:.2f}")
+        stdout.print(table)

@@ -1,16 +1,75 @@
 """What the commands share: where they write, and how they read options."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 import platformdirs
+import typer
 from rich import progress
 from rich.console import Console
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
 from imprint_jax.errors import InputError
 
 console = Console(stderr=True)  # progress, notes, errors
 stdout = Console()  # what a command was asked for, so that it can be piped
+
+
+class _PlainFlags:
+    """In the help of a command, what is given or not (`--resume`) has no type."""
+
+    def get_params(self, ctx):
+        params = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class _Command(_PlainFlags, TyperCommand):
+    pass
+
+
+class _Group(_PlainFlags, TyperGroup):
+    pass
+
+
+class App(typer.Typer):
+    """A group of commands; arguments as Typer's."""
+
+    def __init__(self, **settings):
+        super().__init__(cls=_Group, **settings)
+
+    def command(self, *args, **settings):
+        """A decorator, as Typer's."""
+        return super().command(*args, cls=_Command, **settings)
+
+
+class Lines(logging.Handler):
+    """Shows log records as lines, long ones whole; of other libraries errors only.
+
+    Args:
+        verbose: Shows everything.
+    """
+
+    def __init__(self, verbose: bool):
+        super().__init__()
+        self.verbose = verbose
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is shown."""
+        own = record.name.split(".")[0] == "imprint_jax"
+        return self.verbose or own or record.levelno >= logging.ERROR
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Shows it."""
+        line = Text(self.format(record))
+        if record.levelno >= logging.WARNING:
+            style = "red" if record.levelno >= logging.ERROR else "yellow"
+            line = Text.assemble((record.levelname.lower(), style), ": ", line)
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def note(text: str) -> None:

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from imprint_jax.cli.terminal import note, parse_numbers
+from imprint_jax.cli.terminal import App, note, parse_numbers
+from imprint_jax.errors import InputError
 
-app = typer.Typer(help="Write test sets, as manifests.", no_args_is_help=True)
+app = App(help="Write test sets, as manifests.", no_args_is_help=True)
 
 Num = Annotated[int, typer.Option(help="Pictures to make of each entry, by seed.", min=1)]
 Limit = Annotated[int | None, typer.Option(help="Entries at most, evenly spread.", min=1)]
@@ -17,21 +18,27 @@ Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
 @app.command()
 def dreambooth(
-    pairs: Annotated[Path, typer.Argument(help="CSV: object,background,x0,y0,x1,y1.")],
-    objects: Annotated[Path, typer.Argument(help="Folder of the objects' pictures.")],
+    objects: Annotated[Path, typer.Argument(help="google/dreambooth's folder dataset/.")],
     backgrounds: Annotated[Path, typer.Argument(help="Folder of the backgrounds.")],
     out: Annotated[Path, typer.Argument(help="Folder to make, with manifest.jsonl.")],
-    masks: Annotated[Path | None, typer.Option(help="Folder of the objects' masks.")] = None,
-    segment: Annotated[Path | None, typer.Option(help="ONNX that finds objects.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="CSV: object,background,x0,y0,x1,y1 (default: our 113).")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="With --pairs: the objects' masks.")] = None,
+    segment: Annotated[Path | None, typer.Option(help="With --pairs: ONNX, finds objects.")] = None,
     num: Num = 1,
 ) -> None:
-    """Objects in several backgrounds, from a list of pairs (docs/evaluation.md)."""
+    """Objects of the DreamBooth set in several backgrounds (docs/benchmark.md)."""
     from imprint_jax.data.segment import Segmenter
     from imprint_jax.evaluation import test_sets
 
-    segmenter = Segmenter(segment) if segment else None
-    options = dict(masks=masks, segmenter=segmenter, num=num)
-    written = test_sets.dreambooth(pairs, objects, backgrounds, out, **options)
+    if pairs is None and (masks or segment):
+        raise InputError("--masks and --segment go with --pairs: our list has its masks.")
+    own = {}
+    if pairs is not None:
+        segmenter = Segmenter(segment) if segment else None
+        own = dict(pairs=pairs, masks=masks, segmenter=segmenter)
+    written = test_sets.dreambooth(objects, backgrounds, out, num=num, **own)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 

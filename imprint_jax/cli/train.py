@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from imprint_jax.cli.terminal import console, note, stdout, use_compilation_cache
+from imprint_jax.cli.terminal import App, console, note, stdout, use_compilation_cache
 from imprint_jax.errors import InputError
 
-app = typer.Typer()
+app = App()
 
 
 @app.command(
@@ -96,4 +96,4 @@ def export(
 
     licences = initialize.load_licences(str(workdir))
     release.save(dst, *checkpoint.load_params(workdir, ema=ema), licences)
-    note(f"wrote {dst}")
+    note(f"wrote {dst}; compose with it: imprint compose --model {dst} ...")

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from imprint_jax.cli.terminal import console, note, use_compilation_cache
+from imprint_jax.cli.terminal import App, console, note, use_compilation_cache
 from imprint_jax.errors import InputError
 
-app = typer.Typer()
+app = App()
 # In a checkout the shipped samples stand beside the package; an installed wheel has none.
 SAMPLES = Path(__file__).parent.parent.parent / "data" / "samples"
 

@@ -144,7 +144,7 @@ def unfinished(
 
     Raises:
         InputError: The folder holds pictures composed in another way, cannot be written to, or a
-            file in it would be replaced that is not ours.
+            file in it would be replaced that no job wrote.
     """
     entries = list(entries)
     try:
@@ -156,11 +156,11 @@ def unfinished(
     lines = list(_results(path))
     _check_failures(failures)
     named = {name for line, _ in lines for name in line["pictures"]}
-    ours = {path.name, failures.name} | named
+    own = {path.name, failures.name} | named
     _check_replaced(
         [out / name for entry in entries for name in entry.names()] + [path, failures],
         [*inputs, *(file for entry in entries for file in entry.files())],
-        lambda file: file.name in ours or _same_way(_provenance_of(file), how),
+        lambda file: file.name in own or _same_way(_provenance_of(file), how),
     )
     for line, _ in lines:
         for key in _SAME:
@@ -219,10 +219,10 @@ def _check_failures(path: Path) -> None:
         return
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        ours = all(line.keys() == {"id", "error"} for line in lines)
+        own = all(line.keys() == {"id", "error"} for line in lines)
     except (OSError, ValueError, AttributeError, RecursionError):
-        ours = False
-    if not ours:
+        own = False
+    if not own:
         raise InputError(f"{path} was not written by `imprint compose`: give another --out.")
 
 
@@ -235,12 +235,12 @@ def _check_writable(folder: Path) -> None:
 
 
 def _check_replaced(
-    outputs: Iterable[Path], inputs: Iterable[Path], ours: Callable[[Path], bool]
+    outputs: Iterable[Path], inputs: Iterable[Path], is_own: Callable[[Path], bool]
 ) -> None:
     """Checks that writing `outputs` harms nothing.
 
     Raises:
-        InputError: One is also read, by this or another name, or exists and is not `ours`.
+        InputError: One is also read, by this or another name, or exists and `is_own` denies it.
     """
     read = {_identity(path): path for path in inputs if path.exists()}
     for path in outputs:
@@ -253,7 +253,7 @@ def _check_replaced(
                 f"{path} would be replaced, but is also read ({read[_identity(path)]}): give"
                 " another --out."
             )
-        if path.is_symlink() or not path.is_file() or not ours(path):
+        if path.is_symlink() or not path.is_file() or not is_own(path):
             raise InputError(
                 f"{path} exists and is not a result of `imprint compose` that may be replaced: give"
                 " another --out, or move it away."

@@ -165,7 +165,7 @@ def describe(path: Path, entries: Sequence[Entry]) -> dict:
 
     Args:
         path: The file, or the folder in the plain layout.
-        entries: What `read` made of it.
+        entries: What `read` returned.
 
     Returns:
         The path, the file's SHA-256 (None of a folder), and how many entries and objects; for JSON.
@@ -282,14 +282,14 @@ def _parse_object(one, folder: Path) -> ObjectEntry:
     )
 
 
-def _check_fields(line, known: set[str], required: Sequence[str]) -> None:
+def _check_fields(line, fields: set[str], required: Sequence[str]) -> None:
     if not isinstance(line, dict):
         raise InputError(f"must be a JSON object, not {line!r}.")
     for name in required:
         if name not in line:
             raise InputError(f"{name} is missing.")
-    if unknown := sorted(set(line) - known):
-        raise InputError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}.")
+    if unknown := sorted(set(line) - fields):
+        raise InputError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(fields))}.")
 
 
 def _path(line: dict, field: str, folder: Path) -> Path:

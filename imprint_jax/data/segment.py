@@ -1,13 +1,13 @@
 """Masks for pictures that have none: a salient-object network in ONNX, run by ONNX Runtime.
 
 The extra `[segment]` installs the library; the weights are a file of the user's. Networks of two
-families are known, told apart by the size of their input, with the preprocessing of
+families are read, told apart by the size of their input, with the preprocessing of
 danielgatis/rembg (rembg/sessions/u2net.py, dis_general_use.py):
 
     320 px    U2-Net     pixels / 255, minus ImageNet's mean, over its standard deviation
     1024 px   IS-Net     pixels / 255, minus 0.5
 
-Unlike there, masks are not stretched to the full range: where nothing is found, nothing stays.
+Unlike in rembg, masks are not stretched to the full range: where it sees nothing, nothing stays.
 """
 
 import functools
@@ -55,8 +55,8 @@ class Segmenter:
         scaled = (small.astype(np.float32) / 255 - np.float32(mean)) / np.float32(deviation)
         inputs = {self._session.get_inputs()[0].name: scaled.transpose(2, 0, 1)[None]}
         coverage = self._session.run(None, inputs)[0].reshape(size)
-        found = Image.fromarray(np.rint(np.clip(coverage, 0, 1) * 255).astype(np.uint8))
-        mask = np.asarray(found.resize((width, height), Image.Resampling.BILINEAR))
+        square = Image.fromarray(np.rint(np.clip(coverage, 0, 1) * 255).astype(np.uint8))
+        mask = np.asarray(square.resize((width, height), Image.Resampling.BILINEAR))
         if mask.max() < MASK_THRESHOLD:
             raise Reject("nothing segmented", "The network finds no object.")
         return mask
@@ -97,7 +97,7 @@ def _session(path: str):
     shape = session.get_inputs()[0].shape
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] not in FAMILIES:
         raise InputError(
-            f"{path} takes an input of shape {shape}; known are 1 x 3 x S x S with S = 320 (U2-Net)"
+            f"{path} takes an input of shape {shape}; it must be 1 x 3 x S x S, S = 320 (U2-Net)"
             " or 1024 (IS-Net)."
         )
     return session, shape[2]

@@ -5,7 +5,7 @@ x, every sampler here goes from x at a to the x at a' where the step ends by
 
     x' = keep * x + now * x0 + before * x0_of_the_step_before + fresh * noise
 
-so that a sampler is nothing but a table of these four numbers, one row a step. Two are known:
+so that a sampler is nothing but a table of these four numbers, one row for each step:
 
 DDIM (Song et al. 2021), first order; with eta > 0 part of the noise is drawn anew at every step:
 
@@ -256,7 +256,7 @@ def denoise(
         model: The bound model.
         context: (b s c) the object's tokens, from `encode_object`.
         background: (b h w c) latents with the hole filled, from `encode_background`.
-        cells: (b h w 1) of 0 and 1, 1 in the hole, from there too.
+        cells: (b h w 1) of 0 and 1, 1 in the hole, likewise.
         keys: (b,) a key for each sample.
         guidance_scale: As in `guided`.
         num_steps: Denoising steps (static).

@@ -16,7 +16,15 @@ from imprint_jax.composing.compositor import Compositor, Settings
 from imprint_jax.composing.manifest import Entry
 from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
-from imprint_jax.evaluation import distribution, dreamsim, encoders, inception, perceptual, pixels
+from imprint_jax.evaluation import (
+    distribution,
+    dreamsim,
+    encoders,
+    inception,
+    keypoints,
+    perceptual,
+    pixels,
+)
 from imprint_jax.evaluation.baselines import BASELINES
 from imprint_jax.evaluation.batched import Cache
 from imprint_jax.evaluation.identity import Identity
@@ -35,6 +43,7 @@ def load_measures(
     encoder: str | Path | None = "mini",
     lpips: Path | None = None,
     dreamsim_files: Path | None = None,
+    keypoints_file: Path | None = None,
     inception_file: Path | None = None,
     backbone: str | Path | None = None,
     segment: Path | None = None,
@@ -48,6 +57,7 @@ def load_measures(
         encoder: A model that ships, a released model or a run; its encoder measures identity.
         lpips: See `perceptual.load_lpips`; its backbone measures identity, too.
         dreamsim_files: See `dreamsim.load`.
+        keypoints_file: XFeat, see `keypoints.load`.
         inception_file: See `inception.load`.
         backbone: Another encoder for FID and KID.
         segment: ONNX weights that find objects, see data/segment.py.
@@ -79,6 +89,10 @@ def load_measures(
         judge = _judge("--encoder", encoder, ("imprint",))
         name = f"{Path(encoder).name}_encoder"
         measures.append(Identity(name, judge, "cut", about, stand_in="CLIP-score, DINO-score"))
+    if keypoints_file:
+        measures.append(keypoints.Keypoints(keypoints.load(keypoints_file)))
+    else:
+        measures.append(Missing(("keypoints",), "needs weights: --keypoints"))
     measures.append(pixels.Diversity())
     if inception_file:
         measures += distribution.literature(inception.load(inception_file), photos)
@@ -168,8 +182,8 @@ def baseline_results(baseline: str, entries: list[Entry], out: Path, track: Call
     Pictures that are there are made anew: it takes less time than to see whether they still fit.
 
     Args:
-        baseline: "paste", "poisson", or "truth": the entries' own targets, which say what a measure
-            makes of perfect pictures.
+        baseline: "paste", "color", "poisson" (baselines.py), or "truth": the entries' own targets,
+            which say what a measure makes of perfect pictures.
         entries: The manifest's.
         out: Folder of results; made.
         track: As in `compose_results`.

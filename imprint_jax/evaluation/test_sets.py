@@ -1,7 +1,8 @@
 """Test sets: what to compose, written as manifests that `compose` and `evaluate` read.
 
 `dreambooth`  objects x backgrounds, from a list of pairs (paper, Sec. 4.2: 25 objects of the
-              DreamBooth set, 59 backgrounds, 113 pairs; the authors' list is not published)
+              DreamBooth set, 59 backgrounds, 113 pairs; the authors' list is not published, ours
+              of the same numbers is in dreambooth/, see docs/benchmark.md)
 `perturbed`   photos with a masked object, which is perturbed, P(T(.)), and to be put back; the
               photo is the truth (Sec. 4.2's Pixabay set of 1,000)
 `pasted`      the same without photographed objects: a view of an object, perturbed, and another
@@ -24,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from imprint_jax import geometry, images
 from imprint_jax.data import transforms
@@ -33,6 +35,8 @@ from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
 from imprint_jax.runtime.files import atomic_folder
 
+# Our list of pairs and its masks.
+DREAMBOOTH = Path(__file__).parent / "dreambooth"
 # Columns of a list of pairs.
 COLUMNS = ("object", "background", "x0", "y0", "x1", "y1")
 
@@ -294,12 +298,12 @@ def _directions(about: dict) -> np.ndarray:
 
 
 def dreambooth(
-    pairs: Path,
     objects: Path,
     backgrounds: Path,
     out: Path,
     *,
-    masks: Path | None = None,
+    pairs: Path = DREAMBOOTH / "pairs.csv",
+    masks: Path | None = DREAMBOOTH / "masks",
     segmenter: Segmenter | None = None,
     num: int = 1,
 ) -> int:
@@ -310,12 +314,12 @@ def dreambooth(
     relative to theirs, and the hole's box in pixels of the background, half-open.
 
     Args:
-        pairs: The list.
         objects: Folder of the objects' pictures.
         backgrounds: Folder of the backgrounds.
         out: Folder to make.
-        masks: Folder of the objects' masks, named as their pictures but .png; not needed for
-            pictures with transparency.
+        pairs: The list.
+        masks: Folder of the objects' masks, named as their pictures but .png, of their size or a
+            smaller one of the same shape; not needed for pictures with transparency.
         segmenter: Finds the objects where there are no masks.
         num: Pictures to make of each pair.
 
@@ -375,11 +379,24 @@ def _cut(path: Path, masks: Path | None, relative: Path, segmenter: Segmenter | 
         return picture
     picture = picture[..., :3]
     if masks is not None:
-        mask = images.read_mask(masks / relative.with_suffix(".png"), picture.shape[:2])
-        return np.dstack([picture, mask.astype(np.uint8) * 255])
+        mask = _scaled_mask(masks / relative.with_suffix(".png"), *picture.shape[:2])
+        return np.dstack([picture, mask])
     if segmenter is not None:
         return segmenter.cut_out(picture, str(path))
     raise InputError(f"{path} has no transparency: give --masks, or --segment to find the object.")
+
+
+def _scaled_mask(path: Path, height: int, width: int) -> np.ndarray:
+    """A mask at the size of its picture, which may be a larger copy: (height width) uint8."""
+    mask = images.read_image(path)[..., 0]
+    scale = height / mask.shape[0]
+    if abs(width - scale * mask.shape[1]) > max(scale, 1):  # a pixel of the smaller one
+        raise InputError(
+            f"The mask {path} is {mask.shape[1]}x{mask.shape[0]} pixels (width x height), which is"
+            f" another shape than its picture's {width}x{height}."
+        )
+    resized = Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR)
+    return np.where(np.asarray(resized) >= images.MASK_THRESHOLD, 255, 0).astype(np.uint8)
 
 
 def _perturbed_object(

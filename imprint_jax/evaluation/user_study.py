@@ -1,12 +1,14 @@
-"""A blind comparison of two methods by people: a page that asks, and what counts the answers.
+"""A blind comparison of methods by people: a page that asks, and what counts the answers.
 
 OUT/page/index.html, OUT/page/pictures/   for the people who answer; says nothing of which is whose
 OUT/key.json                              keep it: which side of each question is whose
 
-The page works without a server. A person's answers are a file that the page offers at its end.
+The page works as a file or from any static server. A person's answers are a file that the page
+offers at its end, to be sent back.
 """
 
 import html
+import itertools
 import json
 import uuid
 from collections.abc import Iterable
@@ -51,28 +53,81 @@ button.onclick = () => {
 """
 
 
+# Fewer people than this are not drawn anew for intervals: compositions are. Ours.
+ENOUGH_PEOPLE = 5
+# Draws for the intervals of scores. Ours.
+DRAWS = 500
+# So many wins and losses against a method of mean strength are added to each method's, so that one
+# that always wins has a finite score. Ours.
+PRIOR = 0.5
+
+
 @dataclass(frozen=True)
-class Count:
-    """Answers to one question.
+class Answer:
+    """One decision: which of two methods, as places in `Tally.methods`; None is "same"."""
+
+    person: str
+    question: str
+    entry: str
+    methods: tuple[int, int]
+    chosen: int | None
+
+
+@dataclass(frozen=True)
+class Tally:
+    """All answers to a study.
 
     Attributes:
-        first: How often the first method was chosen.
+        methods: Names.
+        people: How many answered.
+        answers: What they said.
+    """
+
+    methods: list[str]
+    people: int
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Count:
+    """Answers to one question about two methods.
+
+    Attributes:
+        question: Which.
+        methods: The two.
+        first: How often the first was chosen.
         second: The second.
         same: Neither.
         p: Two-sided sign test of `first` against `second`: how likely so uneven a count is if both
             were equal; it takes answers as independent, which those of one person are not quite.
     """
 
+    question: str
+    methods: tuple[str, str]
     first: int
     second: int
     same: int
     p: float
 
 
+@dataclass(frozen=True)
+class Score:
+    """A method's strength by one question, with its 95 % interval.
+
+    Strengths are natural log-odds with a mean of 0: a method that is 1 higher than another is
+    chosen over it in 73 % of the decisions (Bradley and Terry 1952).
+    """
+
+    question: str
+    method: str
+    strength: float
+    low: float
+    high: float
+
+
 def make(
     entries: list[Entry],
-    first: Path,
-    second: Path,
+    folders: list[Path],
     out: Path,
     *,
     limit: int | None = None,
@@ -80,13 +135,14 @@ def make(
 ) -> Path:
     """Writes the page and its key.
 
+    Each entry is shown by two of the methods; all pairs of methods come about equally often.
+
     Args:
         entries: The manifest's; the first picture of each is shown.
-        first: Folder of a method's results.
-        second: Of the other's.
+        folders: Each method's results, two or more.
         out: Folder to make.
         limit: Only so many entries, drawn at random.
-        seed: Decides the order and the sides.
+        seed: Decides the order, the pairs and the sides.
 
     Returns:
         The page.
@@ -95,21 +151,22 @@ def make(
         InputError: `out` is not empty, or pictures are missing.
     """
     check_unused(out)
-    if first.resolve() == second.resolve():
-        raise InputError("Give two folders of results; these are one.")
-    shots = find_shots(entries, {"first": first, "second": second})
-    shots = [shot for shot in shots if shot.number == 0]
-    pairs = list(zip(shots[: len(entries)], shots[len(entries) :], strict=True))
+    if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError("Give two or more folders of results, each once.")
+    shots = find_shots(entries, {str(number): folder for number, folder in enumerate(folders)})
+    first = {(shot.method, shot.entry.id): shot for shot in shots if shot.number == 0}
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(pairs))[:limit]
+    order = rng.permutation(len(entries))[:limit]
+    pairs = rng.permutation(list(itertools.combinations(range(len(folders)), 2)))
     with atomic_folder(out) as building:
         pictures = building / "page" / "pictures"
         pictures.mkdir(parents=True)
         sections, key = [], {}
         for number, place in enumerate(order):
-            swapped = bool(rng.integers(2))
-            key[str(number)] = {"id": pairs[place][0].entry.id, "swapped": swapped}
-            shown = pairs[place][::-1] if swapped else pairs[place]
+            entry = entries[place].id
+            sides = rng.permutation(pairs[number % len(pairs)]).tolist()
+            key[str(number)] = {"id": entry, "sides": sides}
+            shown = [first[str(side), entry] for side in sides]
             sections.append(_section(number, shown, pictures))
         identity = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(key)).hex[:12]
         count = len(sections) * len(QUESTIONS)
@@ -119,15 +176,15 @@ def make(
         (building / "page" / "index.html").write_text(
             page("Comparison", body, STYLE), encoding="utf-8"
         )
-        names = {"first": first.name, "second": second.name}
-        if first.name == second.name:
-            names = {"first": str(first), "second": str(second)}
+        names = [folder.name for folder in folders]
+        if len(set(names)) < len(names):
+            names = [str(folder) for folder in folders]
         content = {"study": identity, "methods": names, "pairs": key}
         (building / "key.json").write_text(json.dumps(content, indent=1) + "\n")
     return out / "page" / "index.html"
 
 
-def _section(number: int, shots: tuple, pictures: Path) -> str:
+def _section(number: int, shots: list, pictures: Path) -> str:
     """A pair and its questions; pictures are encoded anew, so that no metadata tells whose."""
     request = shots[0].entry.request()
     shown = object_picture(*request.parts[0].views[0])
@@ -152,41 +209,101 @@ def _question(number: int, name: str, text: str) -> str:
     return f"<p>{html.escape(text)} {choices}</p>"
 
 
-def count(folder: Path, answers: Iterable[Path]) -> tuple[dict[str, str], int, dict[str, Count]]:
-    """Counts the answers of any number of people.
+def read(folder: Path, files: Iterable[Path]) -> Tally:
+    """The answers of any number of people.
 
     Who saved several times is counted once, by the file with the most answers, the newest of them.
 
     Args:
         folder: What `make` wrote.
-        answers: Files that the page saved.
-
-    Returns:
-        The two methods' names, {"first", "second"}; how many people; and the counts by question.
+        files: What the page saved.
 
     Raises:
         InputError: A file is damaged or of another study.
     """
     key = _json(folder / "key.json")
     by_person: dict[str, dict] = {}
-    size = lambda given: (len(given["answers"]), given.get("saved", 0))
-    for path in answers:
-        given = _read_answers(path, folder, key)
-        one = by_person.setdefault(given["person"], given)
-        by_person[given["person"]] = max(given, one, key=size)
-    tally = {question: dict.fromkeys(ANSWERS, 0) for question in QUESTIONS}
-    for given in by_person.values():
-        for name, answer in given["answers"].items():
+    size = lambda saved: (len(saved["answers"]), saved.get("saved", 0))
+    for path in files:
+        saved = _read_answers(path, folder, key)
+        before = by_person.setdefault(saved["person"], saved)
+        by_person[saved["person"]] = max(saved, before, key=size)
+    answers = []
+    for person, saved in sorted(by_person.items()):
+        for name, answer in sorted(saved["answers"].items()):
             number, _, question = name.partition(".")
-            if key["pairs"][number]["swapped"] and answer != "same":
-                answer = "second" if answer == "first" else "first"
-            tally[question][answer] += 1
-    counts = {}
-    for question, number in tally.items():
-        decided = number["first"] + number["second"]
-        p = float(stats.binomtest(number["first"], decided).pvalue) if decided else 1.0
-        counts[question] = Count(**number, p=p)
-    return key["methods"], len(by_person), counts
+            shown = key["pairs"][number]
+            chosen = None if answer == "same" else shown["sides"][ANSWERS.index(answer)]
+            methods = tuple(sorted(shown["sides"]))
+            answers.append(Answer(person, question, shown["id"], methods, chosen))
+    return Tally(key["methods"], len(by_person), answers)
+
+
+def count(tally: Tally) -> list[Count]:
+    """The decisions between every two methods that were shown together, by question."""
+    counts = []
+    for question in QUESTIONS:
+        asked = [answer for answer in tally.answers if answer.question == question]
+        for pair in itertools.combinations(range(len(tally.methods)), 2):
+            chosen = [answer.chosen for answer in asked if answer.methods == pair]
+            first, second = (chosen.count(method) for method in pair)
+            p = float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
+            names = tuple(tally.methods[method] for method in pair)
+            counts.append(Count(question, names, first, second, chosen.count(None), p))
+    return counts
+
+
+def scores(tally: Tally) -> list[Score]:
+    """Each method's strength by each question that was answered; "same" is half a win for both.
+
+    Intervals are of strengths after drawing people anew, or compositions where fewer than
+    `ENOUGH_PEOPLE` answered.
+    """
+    result = []
+    of_people = tally.people >= ENOUGH_PEOPLE
+    for question in QUESTIONS:
+        groups: dict[str, np.ndarray] = {}
+        for answer in tally.answers:
+            if answer.question == question:
+                which = answer.person if of_people else answer.entry
+                wins = groups.setdefault(which, np.zeros((len(tally.methods),) * 2))
+                i, j = answer.methods
+                wins[i, j] += 0.5 if answer.chosen is None else float(answer.chosen == i)
+                wins[j, i] += 0.5 if answer.chosen is None else float(answer.chosen == j)
+        if not groups:
+            continue
+        wins = np.stack(list(groups.values()))
+        rng = np.random.default_rng(0)
+        drawn = rng.integers(len(wins), size=(DRAWS, len(wins)))
+        strengths = np.array([bradley_terry(wins[draw].sum(axis=0)) for draw in drawn])
+        low, high = np.quantile(strengths, [0.025, 0.975], axis=0)
+        for k, strength in enumerate(bradley_terry(wins.sum(axis=0))):
+            ends = float(low[k]), float(high[k])
+            result.append(Score(question, tally.methods[k], float(strength), *ends))
+    return result
+
+
+def bradley_terry(wins: np.ndarray) -> np.ndarray:
+    """The most likely strengths of methods, by Hunter's iteration (2004), with `PRIOR`.
+
+    Args:
+        wins: (n n), how often the row's method was chosen over the column's.
+
+    Returns:
+        (n,) log-odds with a mean of 0.
+    """
+    decisions = wins + wins.T
+    total = wins.sum(axis=1) + PRIOR
+    strength = np.ones(len(wins))
+    for _ in range(1000):
+        shares = decisions / (strength[:, None] + strength)
+        prior = 2 * PRIOR / (strength + 1)
+        new = total / (shares.sum(axis=1) + prior)
+        new /= np.exp(np.log(new).mean())
+        if np.abs(np.log(new / strength)).max() < 1e-9:
+            break
+        strength = new
+    return np.log(strength)
 
 
 def _read_answers(path: Path, folder: Path, key: dict) -> dict:

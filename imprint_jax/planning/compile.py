@@ -26,9 +26,9 @@ from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.models.attention import Attention, Target, tracing_for
 from imprint_jax.planning import hlo, kept_plans
-from imprint_jax.planning.accelerators import ACCELERATORS, GPU, MULTIPROCESSORS, TPU, Accelerator
 from imprint_jax.planning.attentions import attentions
 from imprint_jax.planning.plan import Mesh, Plan, Request
+from imprint_jax.runtime.accelerators import ACCELERATORS, GPU, MULTIPROCESSORS, TPU, Accelerator
 from imprint_jax.training import flops, sharding
 from imprint_jax.training.state import Trainer
 

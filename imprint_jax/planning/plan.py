@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from imprint_jax import config as configs
 from imprint_jax.errors import InputError
-from imprint_jax.planning.accelerators import ACCELERATORS, TPU
 from imprint_jax.planning.hlo import Collective
+from imprint_jax.runtime.accelerators import ACCELERATORS, TPU
 from imprint_jax.training.checks import check_config
 
 # Meshes up to this are compiled as they are. Larger ones are planned from one of `SMALL` devices,

@@ -2,9 +2,9 @@
 
 from rich.table import Table
 
-from imprint_jax.planning.accelerators import ACCELERATORS
 from imprint_jax.planning.plan import Plan
 from imprint_jax.planning.roofline import USABLE_MEMORY, roofline
+from imprint_jax.runtime.accelerators import ACCELERATORS
 
 SECONDS_A_DAY = 86_400
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from imprint_jax.planning.accelerators import UTILISATION, Accelerator
 from imprint_jax.planning.hlo import Collective
 from imprint_jax.planning.plan import Plan
+from imprint_jax.runtime.accelerators import UTILISATION, Accelerator
 
 # The share of memory that a step may fill. Ours.
 USABLE_MEMORY = 0.9

@@ -10,9 +10,9 @@ WORKDIR/damaged/STEP/         a checkpoint whose files were not as they had been
 
 import json
 import logging
-import threading
 import zlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 # Of an array that several devices hold, Orbax lets each write a part. It cuts the parts one by one
 # while training waits, and a model has hundreds of small arrays: those are written whole.
 MIN_PART_BYTES = 2**20
-# Seconds from one look for new checkpoints to the next; and after one that the storage refused.
-LOOK_EVERY, LOOK_AFTER_ERROR = 1.0, 60.0
+# What reading a damaged checkpoint raises, found by damaging each of its files.
+UNREADABLE = (FileNotFoundError, ValueError)
 
 
 class Checkpoints:
@@ -51,9 +51,9 @@ class Checkpoints:
         self.frozen_dir = self.workdir / "frozen"
         self.folder = self.workdir / "checkpoints"
         self.checksums = self.workdir / "checksums"
-        _write_small_arrays_whole()
         self.manager = ocp.CheckpointManager(
             self.folder,
+            item_handlers=_handlers(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_every or None,
@@ -63,11 +63,10 @@ class Checkpoints:
         )
         # Steps this process wrote or read. Of any other it cannot be told whether it is whole, and
         # checksums of what a lost machine left half on disk would vouch for it.
-        self.own: set[str] = set()
-        self.closing = threading.Event()
-        self.watcher = threading.Thread(target=self._watch, daemon=True)
-        if distributed.is_main():
-            self.watcher.start()
+        self.own: set[int] = set()
+        # Checksums are of files that Orbax writes in the background, so they are too.
+        self.background = ThreadPoolExecutor(1)
+        self.pending: Future | None = None
 
     def save_frozen(self, frozen: dict) -> None:
         """Writes the parameters that never change; a run without any writes nothing."""
@@ -87,19 +86,25 @@ class Checkpoints:
         step = int(state.step)
         if step in self.manager.all_steps():
             return
-        self.own.add(str(step))
-        items = {name: ocp.args.StandardSave(tree) for name, tree in state.trained.items()}
-        items["ema"] = ocp.args.StandardSave(state.ema)
-        items["opt"] = ocp.args.StandardSave(state.opt_state)
+        self._wait()
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in state.trained.items()}
+        items["ema"] = ocp.args.PyTreeSave(state.ema)
+        items["opt"] = ocp.args.PyTreeSave(state.opt_state)
         items["data"] = ocp.args.JsonSave({"position": position})
         items["meta"] = ocp.args.JsonSave({"step": step, "jax": jax.__version__})
         self.manager.save(step, args=ocp.args.Composite(**items))
+        self._vouch_for(step)
 
     def check(self) -> None:
         """Raises what went wrong in the background since the last save; waits for nothing."""
-        # Not `check_for_errors`: the manager's own thread has taken what that would find.
-        if not self.manager.is_saving_in_progress():
-            self.manager.wait_until_finished()
+        if self.pending is not None and self.pending.done():
+            self._wait()
+
+    def _wait(self) -> None:
+        """Returns when everything is on disk, or raises what went wrong."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
 
     def restore(self, abstract: TrainState, shardings: TrainState) -> tuple[TrainState, int]:
         """The newest checkpoint whose files are whole, and the data's position.
@@ -128,37 +133,29 @@ class Checkpoints:
                 self._set_aside(step, error or "another process cannot read it")
                 continue
             state = self._state(step, restored, target)
-            self.own.add(str(step))
+            self._vouch_for(step)
             log.info("resumed from step %d of %s", step, self.folder)
             return state, restored["data"]["position"]
         raise InputError(f"All checkpoints of {self.workdir} are damaged; see its damaged/.")
 
-    def _watch(self) -> None:
-        """Looks for new checkpoints until the last is written."""
-        pause, last = LOOK_EVERY, False
-        while not last:
-            last = self.closing.wait(pause)
-            try:
-                self._look()
-                pause = LOOK_EVERY
-            except OSError as error:  # a full disk, a server that is away: it may pass
-                log.warning("cannot keep the checksums of checkpoints: %s", error)
-                pause = LOOK_AFTER_ERROR
+    def _vouch_for(self, step: int) -> None:
+        """Has the checksums of a checkpoint written once Orbax, in one step, gives it its name."""
+        self.own.add(step)
+        self.pending = self.background.submit(self._finish)
 
-    def _look(self) -> None:
-        """Writes the checksums of own checkpoints once Orbax, in one step, gives them their name.
-
-        Those of checkpoints that are no more are deleted.
-        """
-        steps = {path.name for path in self.folder.glob("*") if path.name.isdecimal()}
-        known = {p.stem for p in self.checksums.glob("*.json") if p.stem.isdecimal()}
-        for step in known - steps:
+    def _finish(self) -> None:
+        self.manager.wait_until_finished()
+        if not distributed.is_main():
+            return
+        there = {int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()}
+        vouched = {int(p.stem) for p in self.checksums.glob("*.json") if p.stem.isdecimal()}
+        for step in vouched - there:
             (self.checksums / f"{step}.json").unlink(missing_ok=True)
-        for step in (steps & self.own) - known:
+        for step in sorted((there & self.own) - vouched):
             try:
-                self._write_checksums(self.folder / step)
-            except FileNotFoundError:  # it was old, and is being deleted
-                continue
+                self._write_checksums(self.folder / str(step))
+            except (OSError, InputError) as error:  # a full disk, a server that is away
+                log.warning("no checksums of step %d until the next save: %s", step, error)
 
     def _write_checksums(self, folder: Path) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -174,15 +171,20 @@ class Checkpoints:
         """
         try:
             return self._restore_step(step, target), ""
-        except Exception as error:  # Orbax has no narrower one for damaged files
-            if _read_checksums(self.checksums, str(step)):
+        except Exception as error:
+            # Of damaged arrays Orbax raises a plain Exception, which has nothing narrower.
+            expected = type(error) is Exception or isinstance(error, UNREADABLE)
+            if not expected or _read_checksums(self.checksums, str(step)):
                 raise
             return None, f"it cannot be read: {error}"
 
     def _restore_step(self, step: int, target: TrainState):
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in target.trained.items()}
-        items["ema"] = ocp.args.StandardRestore(target.ema)
-        items["opt"] = ocp.args.StandardRestore(target.opt_state)
+        def tree(like):
+            restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+            return ocp.args.PyTreeRestore(like, restore_args)
+
+        items = {name: tree(like) for name, like in target.trained.items()}
+        items |= {"ema": tree(target.ema), "opt": tree(target.opt_state)}
         items["data"] = ocp.args.JsonRestore()
         return self.manager.restore(step, args=ocp.args.Composite(**items))
 
@@ -222,21 +224,22 @@ class Checkpoints:
         Raises:
             Exception: What went wrong while writing in the background, as a full disk.
         """
-        self.manager.wait_until_finished()
-        self.closing.set()
-        if self.watcher.is_alive():
-            self.watcher.join()
-        self.manager.close()
+        try:
+            self._wait()
+        finally:
+            self.background.shutdown()
+            self.manager.close()
 
 
-def _write_small_arrays_whole() -> None:
-    """Sets Orbax's handler of arrays, in this process; it would warn that it had one."""
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    """Of a checkpoint's items; arrays are written as `MIN_PART_BYTES` says."""
     handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_PART_BYTES)
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.ERROR)
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    absl.setLevel(level)
+    arrays = ocp.type_handlers.create_type_handler_registry((jax.Array, handler))
+    trees = {
+        name: ocp.PyTreeCheckpointHandler(type_handler_registry=arrays)
+        for name in (*imprint.COMPONENTS, "ema", "opt")
+    }
+    return trees | {name: ocp.JsonCheckpointHandler() for name in ("data", "meta")}
 
 
 def _crc32(path: Path) -> int:

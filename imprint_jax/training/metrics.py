@@ -21,8 +21,7 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
-from imprint_jax.planning import accelerators
-from imprint_jax.runtime import distributed
+from imprint_jax.runtime import accelerators, distributed
 from imprint_jax.runtime.files import atomic_file
 
 log = logging.getLogger(__name__)

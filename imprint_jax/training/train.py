@@ -10,8 +10,7 @@ import jax
 from imprint_jax import images
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
-from imprint_jax.planning import accelerators
-from imprint_jax.runtime import distributed, host_memory
+from imprint_jax.runtime import accelerators, distributed, host_memory
 from imprint_jax.runtime.files import atomic_file
 from imprint_jax.training import (
     checks,

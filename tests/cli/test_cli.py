@@ -1,6 +1,8 @@
 """The command as users meet it: what it writes, and what it says of bad input."""
 
+import errno
 import json
+import logging
 import struct
 import zlib
 from pathlib import Path
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imprint_jax
 from imprint_jax import cli
 from imprint_jax.cli.data import _beam_options
+from imprint_jax.cli.terminal import Lines, console
 from imprint_jax.images import read_image
 from imprint_jax.weights import release
 from tests.commands import run
@@ -407,3 +411,45 @@ def test_beams_runner_and_options():
     assert _beam_options("local", []) is None
     assert _beam_options("beam", ["--x=1"]) == ["--runner=DirectRunner", "--x=1"]
     assert _beam_options("beam:FlinkRunner", []) == ["--runner=FlinkRunner"]
+
+
+def test_the_version():
+    assert run("--version") == (0, f"imprint_jax {imprint_jax.__version__}\n")
+
+
+def test_help_has_no_type_for_what_is_given_or_not():
+    for command in ((), ("train",), ("export",), ("data", "prepare")):
+        code, said = run(*command, "--help")
+        assert code == 0 and "--help" in said and "bool" not in said
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_log_lines_are_plain_and_whole(verbose):
+    lines = Lines(verbose)
+    path = "/".join(["folder"] * 60)
+    with console.capture() as shown:
+        for name, level, text in (
+            ("imprint_jax.training", logging.INFO, f"resumed from {path}"),
+            ("imprint_jax", logging.WARNING, "a [bracket]"),
+            ("orbax", logging.WARNING, "of a library"),
+            ("jax", logging.ERROR, "an error"),
+        ):
+            record = logging.LogRecord(name, level, "file.py", 1, text, None, None)
+            if lines.filter(record):
+                lines.emit(record)
+    expected = [f"resumed from {path}", "warning: a [bracket]", "error: an error"]
+    expected[2:2] = ["warning: of a library"] if verbose else []
+    assert shown.get().splitlines() == expected
+
+
+def test_what_the_system_refuses_is_one_sentence(monkeypatch, tmp_path):
+    path = tmp_path / "full"
+
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(cli, "app", fail)
+    with console.capture() as shown, pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert shown.get() == f"Error: {path}: No space left on device.\n"

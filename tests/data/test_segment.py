@@ -101,7 +101,7 @@ def test_sets_whose_objects_have_numbers_are_not_segmented(weights, tmp_path, na
 
 @pytest.mark.parametrize(
     "name, message",
-    [("gone", "no file .*gone.onnx"), ("broken", "cannot load"), ("other", "known are 1 x 3")],
+    [("gone", "no file .*gone.onnx"), ("broken", "cannot load"), ("other", "must be 1 x 3")],
 )
 def test_unusable_weights_are_refused_before_any_work(weights, tmp_path, name, message):
     save(tmp_path / "photos" / "a.png", pixels())

@@ -100,7 +100,7 @@ def test_single_stage_has_the_steps_of_both():
     assert full.stage1.total_steps == full.stage2.total_steps == 100
     assert single.stage1 is None and single.stage2.total_steps == 200
     assert single.inherits == () and full.inherits == ("dinov2", "adapter", "unet")
-    assert not any(single.stage2.init_from.values())
+    assert {*single.stage2.init_from.values()} == {"", config.RANDOM}
 
 
 def test_at_full_size_the_unet_starts_from_stable_diffusion():
@@ -152,7 +152,7 @@ def test_every_ablation_can_train(tmp_path, monkeypatch):
         loaded = {
             name: initialize.load_component(source, name, trainer.abstract_params[name])
             for name, source in c.init_from.items()
-            if source
+            if source not in ("", config.RANDOM)
         }
         pipeline.check_sources(c)
         with contextlib.closing(iter(pipeline.make_dataset(c))) as host_batches:
@@ -195,7 +195,7 @@ def test_variants_share_the_trainings_they_have_in_common(tmp_path, monkeypatch)
     assert sorted(trained) == sorted(expected)
     starts = [json.loads((run / "config.json").read_text())["init_from"]["unet"] for run in runs]
     assert starts[0] == starts[2] != starts[1] == starts[3]  # full and no_swap, by seed
-    assert starts[-1] == ""  # single_stage
+    assert starts[-1] == config.RANDOM  # single_stage
     assert [ablations._trained(variant, tmp_path, None) for variant in suite] == runs
     assert len(trained) == len(expected)
 

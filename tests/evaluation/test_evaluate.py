@@ -165,7 +165,7 @@ def test_every_measure_says_what_it_depends_on(found):
     assert summary["measures"]["dino"]["settings"]["crop"] == "box"
     assert summary["measures"]["mini_encoder"]["settings"]["crop"] == "cut"
     assert all(re.fullmatch("[0-9a-f]{12}", m["hash"]) for m in summary["measures"].values())
-    assert {"clip", "dreamsim", "adherence", "fid", "kid"} == set(found.not_computed)
+    assert {"clip", "dreamsim", "keypoints", "adherence", "fid", "kid"} == set(found.not_computed)
     stand_ins = {name for name, m in summary["measures"].items() if "stand_in_for" in m}
     assert stand_ins == {"changed", "imagenet", "mini_encoder", "diversity"}
     assert summary["measures"]["mini_encoder_top1"]["about"].endswith("(a guess: 0.33)")
@@ -245,6 +245,26 @@ def test_models_and_baselines_make_what_is_missing_or_has_changed(folder, tiny_r
     assert {path for path in composed if other[path][1] != first[path][1]} <= changed
     with pytest.raises(InputError, match="no baseline 'glue'"):
         evaluate.baseline_results("glue", entries, tmp_path / "glue", untracked)
+
+
+def test_a_model_that_knows_boxes_gets_boxes(folder, tiny_release, tmp_path, monkeypatch):
+    shutil.copytree(tiny_release, tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    config = json.loads(file.read_text())
+    config["sampling"]["mask_level"] = 3
+    file.write_text(json.dumps(config))
+    entries, shapes = manifest.read(folder / "set" / "manifest.jsonl"), []
+
+    def compose_entries(compositor, todo, out, settings, how, **shape):
+        shapes.append((shape, how["settings"].get("mask_level")))
+        return iter(())
+
+    monkeypatch.setattr(evaluate.job, "compose_entries", compose_entries)
+    monkeypatch.setattr(evaluate.Compositor, "from_pretrained", lambda folder: None)
+    for model in (tmp_path / "model", tiny_release):
+        out = tmp_path / f"results_{model.name}"
+        evaluate.compose_results(model, entries, out, Settings(num_steps=2), untracked)
+    assert shapes == [({"mask_level": 3}, 3), ({}, None)]
 
 
 def test_the_truth_is_the_targets(folder, tmp_path):

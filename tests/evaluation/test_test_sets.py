@@ -1,6 +1,8 @@
 """Test sets: what they hold, that they are the same each time, what is refused."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,8 +124,9 @@ def dreambooth(tmp_path):
 
 
 def run_dreambooth(folder, **options):
-    arguments = (folder / "pairs.csv", folder / "objects", folder / "backgrounds", folder / "set")
-    return test_sets.dreambooth(*arguments, **options)
+    folders = (folder / "objects", folder / "backgrounds", folder / "set")
+    options = {"pairs": folder / "pairs.csv", "masks": None} | options
+    return test_sets.dreambooth(*folders, **options)
 
 
 def test_pairs_become_entries(dreambooth):
@@ -163,6 +166,42 @@ def test_wrong_lists_are_refused(dreambooth, text, message):
     with pytest.raises(InputError, match=message):
         run_dreambooth(dreambooth, masks=dreambooth / "masks")
     assert not (dreambooth / "set").exists()
+
+
+def test_masks_fit_larger_copies_of_their_pictures(dreambooth):
+    for path in (dreambooth / "objects").rglob("*.jpg"):
+        Image.open(path).resize((125, 100)).save(path)
+    run_dreambooth(dreambooth, masks=dreambooth / "masks")
+    for entry in manifest.read(dreambooth / "set" / "manifest.jsonl"):
+        picture, coverage = entry.request().parts[0].views[0]
+        assert picture.shape == (100, 125, 3)
+        assert (coverage == 255).sum() == pytest.approx(75 * 75, rel=0.03)
+    Image.new("RGB", (100, 100)).save(dreambooth / "objects" / "mug" / "00.jpg")
+    shutil.rmtree(dreambooth / "set")
+    with pytest.raises(InputError, match=r"50x40 pixels .* another shape than its picture's 100x1"):
+        run_dreambooth(dreambooth, masks=dreambooth / "masks")
+
+
+def test_the_published_list_is_whole(tmp_path):
+    rows = test_sets.read_pairs(test_sets.DREAMBOOTH / "pairs.csv")
+    names = lambda folder: {p.relative_to(folder).as_posix() for p in folder.rglob("*.*")}
+    backgrounds = Path("data/benchmark/backgrounds")
+    assert len(rows) == 113
+    assert len({Path(row["object"]).parent for row in rows}) == 25
+    assert {row["background"] for row in rows} == names(backgrounds)
+    assert len(names(backgrounds)) == 59
+    masks = {Path(row["object"]).with_suffix(".png").as_posix() for row in rows}
+    assert masks == names(test_sets.DREAMBOOTH / "masks")
+    for name in masks:  # stand-ins for the photos, which are not ours to ship
+        mask = Image.open(test_sets.DREAMBOOTH / "masks" / name)
+        assert 0.01 < np.asarray(mask).mean() < 0.7
+        picture = tmp_path / "objects" / Path(name).with_suffix(".jpg")
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", mask.size).save(picture)
+    assert test_sets.dreambooth(tmp_path / "objects", backgrounds, tmp_path / "set") == 113
+    for entry in manifest.read(tmp_path / "set" / "manifest.jsonl")[::20]:
+        hole = entry.request().parts[0].hole
+        assert 0.01 < hole.mean() < 0.4
 
 
 def test_objects_need_masks(dreambooth):

@@ -33,8 +33,8 @@ def setting(tmp_path):
         lines.append(json.dumps(entry | {"box": [10, 10, 40, 40]}))
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
     entries = manifest.read(tmp_path / "manifest.jsonl")
-    methods = tmp_path / "dark_method", tmp_path / "light_method"
-    page = user_study.make(entries, *methods, tmp_path / "study", seed=1)
+    methods = [tmp_path / "dark_method", tmp_path / "light_method"]
+    page = user_study.make(entries, methods, tmp_path / "study", seed=1)
     return tmp_path, entries, page
 
 
@@ -64,9 +64,8 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(setting, tmp_path):
     for number in (1, 2):
         methods.append(tmp_path / f"run{number}" / "results")
         shutil.copytree(folder / "dark_method", methods[-1])
-    user_study.make(entries, *methods, tmp_path / "another")
-    names, _, _ = user_study.count(tmp_path / "another", [])
-    assert names == {"first": str(methods[0]), "second": str(methods[1])}
+    user_study.make(entries, methods, tmp_path / "another")
+    assert user_study.read(tmp_path / "another", []).methods == [str(path) for path in methods]
 
 
 def test_answers_are_counted_for_the_right_method(setting):
@@ -85,13 +84,51 @@ def test_answers_are_counted_for_the_right_method(setting):
     for file, person, saved, given in zip(files, "abaa", (3, 1, 2, 1), each, strict=True):
         given = {"person": person, "saved": saved, "answers": given}
         file.write_text(json.dumps(given | {"study": key["study"]}))
-    methods, people, counts = user_study.count(folder / "study", files)
-    assert people == 2
-    assert methods == {"first": "dark_method", "second": "light_method"}
-    one = counts["identity"]
-    assert (one.first, one.second, one.same) == (16, 0, 0)
-    assert one.p == pytest.approx(2 * 0.5**16)
-    assert (counts["realism"].same, counts["realism"].p) == (16, 1.0)
+    tally = user_study.read(folder / "study", files)
+    assert tally.people == 2
+    identity, realism = user_study.count(tally)
+    assert identity.methods == ("dark_method", "light_method")
+    assert (identity.first, identity.second, identity.same) == (16, 0, 0)
+    assert identity.p == pytest.approx(2 * 0.5**16)
+    assert (realism.same, realism.p) == (16, 1.0)
+    dark, light, *equal = user_study.scores(tally)
+    assert dark.strength == pytest.approx(-light.strength) and dark.low > 1
+    assert [score.strength for score in equal] == pytest.approx([0, 0])
+
+
+def test_three_methods_are_shown_in_all_pairs_and_ranked(setting):
+    folder, entries, _ = setting
+    shutil.copytree(folder / "dark_method", folder / "third_method")
+    folders = [folder / f"{name}_method" for name in ("dark", "light", "third")]
+    user_study.make(entries, folders, folder / "three")
+    key = json.loads((folder / "three" / "key.json").read_text())
+    shown = [tuple(sorted(pair["sides"])) for pair in key["pairs"].values()]
+    assert sorted(shown.count(pair) for pair in ((0, 1), (0, 2), (1, 2))) == [2, 3, 3]
+    answers = {
+        f"{k}.realism": "second" if pair["sides"][0] < pair["sides"][1] else "first"
+        for k, pair in key["pairs"].items()
+    }  # always the later of the three
+    file = folder / "answers.json"
+    file.write_text(json.dumps({"study": key["study"], "person": "a", "answers": answers}))
+    tally = user_study.read(folder / "three", [file])
+    scores = user_study.scores(tally)
+    assert [score.method for score in scores] == ["dark_method", "light_method", "third_method"]
+    strengths = [score.strength for score in scores]
+    assert strengths == sorted(strengths) and sum(strengths) == pytest.approx(0)
+    assert scores[0].high < scores[2].low
+
+
+def test_strengths_are_the_log_odds_of_the_decisions(monkeypatch):
+    # 30 of 40 decisions: odds of 3.
+    first, second = user_study.bradley_terry(np.array([[0, 30], [10, 0]]))
+    assert first - second == pytest.approx(np.log(3), abs=0.05)  # the prior pulls a little
+    monkeypatch.setattr(user_study, "PRIOR", 1e-9)
+    first, second = user_study.bradley_terry(np.array([[0, 30], [10, 0]]))
+    assert first - second == pytest.approx(np.log(3), abs=1e-6)
+    truth = np.array([1.0, 0.0, -1.0])
+    chance = 1 / (1 + np.exp(truth - truth[:, None]))
+    found = user_study.bradley_terry(1000 * chance * (1 - np.eye(3)))
+    np.testing.assert_allclose(found, truth, atol=1e-5)
 
 
 def test_other_answers_are_refused(setting):
@@ -102,23 +139,23 @@ def test_other_answers_are_refused(setting):
     for other in (mine | {"study": "other", "answers": {}}, mine, [mine]):
         file.write_text(json.dumps(other))
         with pytest.raises(InputError, match="no answers to the study"):
-            user_study.count(folder / "study", [file])
+            user_study.read(folder / "study", [file])
     file.write_text(json.dumps(mine | {"answers": {"99.identity": "first"}}))
     with pytest.raises(InputError, match="is no answer to this study"):
-        user_study.count(folder / "study", [file])
+        user_study.read(folder / "study", [file])
     file.write_text("{")
     with pytest.raises(InputError, match="Cannot read"):
-        user_study.count(folder / "study", [file])
+        user_study.read(folder / "study", [file])
 
 
 def test_studies_that_cannot_be_made(setting):
     folder, entries, _ = setting
     dark, light = folder / "dark_method", folder / "light_method"
-    with pytest.raises(InputError, match="two folders"):
-        user_study.make(entries, dark, dark, folder / "other")
+    with pytest.raises(InputError, match="two or more folders"):
+        user_study.make(entries, [dark, dark], folder / "other")
     (light / "e3.png").unlink()
     with pytest.raises(InputError, match=r"lacks 1 pictures of the manifest, the first is e3\.png"):
-        user_study.make(entries, dark, light, folder / "other")
+        user_study.make(entries, [dark, light], folder / "other")
     with pytest.raises(InputError, match="exists already"):
-        user_study.make(entries, dark, light, folder / "study")
+        user_study.make(entries, [dark, light], folder / "study")
     assert not (folder / "other").exists()

@@ -12,9 +12,9 @@ from imprint_jax import config
 from imprint_jax.errors import InputError
 from imprint_jax.planning import compile as compiling
 from imprint_jax.planning import compile_process, kept_plans, plan, report
-from imprint_jax.planning.accelerators import ACCELERATORS, TPU
 from imprint_jax.planning.compile import state_bytes
 from imprint_jax.planning.plan import Plan
+from imprint_jax.runtime.accelerators import ACCELERATORS, TPU
 from imprint_jax.training import sharding
 from imprint_jax.training.state import Trainer
 from tests.commands import run

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from imprint_jax.planning.accelerators import ACCELERATORS, GPU, MULTIPROCESSORS, Accelerator
 from imprint_jax.planning.hlo import Collective
 from imprint_jax.planning.roofline import roofline
+from imprint_jax.runtime.accelerators import ACCELERATORS, GPU, MULTIPROCESSORS, Accelerator
 from tests.planning.example import PLAN
 
 CHIP = GPU("9.0", 1, 1, 1.0)

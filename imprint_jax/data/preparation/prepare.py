@@ -283,7 +283,7 @@ def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float |
         # Without its plan nothing goes on with chunks whose shards have moved.
         (building / "plan.json").unlink()
     shutil.rmtree(building)
-    logger.info("%s: %s records, %s left out", dst, counts, dict(rejects))
+    logger.debug("%s: %s records, %s left out", dst, counts, dict(rejects))
     return {"records": counts, "rejects": dict(rejects)}
 
 
