@@ -83,7 +83,7 @@ def inspect(
     The SHA-256 is of names, dtypes and values as our networks have them: converting weights, or
     cutting their files otherwise, does not change it.
     """
-    from imprint_jax.weights import mapping, release
+    from imprint_jax.weights import release
     from imprint_jax.weights.detect import find
 
     path = release.resolve(weights)
@@ -95,6 +95,6 @@ def inspect(
         tensors = part.tensors.values()
         dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
         size = sum(math.prod(tensor.shape) for tensor in tensors)
-        digest = mapping.digest(part.table, part.tensors, part.abstract, part.source)[:16]
+        digest = part.digest()[:16]
         table.add_row(part.name, f"{size:,}", str(len(tensors)), dtypes, digest)
     stdout.print(table)

@@ -139,7 +139,7 @@ def _clip(part: Component) -> Encoder:
         lambda module, images: module(module.normalize(images)),
     )
     about = _shape(part.settings, part.settings["depth"])
-    weights = weights_hash(part.tensors)[:16]
+    weights = part.digest()[:16]
     batched = Batched(function, _read(part))
     return Encoder("clip", about, part.settings["image_size"], weights, batched)
 
@@ -153,7 +153,7 @@ def _dinov2(part: Component) -> Encoder:
     )
     about = f"{_shape(settings, settings['depth'])}, {settings['num_registers']} registers"
     size = DINOV2_SIZE // settings["patch_size"] * settings["patch_size"]
-    weights = weights_hash(part.tensors)[:16]
+    weights = part.digest()[:16]
     return Encoder("dinov2", about, size, weights, Batched(function, _read(part)))
 
 

@@ -67,7 +67,8 @@ def build(studio: Studio, examples: Path | None = None) -> gr.Blocks:
                     brush=gr.Brush(colors=["#ff3b30"], color_mode="fixed", default_size=40),
                     canvas_size=(studios.DRAWING_SIDE, studios.DRAWING_SIDE),
                 )
-                mask_level = gr.Radio(LEVELS, value=0, label="The hole is", elem_id="level")
+                level = studio.compositor.config.sampling.mask_level
+                mask_level = gr.Radio(LEVELS, value=level, label="The hole is", elem_id="level")
             with gr.Column():
                 with gr.Row():
                     num = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures", elem_id="num")

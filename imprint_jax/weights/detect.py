@@ -57,6 +57,10 @@ class Component:
     abstract: dict
     source: str
 
+    def digest(self) -> str:
+        """SHA-256 of the weights, hexadecimal; the same under whatever family's names they are."""
+        return mapping.digest(self.table, self.tensors, self.abstract, self.source)
+
 
 @dataclass(frozen=True)
 class Source:

@@ -87,9 +87,12 @@ def component_file(folder: Path, component: str) -> Path:
 
 
 def released_fields(config: ConfigDict) -> dict:
-    """The part of a configuration that a released folder keeps."""
-    fields = config.to_dict()
-    if "data" in fields:  # else it is that of a released folder already
+    """The part of a configuration that a released folder keeps.
+
+    A run's configuration may be older than a field, whose default it was trained by.
+    """
+    fields = default().to_dict() | config.to_dict()
+    if "data" in config:  # else it is that of a released folder already
         fields["mask_sigmas"] = list(fields["data"]["mask_sigmas"])
     return {name: fields[name] for name in RELEASED_FIELDS}
 

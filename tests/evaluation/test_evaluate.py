@@ -247,6 +247,26 @@ def test_models_and_baselines_make_what_is_missing_or_has_changed(folder, tiny_r
         evaluate.baseline_results("glue", entries, tmp_path / "glue", untracked)
 
 
+def test_a_model_that_knows_boxes_gets_boxes(folder, tiny_release, tmp_path, monkeypatch):
+    shutil.copytree(tiny_release, tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    config = json.loads(file.read_text())
+    config["sampling"]["mask_level"] = 3
+    file.write_text(json.dumps(config))
+    entries, shapes = manifest.read(folder / "set" / "manifest.jsonl"), []
+
+    def compose_entries(compositor, todo, out, settings, how, **shape):
+        shapes.append((shape, how["settings"].get("mask_level")))
+        return iter(())
+
+    monkeypatch.setattr(evaluate.job, "compose_entries", compose_entries)
+    monkeypatch.setattr(evaluate.Compositor, "from_pretrained", lambda folder: None)
+    for model in (tmp_path / "model", tiny_release):
+        out = tmp_path / f"results_{model.name}"
+        evaluate.compose_results(model, entries, out, Settings(num_steps=2), untracked)
+    assert shapes == [({"mask_level": 3}, 3), ({}, None)]
+
+
 def test_the_truth_is_the_targets(folder, tmp_path):
     entries = manifest.read(folder / "set" / "manifest.jsonl")
     evaluate.baseline_results("truth", entries, tmp_path / "out", untracked)

@@ -336,6 +336,10 @@ def test_a_folder_of_an_older_version_gets_todays_defaults(tmp_path, tiny_releas
     released = release.load_config(tmp_path / "old")
     assert (released.sampling.sampler, released.diffusion.background_mode) == ("ddim", "blend")
     assert released.sampling.num_steps == content["sampling"]["num_steps"]
+    # Likewise of a run that began before there was the field.
+    c = tiny_config(2)
+    del c["object_view"]
+    assert release.released_fields(c)["object_view"]["fit"] == "pad"
 
 
 def test_dtype_option(tmp_path, sd_folder):

@@ -11,7 +11,7 @@ import torch
 
 from imprint_jax.errors import InputError
 from imprint_jax.models import init
-from imprint_jax.weights import mapping, release
+from imprint_jax.weights import release
 from imprint_jax.weights.convert import convert
 from imprint_jax.weights.detect import find
 from imprint_jax.weights.tensors import open_folder, open_tensors, write_tensors
@@ -260,7 +260,7 @@ def test_converting_does_not_change_the_digest(sd, tmp_path):
     convert(tmp_path / "ours", tmp_path / "torch", to="torch")
     convert(tmp_path / "ours", tmp_path / "half", dtype="bfloat16")
     digests = [
-        {p.name: mapping.digest(p.table, p.tensors, p.abstract, p.source) for p in parts}
+        {part.name: part.digest() for part in parts}
         for parts in (find(tmp_path / x).components for x in ("sd", "ours", "torch", "half"))
     ]
     assert digests[0] == digests[1] == digests[2]
