@@ -155,7 +155,8 @@ def default() -> ConfigDict:
 
     c.fsdp = 0  # devices that share one copy of parameters and moments; 0: all
     c.accumulation = 1  # parts that a batch is worked through in; changes memory, not results
-    # Recompute blocks' activations in the backward pass instead of keeping them.
+    # Recompute blocks' activations in the backward pass instead of keeping them; the adapter's too
+    # where DINOv2's are.
     c.remat = ConfigDict(dict(dinov2=True, unet=True))
     # Of products and convolutions of float32 numbers: the VAE's, and all where `dtype` is float32.
     # "high": TF32 on NVIDIA, three passes of bfloat16 on TPU; "default": TF32, and a single pass;

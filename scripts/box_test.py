@@ -1,6 +1,6 @@
 """Does a box twice as wide, or as tall, as the object hold an object, or is it filled like a brick?
 
-    python scripts/box_test.py [--model mini] [--out SHEET.png]
+    python scripts/box_test.py [--model mini] [--strength 1.0] [--out SHEET.png]
 
 Each held-out sample object is composed into two held-out photos, into a box of its own proportions,
 one twice as wide and one twice as tall. Counted is the share of the box whose colour is nearer to
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import KDTree
 
-from imprint_jax import Compositor, Placement, Request, geometry, images
+from imprint_jax import Compositor, Placement, Request, Settings, geometry, images
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 LONGER = 200  # pixels, the longer side of the object in its own box
@@ -61,9 +61,11 @@ def main() -> None:
     """Reads the command line, prints the table, writes the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--strength", type=float, default=1.0, help="1 is the paper's way")
     parser.add_argument("--out", type=Path, help="also draw the compositions: a row an object")
     options = parser.parse_args()
     compositor = Compositor.from_pretrained(options.model)
+    settings = Settings(strength=options.strength)
     names = json.loads((SAMPLES / "splits.json").read_text())["objaverse"]["test"]
     ratios, rows = {shape: [] for shape in SHAPES}, []
     for name in names:
@@ -79,7 +81,7 @@ def main() -> None:
                 photo = images.read_image(SAMPLES / "photos" / f"{photo_name}.jpg")[..., :3]
                 hole = geometry.box_mask(box_of(view, factors, centre, photo), *photo.shape[:2])
                 request = Request(photo, [Placement(view, hole)])
-                picture = np.asarray(next(compositor.run([request])).pictures[0])
+                picture = np.asarray(next(compositor.run([request], settings)).picture)
                 true = (view[..., 3] >= 128).mean() / np.prod(factors)
                 found.append(share_like(view, picture, photo, hole) / true)
                 row.append(tile(picture, hole))

@@ -1,6 +1,6 @@
 """Draws docs/composing.png: mini's composites by mask level and seed.
 
-    python scripts/composing_sheet.py [OUT]
+    python scripts/composing_sheet.py docs/composing.png [STRENGTH]
 
 One row an object that mini has never seen: the object; the photo with its four holes, the finest
 brightest; composites of mask levels 0, 1, 2 and 3, all of seed 0; level 1 with seeds 1 and 2.
@@ -13,7 +13,7 @@ import mini_sheet
 import numpy as np
 from PIL import Image
 
-from imprint_jax import Compositor, Placement, Request, config, geometry, images
+from imprint_jax import Compositor, Placement, Request, Settings, config, geometry, images
 
 TILE = 112
 COLOURS = 256  # of the sheet, to keep the file small
@@ -34,7 +34,7 @@ def tile(image: np.ndarray, crop: geometry.Crop) -> np.ndarray:
     return geometry.extract(image, crop, TILE)
 
 
-def main(out: Path) -> None:
+def main(out: Path, strength: float) -> None:
     """Composes every row and writes the sheet."""
     compositor = Compositor.from_pretrained("mini")
     samples = mini_sheet.SAMPLES
@@ -58,12 +58,11 @@ def main(out: Path) -> None:
             tile(geometry.on_grey(thing[..., :3], thing[..., 3]), geometry.Crop(0, 0, side)),
             tile(marked, crop),
         ]
-        for result in compositor.run(requests):
+        for result in compositor.run(requests, Settings(strength=strength)):
             tiles.append(tile(np.asarray(result.picture), crop))
         rows.append(np.concatenate(tiles, axis=1))
     Image.fromarray(np.concatenate(rows)).quantize(COLOURS).save(out, optimize=True)
 
 
 if __name__ == "__main__":
-    root = Path(__file__).resolve().parent.parent
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else root / "docs" / "composing.png")
+    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 1.0)

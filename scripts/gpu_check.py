@@ -248,6 +248,7 @@ class Check:
     def _results(self, part: Part, process: subprocess.Popen, log: TextIO) -> Iterator[dict]:
         """Answers a part's requests; yields its results, and writes other lines to the log."""
         answer = lambda text: print(text, file=process.stdin, flush=True)
+        has_memory = False
         with ExitStack() as memory, ExitStack() as alone:
             for line in process.stdout:
                 if not line.startswith(check_part.MARK):
@@ -264,8 +265,8 @@ class Check:
                     case "together":
                         alone.close()
                         continue
-                    case "memory":
-                        memory.close()  # it may ask twice
+                    case "memory" if not has_memory:
+                        has_memory = True
                         # Always in this order, so that no two wait for each other.
                         for library, lock in self.memory.items():
                             if library == part.library or part.memory > USABLE / 2:

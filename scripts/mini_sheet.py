@@ -4,7 +4,7 @@
 
 Under headings, one row an object: the object, and for each photo the photo with the outline of
 another of the object's views as hole, and what the model composes into it at the mask levels 0 (the
-outline) to 3 (its box).
+outline) to 3 (its box), from pure noise: the paper's way, and no help from what is pasted.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from imprint_jax import Compositor, Placement, Request, geometry, images
+from imprint_jax import Compositor, Placement, Request, Settings, geometry, images
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "data" / "samples"
@@ -83,7 +83,8 @@ def main(out: Path, model: str) -> None:
         requests = [
             Request(photo, [Placement(image, outline)], mask_level=level) for level in range(4)
         ]
-        pictures = [np.asarray(result.picture) for result in compositor.run(requests)]
+        results = compositor.run(requests, Settings(strength=1.0))
+        pictures = [np.asarray(result.picture) for result in results]
         tiles[-1] += [geometry.extract(x, crop, TILE) for x in (marked, *pictures)]
     sheet = np.concatenate([headings(), *(np.concatenate(row, axis=1) for row in tiles)])
     out.parent.mkdir(exist_ok=True)

@@ -24,11 +24,13 @@ def run(*args) -> tuple[int, str]:
     return result.exit_code, result.output + notes.get() + results.get()
 
 
-def run_alone(*args, devices: int = 2, **kwargs) -> subprocess.CompletedProcess:
-    """Runs the command in a new process, on this many fake devices."""
+def run_alone(
+    *args, devices: int = 2, folder: Path = ROOT, **kwargs
+) -> subprocess.CompletedProcess:
+    """Runs the command in a new process in a folder, on this many fake devices."""
     return subprocess.run(
         _command(args),
-        cwd=ROOT,
+        cwd=folder,
         env=_environment(devices),
         capture_output=True,
         text=True,
@@ -48,4 +50,5 @@ def _command(args) -> list[str]:
 
 def _environment(devices: int) -> dict[str, str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "COLUMNS": "200"}
+    # The checkout's package, wherever the command runs.
+    return os.environ | {"XLA_FLAGS": flags, "COLUMNS": "200", "PYTHONPATH": str(ROOT)}

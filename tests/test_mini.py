@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from imprint_jax.geometry import fill_hole, ring_around
 from imprint_jax.models import imprint
 from imprint_jax.models.vae import LappedCodec
 from imprint_jax.training.checks import check_config
+from imprint_jax.training.initialize import load_component
 from imprint_jax.weights import release
+from tests.tiny import tiny_config
 
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 
@@ -123,14 +126,14 @@ def looks_like(picture, view, photo, hole):
 
 @pytest.mark.parametrize("name, view", [("cap", "030"), ("chicken", "004")])
 def test_the_hole_decides_the_shape(name, view):
-    """One object in a wide and in a tall hole: each time its colours fill the hole."""
+    """One object in a wide and in a tall hole, from pure noise: its colours fill it each time."""
     compositor = Compositor.from_pretrained("mini")
     view = np.asarray(Image.open(SAMPLES / "objects" / name / f"{view}.webp"))
     photo = np.asarray(Image.open(SAMPLES / "photos" / "mountains.jpg"))
     rows, columns = np.mgrid[: photo.shape[0], : photo.shape[1]] - np.array([[[420]], [[390]]])
     for height, width in ((60, 140), (140, 60)):
         hole = (rows / height) ** 2 + (columns / width) ** 2 < 1
-        picture = np.asarray(compositor(view, photo, hole, num_steps=20))
+        picture = np.asarray(compositor(view, photo, hole, num_steps=20, strength=1.0))
         assert overlap(looks_like(picture, view, photo, hole), hole) >= 0.7
         # Neither the photo nor a hole that is merely filled passes for the object.
         for other in (photo, fill_hole(photo, hole[..., None], "grey", grey=128)):
@@ -166,9 +169,35 @@ def test_the_next_recipe_and_fine_tuning_can_be_run():
     assert release.released_fields(one) == release.released_fields(two)
     # Fine-tuning starts from what ships, so it must be built like it.
     shipped = release.load_config(release.model_folder("mini"))
-    assert json.loads(tuned.model.to_json()) == json.loads(shipped.model.to_json())
+    model, of_shipped = (json.loads(c.model.to_json()) for c in (tuned, shipped))
+    assert model | of_shipped == model
     assert tuned.context == shipped.context
     assert (tuned.image_size, tuned.object_size) == (shipped.image_size, shipped.object_size)
+
+
+def test_a_small_dinov2_learns_what_another_network_says(tmp_path, monkeypatch):
+    """Pictures of one colour each, and a network that says which; the result can be loaded."""
+    encoder = runpy.run_path(str(SAMPLES.parent / "recipes" / "encoder.py"))
+    monkeypatch.setitem(encoder["train"].__globals__, "WARMUP", 2)
+    c = tiny_config(1)
+    rng = np.random.default_rng(0)
+    colours = rng.uniform(-1, 1, (128, 3))
+    images = np.rint((colours[:, None, None] + 1) * 127.5).astype(np.uint8)
+    whole = colours @ rng.normal(size=(3, 1280))
+    seen = {
+        "images": np.broadcast_to(images, (128, 28, 28, 3)),
+        "whole": whole.astype(np.float32),
+        "places": np.broadcast_to(whole[:, None, None, :112], (128, 2, 2, 112)).astype(np.float32),
+    }
+    errors = []
+    monkeypatch.setattr("builtins.print", lambda text, **_: errors.append(text))
+    params = encoder["train"](c.model, seen, {k: x[:64] for k, x in seen.items()}, 8)
+    of_whole = [float(re.search(r"whole ([\d.]+)", line)[1]) for line in errors]
+    assert len(of_whole) == 8 and of_whole[-1] < 0.9 * of_whole[0]
+    release.save(tmp_path / "encoder", c, {"dinov2": params}, dtype=np.float32)
+    abstract = imprint.abstract("dinov2", c.model)
+    loaded = load_component(str(tmp_path / "encoder"), "dinov2", abstract)
+    np.testing.assert_array_equal(loaded["cls_token"], params["cls_token"])
 
 
 def test_mini_is_small_and_says_what_it_is():

@@ -239,20 +239,21 @@ def train(settings, train_set: dict, held_out: dict, epochs: int, seed: int = 0)
         }
 
     @jax.jit
-    def step(params, ema, state, batch):
+    def step(params, ema, state, done, batch):
         loss = lambda params: sum(errors(params, batch).values())
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)
-        return params, jax.tree.map(lambda e, p: EMA * e + (1 - EMA) * p, ema, params), state
+        decay = jnp.minimum(EMA, (1 + done) / (10 + done))
+        return params, jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params), state
 
     validate = jax.jit(errors)
     ema, state = jax.tree.map(jnp.copy, params), tx.init(params)
     rng = np.random.default_rng(seed)
     for epoch in range(epochs):
         order = rng.permutation(count)[: count // BATCH * BATCH].reshape(-1, BATCH)
-        for chosen in order:
+        for number, chosen in enumerate(order, start=epoch * len(order)):
             batch = {name: array[chosen] for name, array in train_set.items()}
-            params, ema, state = step(params, ema, state, batch)
+            params, ema, state = step(params, ema, state, np.float32(number), batch)
         found = jax.device_get(validate(ema, held_out))
         errors_in_words = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
         print(f"epoch {epoch + 1} of {epochs}: error, held out: {errors_in_words}", flush=True)

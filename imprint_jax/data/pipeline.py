@@ -11,6 +11,7 @@ number of hosts and workers.
 
 import signal
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -108,6 +109,7 @@ def make_dataset(
         raise InputError(
             f"config.batch_size = {config.batch_size} does not divide by {process_count} processes."
         )
+    cv2.setNumThreads(0)  # batches are made by several threads, which share the cores already
     batches = make_stream(config)[start + process_index :: process_count].batch(
         config.batch_size // process_count
     )
@@ -126,6 +128,7 @@ def _begin_worker(worker: int, workers: int) -> None:
     # Schedulers signal all processes of a job; the training's own says when these end.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too
+    cv2.setNumThreads(0)
     host_memory.keep_freed()
 
 

@@ -20,6 +20,7 @@ each), `instance`, `frame` (int64) and `has_mask` (bool).
 import hashlib
 import os
 import shutil
+import struct
 import zipfile
 import zlib
 from contextlib import ExitStack
@@ -343,11 +344,22 @@ def _check_shard(path: Path) -> None:
         raise InputError(f"{path} {what}.") from error
 
 
+# The arrays of an index, and what reading a damaged one raises: found by damaging some at random.
+INDEX_ARRAYS = {"group", "group_names", "instance", "frame", "has_mask"}
+_DAMAGED = (
+    *(OSError, ValueError, EOFError, LookupError, SyntaxError, MemoryError, OverflowError),
+    *(NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error),
+)
+
+
 def _read_index(path: Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            index = dict(arrays)
+    except _DAMAGED as error:
         raise InputError(
             f"{path} is damaged ({error}): copy or prepare the data set again."
         ) from error
+    if index.keys() != INDEX_ARRAYS:
+        raise InputError(f"{path} is damaged: it holds {', '.join(sorted(index))}.")
+    return index

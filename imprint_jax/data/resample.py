@@ -13,9 +13,6 @@ import numpy as np
 
 from imprint_jax.geometry import OBJECT_MARGIN, cut_out
 
-# Batches are made by several threads or processes, which share the cores already.
-cv2.setNumThreads(0)
-
 # Blur against aliasing, in pixels: BLUR * sqrt(factor^2 - 1), which is none at a factor of 1. Of
 # 0.2 to 0.5, this is nearest to Lanczos. Ours.
 BLUR = 0.4

@@ -11,8 +11,9 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
@@ -220,8 +221,9 @@ def ablate(
     for variant in suite:
         _check(variant, settings, out / "results" / variant.label)
     results, probes = {}, {}
+    progress = Progress(len(missing(suite, out / "runs")))
     for variant in suite:
-        run = _trained(variant, out / "runs", console)
+        run = _trained(variant, out / "runs", console, progress)
         results[variant.label] = out / "results" / variant.label
         model = _exported(run, out / "models" / variant.label, results[variant.label])
         evaluate.compose_results(model, entries, results[variant.label], settings, track)
@@ -303,32 +305,94 @@ def _check(variant: Variant, settings: Settings, results: Path) -> None:
         )
 
 
-def _trained(variant: Variant, runs: Path, console) -> Path:
-    """The second stage's run, after training what is missing of both."""
+@dataclass
+class Progress:
+    """How many trainings a suite still has, and how long they take.
+
+    Attributes:
+        total: Trainings to do.
+        started: How many of them have been begun.
+        seconds: Of a step, by stage, from the trainings that are done.
+    """
+
+    total: int
+    started: int = 0
+    seconds: dict[int, float] = field(default_factory=dict)
+
+    def next(self, c: ConfigDict) -> str:
+        """Counts a training and says which it is and how long it takes, where that is known."""
+        self.started += 1
+        text = f"training {self.started} of {self.total}"
+        if c.stage in self.seconds:
+            minutes = max(round(self.seconds[c.stage] * c.total_steps / 60), 1)
+            text += f", about {minutes} minute{'s' * (minutes > 1)}"
+        return text
+
+
+def missing(suite: list[Variant], runs: Path) -> list[Path]:
+    """The runs of a suite that are not trained, each once, in order."""
+    workdirs: dict[str, tuple[Path, int]] = {}
+
+    def workdir(c: ConfigDict, variant: Variant) -> Path:
+        digest = _digest(c, runs)
+        default = _workdir(c, runs, variant.label, digest), c.total_steps
+        return workdirs.setdefault(f"{c.stage}-{digest}", default)[0]
+
+    for variant in suite:
+        first = workdir(variant.stage1, variant) if variant.stage1 is not None else None
+        workdir(_second(variant, first), variant)
+    return [path for path, steps in workdirs.values() if not _is_whole(path, steps)]
+
+
+def _second(variant: Variant, first: Path | None) -> ConfigDict:
+    """The second stage's configuration, with where it starts from."""
     second = variant.stage2.copy_and_resolve_references()
     second.unlock()
-    if variant.stage1 is not None:
-        first = _run(variant.stage1, runs, variant, console)
+    if first is not None:
         for component in variant.inherits:
             second.init_from[component] = str(first)
-    return _run(second, runs, variant, console)
+    return second
 
 
-def _run(c: ConfigDict, runs: Path, variant: Variant, console) -> Path:
+def _trained(variant: Variant, runs: Path, console, progress: Progress) -> Path:
+    """The second stage's run, after training what is missing of both."""
+    first = None
+    if variant.stage1 is not None:
+        first = _run(variant.stage1, runs, variant, console, progress)
+    return _run(_second(variant, first), runs, variant, console, progress)
+
+
+def _digest(c: ConfigDict, runs: Path) -> str:
     # Runs are known by their names, so that `runs` may be moved.
     named = c.copy_and_resolve_references().unlock()
     for component, path in c.init_from.items():
         if path and Path(path).parent == runs:
             named.init_from[component] = Path(path).name
-    digest = hashlib.sha256(named.to_json(sort_keys=True).encode()).hexdigest()[:8]
-    there = sorted(runs.glob(f"*-stage{c.stage}-{digest}"))
-    workdir = there[0] if there else runs / f"{variant.label}-stage{c.stage}-{digest}"
-    if (workdir / "checkpoints" / str(c.total_steps)).is_dir():
+    return hashlib.sha256(named.to_json(sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _workdir(c: ConfigDict, runs: Path, label: str, digest: str) -> Path:
+    """Where a training is, or will be."""
+    trained = sorted(runs.glob(f"*-stage{c.stage}-{digest}"))
+    return trained[0] if trained else runs / f"{label}-stage{c.stage}-{digest}"
+
+
+def _is_whole(workdir: Path, steps: int) -> bool:
+    return (workdir / "checkpoints" / str(steps)).is_dir()
+
+
+def _run(c: ConfigDict, runs: Path, variant: Variant, console, progress: Progress) -> Path:
+    workdir = _workdir(c, runs, variant.label, _digest(c, runs))
+    if _is_whole(workdir, c.total_steps):
         log.info("%s: stage %d is trained: %s", variant.label, c.stage, workdir)
-    else:
-        log.info("%s: training stage %d in %s", variant.label, c.stage, workdir)
-        if code := train(c.lock(), workdir, resume=True, console=console):
-            raise SystemExit(code)  # told to stop: nothing may start from what is half trained
+        return workdir
+    resumes = workdir.exists()
+    log.info("%s: %s, stage %d in %s", variant.label, progress.next(c), c.stage, workdir)
+    begun = time.monotonic()
+    if code := train(c.lock(), workdir, resume=True, console=console):
+        raise SystemExit(code)  # told to stop: nothing may start from what is half trained
+    if not resumes:
+        progress.seconds[c.stage] = (time.monotonic() - begun) / c.total_steps
     return workdir
 
 

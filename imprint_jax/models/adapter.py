@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imprint_jax.models.attention import PORTABLE, Attention
-from imprint_jax.models.layers import Rngs, TransformerBlock, layer_norm
+from imprint_jax.models.layers import Rngs, TransformerBlock, layer_norm, run
 
 
 class Adapter(nnx.Module):
@@ -22,6 +22,7 @@ class Adapter(nnx.Module):
         depth: Number of blocks.
         num_heads: Attention heads.
         mlp_width: Hidden channels of the feed-forwards.
+        remat: Recompute each block's activations in the backward pass.
         attention: Computes attention.
         dtype: Dtype of the computation; parameters stay float32.
         rngs: Source of the initial parameters.
@@ -35,12 +36,14 @@ class Adapter(nnx.Module):
         depth: int,
         num_heads: int,
         mlp_width: int,
+        remat: bool = False,
         attention: Attention = PORTABLE,
         dtype=jnp.float32,
         rngs: Rngs,
     ):
         make = dict(dtype=dtype, rngs=rngs)
         self.dtype = dtype
+        self.remat = remat
         self.norm_in = layer_norm(width_in, epsilon=1e-5, **make)
         self.proj = nnx.Linear(width_in, width, **make)
         self.blocks = nnx.List(
@@ -56,7 +59,7 @@ class Adapter(nnx.Module):
         """(b t width_in) -> (b t width) float32."""
         x = self.proj(self.norm_in(tokens.astype(self.dtype)))
         for block in self.blocks:
-            x = block(x)
+            x = run(block, x, remat=self.remat)
         return self.norm_out(x).astype(jnp.float32)
 
     def null_context(self, tokens: jax.Array) -> jax.Array:
@@ -82,12 +85,14 @@ class Mapper(Adapter):
         depth: int,
         num_heads: int,
         mlp_width: int,
+        remat: bool = False,
         attention: Attention = PORTABLE,
         dtype=jnp.float32,
         rngs: Rngs,
     ):
         make = dict(dtype=dtype, rngs=rngs)
         self.dtype = dtype
+        self.remat = remat
         self.blocks = nnx.List(
             [
                 TransformerBlock(width_in, num_heads, mlp_width, attention=attention, **make)
@@ -102,5 +107,5 @@ class Mapper(Adapter):
         """(b t width_in) -> (b t width) float32."""
         x = tokens.astype(self.dtype)
         for block in self.blocks:
-            x = block(x)
+            x = run(block, x, remat=self.remat)
         return self.proj(self.norm_out(x)).astype(jnp.float32)

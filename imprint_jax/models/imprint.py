@@ -39,7 +39,7 @@ class Imprint(nnx.Module):
     Args:
         config: The `model` section of a configuration (see `imprint_jax.config`).
         remat: {"dinov2": ..., "unet": ...}: whose blocks' activations are recomputed in the
-            backward pass; None: nobody's.
+            backward pass, the adapter's with DINOv2's; None: nobody's.
         attention: Computes attention in all of them.
         dtype: Dtype of the computation; parameters stay float32. The VAE always runs in float32:
             its activations overflow half precision.
@@ -60,7 +60,7 @@ class Imprint(nnx.Module):
         self.object_tokens = config.get("object_tokens", "all")
         make = dict(attention=attention, dtype=dtype, rngs=rngs)
         self.dinov2 = build("dinov2", config, remat=remat["dinov2"], **make)
-        self.adapter = build("adapter", config, **make)
+        self.adapter = build("adapter", config, remat=remat["dinov2"], **make)
         self.unet = build("unet", config, remat=remat["unet"], **make)
         self.vae = build("vae", config, **make | dict(dtype=jnp.float32))
 
@@ -116,7 +116,7 @@ def build(component: str, config, **make) -> nnx.Module:
     Args:
         component: Its name.
         config: The section.
-        **make: `attention`, `dtype`, `rngs`, and of DINOv2 and the UNet `remat`.
+        **make: `attention`, `dtype`, `rngs`, and but for the VAE `remat`.
     """
     match component:
         case "dinov2":  # models released before there was a choice do not name theirs

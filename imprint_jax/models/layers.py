@@ -208,7 +208,8 @@ def run(module: nnx.Module, *args, remat: bool) -> jax.Array:
 
 
 def _call(graphdef: nnx.GraphDef, params: nnx.State, *args) -> jax.Array:
-    return nnx.merge(graphdef, whole(params))(*args)
+    params, args = whole(params, args)
+    return nnx.merge(graphdef, params)(*args)
 
 
 _run = jax.jit(_call, static_argnums=0)
@@ -227,7 +228,7 @@ def scan_blocks(blocks: nnx.Module, x: jax.Array, *, remat: bool) -> jax.Array:
         (b t c).
     """
     graphdef, stacked = nnx.split(blocks)
-    block = lambda x, params: (nnx.merge(graphdef, whole(params))(x), None)
+    block = lambda x, params: (nnx.merge(graphdef, whole(params)[0])(x), None)
     # Inside a scan nothing can be merged with the recomputation: no barrier is needed.
     block = jax.checkpoint(block, prevent_cse=False) if remat else block
     return jax.lax.scan(block, x, stacked)[0]

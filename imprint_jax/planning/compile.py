@@ -45,13 +45,14 @@ CPU_FLAGS = (
 
 def environment(request: Request) -> dict[str, str]:
     """What the process that compiles a request has in its environment."""
-    devices = math.prod(request.compiled.values())
-    compiler = installed_compiler(request.accelerator)
-    gpu = compiler is not None and compiler.startswith("XLA:GPU")
+    if request.accelerator is None or installed_compiler(request.accelerator) is None:
+        flags = CPU_FLAGS.format(devices=math.prod(request.compiled.values()))
+    else:
+        flags = GPU_FLAGS if target(request.accelerator).platform == "gpu" else ""
     return {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached program's text lacks what is read
-        "XLA_FLAGS": GPU_FLAGS if gpu else CPU_FLAGS.format(devices=devices),
+        "XLA_FLAGS": flags,
         # libtpu asks the cloud's metadata server otherwise, and lets one process use it at a time.
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -267,7 +268,8 @@ def make_plan(request: Request, folders: list[Path], say: Callable[[str], None])
     traced = _trace(request, request.accelerator if compiler else None)
     key = _key(request, traced)
     if kept := kept_plans.find(folders, key, compiler):
-        return replace(kept, request=request)
+        # What the program does not depend on is as requested.
+        return replace(kept, request=request, total_steps=_total_steps(request, traced))
     if compiler is None:
         extra = (
             "plan-gpu" if isinstance(ACCELERATORS[request.accelerator].chip, GPU) else "plan-tpu"
@@ -311,6 +313,10 @@ def _key(request: Request, traced: Traced) -> str:
     )
 
 
+def _total_steps(request: Request, traced: Traced) -> int:
+    return traced.config.total_steps if request.sampling_batch is None else 1
+
+
 def _compile(request: Request, traced: Traced, compiler: str, key: str) -> Plan:
     start = time.perf_counter()
     out_of_memory, program = "", None
@@ -332,7 +338,7 @@ def _compile(request: Request, traced: Traced, compiler: str, key: str) -> Plan:
         request=request,
         batch_size=traced.config.batch_size * devices // compiled,
         accumulation=traced.config.accumulation if request.sampling_batch is None else 1,
-        total_steps=traced.config.total_steps if request.sampling_batch is None else 1,
+        total_steps=_total_steps(request, traced),
         **traced.state,
         inputs=traced.inputs,
         gradients=traced.state["trained"],

@@ -88,10 +88,10 @@ def specs(shardings):
 
 # Parameters that the networks gather themselves, a block at a time (`models.sharded`). The keys and
 # values of an object's tokens are computed outside of the UNet's blocks.
-BLOCKWISE = re.compile(r"dinov2/blocks/|unet/.*(resnets|attentions)/(?!.*attn2/to_[kv]/)")
+BLOCKWISE = re.compile(r"(dinov2|adapter)/blocks/|unet/.*(resnets|attentions)/(?!.*attn2/to_[kv]/)")
 
 
-def for_networks(params: dict, specs: dict, dtype) -> dict:
+def for_networks(params: dict, specs: dict, trained: dict, dtype) -> dict:
     """One device's parts of parameters as networks take them: `Sharded` in blocks, else whole.
 
     Kernels are sent in the computation's dtype, in which they are used anyway.
@@ -99,16 +99,16 @@ def for_networks(params: dict, specs: dict, dtype) -> dict:
     Args:
         params: Nested dict, inside `jax.shard_map`.
         specs: Nested dict of where each is cut.
+        trained: Those of `params` whose gradients are wanted.
         dtype: Of the computation; the VAE's is float32 always.
     """
-    specs, leaves = traverse_util.flatten_dict(specs, sep="/"), {}
+    specs, trained = (traverse_util.flatten_dict(x, sep="/") for x in (specs, trained))
+    leaves = {}
     for path, part in traverse_util.flatten_dict(params, sep="/").items():
-        leaves[path] = part
-        if "fsdp" in specs[path]:
-            cast = path.endswith("kernel") and not path.startswith("vae/")
-            axis = specs[path].index("fsdp") - part.ndim
-            sharded = Sharded(part, axis, "fsdp", dtype if cast else part.dtype)
-            leaves[path] = sharded if BLOCKWISE.match(path) else whole(sharded)
+        axis = specs[path].index("fsdp") - part.ndim if "fsdp" in specs[path] else None
+        cast = path.endswith("kernel") and not path.startswith("vae/")
+        sharded = Sharded(part, axis, "fsdp", dtype if cast else part.dtype, path in trained)
+        leaves[path] = sharded if BLOCKWISE.match(path) else whole(sharded)[0]
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 

@@ -99,7 +99,8 @@ class Trainer:
         """The model, on one device of `_each_device`."""
         params = optimizer.merge(trained, frozen)
         specs = optimizer.merge(*(self._specs(x) for x in ("trained", "frozen")))
-        return imprint.bind(self.graphdef, sharding.for_networks(params, specs, self.dtype))
+        params = sharding.for_networks(params, specs, trained, self.dtype)
+        return imprint.bind(self.graphdef, params)
 
     def _specs(self, part: str) -> dict:
         return sharding.specs(getattr(self.state_sharding, part))

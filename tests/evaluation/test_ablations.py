@@ -100,7 +100,7 @@ def test_single_stage_has_the_steps_of_both():
     assert full.stage1.total_steps == full.stage2.total_steps == 100
     assert single.stage1 is None and single.stage2.total_steps == 200
     assert single.inherits == () and full.inherits == ("dinov2", "adapter", "unet")
-    assert not any(single.stage2.init_from.values())
+    assert {*single.stage2.init_from.values()} == {"", config.RANDOM}
 
 
 def test_at_full_size_the_unet_starts_from_stable_diffusion():
@@ -152,7 +152,7 @@ def test_every_ablation_can_train(tmp_path, monkeypatch):
         loaded = {
             name: initialize.load_component(source, name, trainer.abstract_params[name])
             for name, source in c.init_from.items()
-            if source
+            if source not in ("", config.RANDOM)
         }
         pipeline.check_sources(c)
         with contextlib.closing(iter(pipeline.make_dataset(c))) as host_batches:
@@ -169,14 +169,14 @@ def test_every_ablation_can_train(tmp_path, monkeypatch):
     small = {"unet.block_widths": (16,), "unet.attention_levels": (True,), "dinov2.depth": 1}
     overrides = [f"--config.model.{field}={value}" for field, value in small.items()]
     for variant in ablations.variants("paper", str(write_scale(tmp_path)), overrides=overrides):
-        ablations._trained(variant, tmp_path / "runs", None)
+        ablations._trained(variant, tmp_path / "runs", None, ablations.Progress(9))
     second = {name: loaded for name, loaded in runs.items() if name.endswith("stage2")}
     assert len(second) == 1 + len(ALL)
     assert second.pop("single_stage-stage2") == set()
     assert all(loaded == {"dinov2", "adapter", "unet"} for loaded in second.values())
 
 
-def test_variants_share_the_trainings_they_have_in_common(tmp_path, monkeypatch):
+def test_variants_share_the_trainings_they_have_in_common(tmp_path, monkeypatch, caplog):
     trained = []
 
     def fake(c, workdir, *, resume, console):
@@ -188,15 +188,20 @@ def test_variants_share_the_trainings_they_have_in_common(tmp_path, monkeypatch)
 
     monkeypatch.setattr(ablations, "train", fake)
     suite = ablations.variants("full,no_swap,window_1,single_stage", "mini", repeats=2)
-    runs = [ablations._trained(variant, tmp_path, None) for variant in suite]
-    assert len(set(runs)) == 8
+    caplog.set_level(logging.INFO, "imprint_jax.evaluation.ablations")
+    progress = ablations.Progress(len(ablations.missing(suite, tmp_path)))
+    assert progress.total == 12
+    runs = [ablations._trained(variant, tmp_path, None, progress) for variant in suite]
+    assert len(set(runs)) == 8 and ablations.missing(suite, tmp_path) == []
+    assert "training 1 of 12, stage 1" in caplog.text  # how long, nobody knows
+    assert "training 12 of 12, about 1 minute, stage 2" in caplog.text
     expected = [f"{v.label}-stage2" for v in suite]
     expected += [f"{name}-stage1" for name in ("full", "full_1", "window_1", "window_1_1")]
     assert sorted(trained) == sorted(expected)
     starts = [json.loads((run / "config.json").read_text())["init_from"]["unet"] for run in runs]
     assert starts[0] == starts[2] != starts[1] == starts[3]  # full and no_swap, by seed
-    assert starts[-1] == ""  # single_stage
-    assert [ablations._trained(variant, tmp_path, None) for variant in suite] == runs
+    assert starts[-1] == config.RANDOM  # single_stage
+    assert [ablations._trained(variant, tmp_path, None, progress) for variant in suite] == runs
     assert len(trained) == len(expected)
 
 
@@ -204,7 +209,7 @@ def test_a_training_that_was_told_to_stop_ends_the_suite(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "train", lambda *_, **__: 143)
     (variant,) = ablations.variants("full", "mini")
     with pytest.raises(SystemExit, match="143"):
-        ablations._trained(variant, tmp_path, None)
+        ablations._trained(variant, tmp_path, None, ablations.Progress(1))
 
 
 def test_a_set_is_drawn_anew_for_other_data_or_options(tmp_path):

@@ -65,9 +65,12 @@ def test_a_whole_step(tiny_plan):
     assert tiny_plan.traffic > 2 * tiny_plan.resident
     # DINOv2's two, the adapter's one, and two in each of the UNet's attention blocks.
     assert sum(x.count for x in tiny_plan.attentions) == 11
-    # Gradients are summed over the devices in each of the two parts.
-    reduced = sum(x.bytes for x in tiny_plan.collectives if x.kind == "all-reduce")
-    assert reduced > size(state.trained)
+    # What is cut is gathered once, and its gradients are scattered in each of the two parts; the
+    # rest's are summed once, with some metrics.
+    cut = 2 * 16 * 4096 * 4
+    traffic = {x.kind: x.bytes for x in tiny_plan.collectives}
+    assert (traffic["all-gather"], traffic["reduce-scatter"]) == (cut, 2 * cut // 2)
+    assert 0 <= traffic["all-reduce"] - (size(state.trained) - cut) < 1000
 
 
 def test_a_large_mesh_extrapolated_is_as_if_compiled(recipe, monkeypatch):
@@ -100,9 +103,10 @@ def test_a_plan_is_kept_for_the_same_program_only(recipe, compiled, tmp_path):
     first = compiling.make_plan(requested(), [tmp_path], said.append)
     assert said == ["tracing", "compiling"] and len(compiled) == 1
     # What does not change the program does not matter.
-    again = compiling.make_plan(requested("--config.log_every=7"), [tmp_path], said.append)
+    same = requested("--config.log_every=7", "--config.save_every=3")
+    again = compiling.make_plan(same, [tmp_path], said.append)
     assert said[2:] == ["tracing"] and len(compiled) == 1
-    assert dataclasses.replace(again, request=first.request) == first
+    assert again == dataclasses.replace(first, request=same, total_steps=4)
     compiling.make_plan(requested("--config.accumulation=1"), [tmp_path], said.append)
     assert len(set(compiled)) == 2
 
@@ -117,7 +121,8 @@ def test_without_its_compiler_a_chip_has_kept_plans_only(recipe, compiled, monke
         devices = lambda accelerator, count: jax.devices()[:count]
         patch.setattr(compiling, "make_devices", devices)
         made = compiling.make_plan(request, [tmp_path], lambda text: None)
-    assert compiling.make_plan(request, [tmp_path], lambda text: None) == made
+    kept = compiling.make_plan(request, [tmp_path], lambda text: None)
+    assert kept == dataclasses.replace(made, total_steps=4)
 
 
 def test_kept_plans_by_key_and_compiler(tmp_path):
@@ -247,8 +252,21 @@ def test_what_stands_beside_the_tables():
 
 def test_a_failed_compilation_is_loud(recipe, monkeypatch):
     monkeypatch.setattr(compile_process, "environment", lambda request: {"JAX_PLATFORMS": "none"})
-    with pytest.raises(RuntimeError, match="Unknown backend"):
+    with pytest.raises(RuntimeError, match="known backends"):
         compile_process.plan(plan.training_request(recipe, [], 2))
+
+
+def test_each_compiler_has_its_own_flags(monkeypatch):
+    flags = lambda accelerator: compiling.environment(
+        dataclasses.replace(PLAN.request, accelerator=accelerator)
+    )["XLA_FLAGS"]
+    monkeypatch.setattr(compiling, "installed_compiler", lambda accelerator: "of a test")
+    assert "host_platform_device_count=2" in flags(None)
+    assert "triton" in flags("h100") and flags("tpu-v5e") == ""
+    # To trace a program, and find a plan that was kept.
+    monkeypatch.setattr(compiling, "installed_compiler", lambda accelerator: None)
+    assert flags("h100") == flags("tpu-v5e") == flags("l4")
+    assert "host_platform_device_count=2" in flags("h100")
 
 
 def test_chips_are_described_to_their_compilers():

@@ -149,7 +149,8 @@ def test_what_goes_wrong_while_writing_is_known_before_the_next_save(tmp_path, r
 
     wait_until(known)
     monkeypatch.undo()
-    checkpoints.close()
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.close()
 
 
 def test_all_damaged(tmp_path, run):

@@ -183,8 +183,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
     assert found == {"step": 7, "grad_norm": "inf", "first_and_last_sample": [48, 55]}
 
 
-def test_a_dry_run_shows_and_writes_nothing(runs):
+def test_a_dry_run_shows_and_writes_nothing(runs, monkeypatch):
     folder, _ = runs
+    monkeypatch.setenv("COLUMNS", "200")
     args = ("train", "--config", folder / "tiny2.py", "--workdir", folder / "dry", "--dry-run")
     code, said = run(*args, "--config.fsdp=2")
     assert code == 0
