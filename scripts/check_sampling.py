@@ -189,7 +189,8 @@ def measure_torch(
             null, cond = model.unet(twice, t, context).sample.float().chunk(2)
             prediction = null + GUIDANCE * (cond - null)
             latents = scheduler.step(prediction, t, latents).prev_sample
-        latents = cells * latents + (1 - cells) * background
+        if c.diffusion.final_blend:
+            latents = cells * latents + (1 - cells) * background
         pictures = model.vae.decode(latents / model.vae.config.scaling_factor).sample
         return pictures.clamp(-1, 1).permute(0, 2, 3, 1).cpu().numpy()
 
