@@ -34,6 +34,7 @@ from PIL import Image
 
 from imprint_jax import geometry
 from imprint_jax.composing.batching import Batching
+from imprint_jax.composing.photo import Pictures
 from imprint_jax.composing.request import Picture, Placement, Request, is_whole
 from imprint_jax.composing.start import paste_object
 from imprint_jax.diffusion import sampling
@@ -280,7 +281,7 @@ class Compositor:
         eta: float = 0.0,
         match_colors: bool = False,
         strength: float | None = None,
-    ) -> list[Image.Image]:
+    ) -> Pictures:
         """Several composites of the same pictures, which differ by their noise.
 
         Args:
@@ -302,7 +303,7 @@ class Compositor:
             strength: As in `Settings`.
 
         Returns:
-            `num` pictures, as in `Result`.
+            `num` pictures, as in `Result`, in a list that a notebook shows side by side.
 
         Raises:
             InputError: As `Request` and `run`.
@@ -317,7 +318,7 @@ class Compositor:
             invert_mask=invert_mask,
         )
         settings = Settings(num_steps, guidance_scale, sampler, eta, match_colors, strength)
-        return [result.picture for result in self.run([request], settings)]
+        return Pictures(result.picture for result in self.run([request], settings))
 
     def run(
         self, requests: Iterable[Request], settings: Settings | None = None

@@ -15,6 +15,9 @@ from PIL import ExifTags, Image
 
 from imprint_jax import images
 
+# Pixels of the longer side of a row of pictures in a notebook. Ours.
+SHOWN = 1600
+
 
 @dataclass(frozen=True, eq=False)
 class Photo:
@@ -65,6 +68,16 @@ class Photo:
         picture = Image.fromarray(composed)
         picture.info.update(self.metadata)
         return picture
+
+
+class Pictures(list):
+    """Pictures of one size, which a notebook shows side by side."""
+
+    def _repr_png_(self) -> bytes:
+        row = Image.fromarray(np.concatenate([picture.convert("RGB") for picture in self], axis=1))
+        row.thumbnail((SHOWN, SHOWN))
+        profile = self[0].info.get("icc_profile")
+        return images.encode_png(np.asarray(row), **({"icc_profile": profile} if profile else {}))
 
 
 def open_photo(picture: np.ndarray | images.PathOrImage, name: str = "background") -> Photo:

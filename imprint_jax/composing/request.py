@@ -192,12 +192,12 @@ def check_box(box: Sequence[int]) -> geometry.Box:
 
 
 def _without_specks(mask: np.ndarray, name: str) -> np.ndarray:
+    solid = mask if mask.dtype == bool else mask >= geometry.FAINT
+    if geometry.main_box(solid) == geometry.bounding_box(solid):
+        return mask
     cleaned = geometry.without_specks(mask)
-    dropped = int(np.count_nonzero(mask) - np.count_nonzero(cleaned))
-    if dropped:
-        log.warning(
-            "the %s has specks far from the rest, %d pixels: they are left out", name, dropped
-        )
+    dropped = int(np.count_nonzero(solid) - np.count_nonzero(cleaned[solid]))
+    log.warning("the %s has specks far from the rest, %d pixels: they are left out", name, dropped)
     return cleaned
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from imprint_jax import images
-from imprint_jax.composing.photo import open_photo
+from imprint_jax.composing.photo import Pictures, open_photo
 from imprint_jax.errors import InputError
 from tests.pictures import display_p3
 
@@ -127,6 +127,16 @@ def test_resolutions_that_cannot_be_are_left_out(dpi):
     image = Image.fromarray(COLORS)
     image.info["dpi"] = dpi
     assert "dpi" not in open_photo(image).metadata
+
+
+def test_pictures_are_shown_side_by_side():
+    first, second = Image.fromarray(COLORS), Image.fromarray(255 - COLORS)
+    first.info["icc_profile"] = display_p3()
+    with Image.open(io.BytesIO(Pictures([first, second])._repr_png_())) as shown_row:
+        np.testing.assert_array_equal(np.asarray(shown_row), np.hstack([COLORS, 255 - COLORS]))
+        assert shown_row.info["icc_profile"] == display_p3()
+    large = Pictures([first.resize((3000, 1000))] * 2)
+    assert Image.open(io.BytesIO(large._repr_png_())).size == (1600, 267)
 
 
 def test_missing_files_are_named(tmp_path):
