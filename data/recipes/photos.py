@@ -55,7 +55,8 @@ def main() -> None:
         if arguments.grocery:
             folder = arguments.grocery / OF_GROCERY[split]
             for path in sorted(folder.rglob("*.jpg")):  # train/Fruit/Apple/Pink-Lady/...
-                files["-".join(path.relative_to(folder).with_suffix("").parts)] = path
+                # The same names are in several splits.
+                files["-".join((split, *path.relative_to(folder).with_suffix("").parts))] = path
         splits[split] = list(files)
         (arguments.out / split).mkdir()
         for stem, path in files.items():
