@@ -142,7 +142,7 @@ def profile_channels(profile: bytes) -> str | None:
             _transform(profile, mode, to_srgb=True)
         if mode == "RGB":
             _transform(profile, mode, to_srgb=False)
-    except (OSError, ImageCms.PyCMSError):
+    except (OSError, UnicodeDecodeError, ImageCms.PyCMSError):
         return None
     return mode
 

@@ -57,7 +57,11 @@ def test_srgb_photos_stay_as_they_are(tmp_path):
     assert photo.metadata["icc_profile"] == profile
 
 
-@pytest.mark.parametrize("profile", [b"nonsense", display_p3()[:200]])
+# The last: names of its colour space that are no ASCII, which Pillow decodes.
+@pytest.mark.parametrize(
+    "profile",
+    [b"nonsense", display_p3()[:200], display_p3()[:16] + b"\xff" * 4 + display_p3()[20:]],
+)
 def test_damaged_profiles_are_said_and_left_out(tmp_path, caplog, profile):
     path = saved(Image.fromarray(COLORS), tmp_path / "bad.png", icc_profile=profile)
     photo = open_photo(path)
