@@ -89,7 +89,7 @@ def sampling_timesteps(
         step = num_train_timesteps // num_steps
         offset = min(1, num_train_timesteps - num_steps)  # all 1000 leave no room for it
         timesteps = (np.arange(num_steps)[::-1] * step + offset).astype(np.int32)
-        if timesteps[0] >= LATEST_START * num_train_timesteps:
+        if timesteps[0] > LATEST_START * num_train_timesteps:
             return timesteps
     timesteps = np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)
     return (np.round(timesteps[:num_steps]) - 1).astype(np.int32)

@@ -119,7 +119,7 @@ def test_youtubevos(tmp_path):
     for name in ("00000", "00005", "00100"):
         save(src / "JPEGImages" / "ab12" / f"{name}.jpg", pixels())
         image = Image.fromarray(disc(20).astype(np.uint8) if name == "00005" else labels)
-        image.putpalette(np.arange(768) % 256)
+        image.putpalette([i % 256 for i in range(768)])
         (src / "Annotations" / "ab12").mkdir(parents=True, exist_ok=True)
         image.save(src / "Annotations" / "ab12" / f"{name}.png")
     (src / "Annotations" / "ab12" / "00100.png").unlink()
@@ -206,7 +206,7 @@ def test_davis_2017(tmp_path):
     labels = disc(20).astype(np.uint8) + 2 * disc(60).astype(np.uint8)
     labels[:2] = 255  # void
     image = Image.fromarray(labels)
-    image.putpalette(np.arange(768) % 256)
+    image.putpalette([i % 256 for i in range(768)])
     save(src / "JPEGImages" / "Full-Resolution" / "dogs" / "00000.jpg", pixels())
     (src / "Annotations" / "Full-Resolution" / "dogs").mkdir(parents=True)
     image.save(src / "Annotations" / "Full-Resolution" / "dogs" / "00000.png")
