@@ -95,7 +95,8 @@ def parts(size: str, memory: float, beside: bool, pictures: Path, eager: bool) -
     full = size == "full"
     dtype = "bfloat16" if full else "float32"
     half = USABLE / 2 if beside else USABLE
-    common = dict(size=size, num_steps=50 if full else 4, dtype=dtype, pictures=str(pictures))
+    # With fewer than 5 steps ours would not space its timesteps as diffusers' scheduler does.
+    common = dict(size=size, num_steps=50 if full else 5, dtype=dtype, pictures=str(pictures))
     # JAX tells the peak of all that a process did before: the largest batch comes last. Ours are
     # compiled together; PyTorch's one after the other, the one that matters first.
     batches, torch_batches = ((1, 4, 16), (16, 1, 4)) if full else ((1, 2), (2, 1))
