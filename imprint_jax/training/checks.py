@@ -42,7 +42,8 @@ def check_config(config, devices: int) -> None:
     if config.stage not in losses.STAGE_LOSS:
         raise InputError(f"config.stage = {config.stage}; the stages are 1 and 2.")
     process.check_config(config)
-    if config.object_view != default().object_view:
+    # As dicts: ConfigDicts differ where one is locked and the other is not.
+    if config.object_view.to_dict() != default().object_view.to_dict():
         raise InputError(
             "config.object_view is for composing; training sees objects by the default."
         )
