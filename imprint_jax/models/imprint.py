@@ -91,8 +91,8 @@ class Imprint(nnx.Module):
         Args:
             images: (b H W 3) in [-1, 1].
             mask: (b H W 1) of 0 and 1, 1 in the hole.
-            hole_fill: "grey" fills the hole and its rim with mid-grey, "exact" the hole alone, "none"
-                leaves both.
+            hole_fill: "grey" fills the hole and its rim with mid-grey, "exact" the hole alone,
+                "none" leaves both.
 
         Returns:
             latents (b h w c) float32, and the mask on their grid (b h w 1) float32: a cell is hole
