@@ -468,8 +468,8 @@ def fill_hole(images, mask, mode: str, grey):
     """
     if mode == "none":
         return images
-    if mode != "grey":
-        raise InputError(f'hole_fill is {mode!r}; use "grey" or "none".')
+    if mode not in ("grey", "exact"):
+        raise InputError(f'hole_fill is {mode!r}; use "grey", "exact" or "none".')
     mask = mask.astype(images.dtype)
     return images * (1 - mask) + grey * mask
 

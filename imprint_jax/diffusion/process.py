@@ -21,7 +21,7 @@ CHOICES = {
     "prediction_type": PREDICTION_TYPES,
     "background_mode": ("blend", "noised", "concat"),
     "mask_channel": ("hole", "keep"),
-    "hole_fill": ("grey", "none"),
+    "hole_fill": ("grey", "exact", "none"),
 }
 
 

@@ -91,13 +91,15 @@ class Imprint(nnx.Module):
         Args:
             images: (b H W 3) in [-1, 1].
             mask: (b H W 1) of 0 and 1, 1 in the hole.
-            hole_fill: "grey" fills the hole with mid-grey, "none" leaves it.
+            hole_fill: "grey" fills the hole and its rim with mid-grey, "exact" the hole alone,
+                "none" leaves both.
 
         Returns:
             latents (b h w c) float32, and the mask on their grid (b h w 1) float32: a cell is hole
             if any of its pixels is.
         """
-        filled = geometry.fill_hole(images, _widened(mask), hole_fill, grey=0.0)
+        widened = mask if hole_fill == "exact" else _widened(mask)
+        filled = geometry.fill_hole(images, widened, hole_fill, grey=0.0)
         cells = geometry.latent_mask(mask, self.vae.factor)
         return self.vae.encode(filled), cells.astype(jnp.float32)
 

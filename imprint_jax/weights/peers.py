@@ -20,7 +20,7 @@ PEERS = {
     # Fantasy-Studio/Paint-by-Example: scripts/inference.py, test.sh, ldm/data/open_images.py.
     "paint-by-example": dict(
         model=dict(encoder="clip", adapter_kind="mapper", object_tokens="class"),
-        diffusion=dict(hole_fill="grey", final_blend=False),
+        diffusion=dict(hole_fill="exact", final_blend=False),
         sampling=dict(num_steps=50, guidance_scale=5.0, sampler="ddim", spacing="leading"),
         # It was trained on boxes and 10 pixels around them, of photos of 1024 pixels; as a share,
         # of an object of a third of the photo.
@@ -29,7 +29,7 @@ PEERS = {
     # bcmi/ObjectStitch-Image-Composition: scripts/inference.py, ldm/data/open_images.py.
     "objectstitch": dict(
         model=dict(encoder="clip", adapter_kind="mapper", object_tokens="all"),
-        diffusion=dict(hole_fill="grey", final_blend=False),
+        diffusion=dict(hole_fill="exact", final_blend=False),
         sampling=dict(
             num_steps=50, guidance_scale=5.0, sampler="ddim", spacing="leading", mask_level=3
         ),

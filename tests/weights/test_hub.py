@@ -66,7 +66,7 @@ def test_a_model_by_its_name(cache, tiny_release, caplog):
         assert f"{name} is commit {COMMIT}" in caplog.text
     config, _ = release.load(snapshot)
     assert config.image_size == release.load_config(tiny_release).image_size
-    how = job.provenance(snapshot, Settings().filled(config), {}, "float32")
+    how = job.provenance(snapshot, config, Settings().filled(config), {}, "float32")
     assert how["model"] == f"org/name@{COMMIT}"
     assert how["model_sha256"] == release.model_hash(tiny_release)
 
