@@ -254,7 +254,8 @@ def test_mistakes_are_found_before_any_training(tmp_path, monkeypatch):
     results = tmp_path / "out" / "results" / "no_swap"
     results.mkdir(parents=True)
     settings = dataclasses.asdict(Settings(num_steps=7).filled(plain))
-    (results / "results.jsonl").write_text(json.dumps({"settings": settings}) + "\n")
+    line = {"id": "one", "pictures": [], "entry": {}, "model_sha256": "", "dtype": "float32"}
+    (results / "results.jsonl").write_text(json.dumps(line | {"settings": settings}) + "\n")
     with pytest.raises(InputError, match=r"no_swap was sampled with .*\(num_steps = 7\)"):
         run(num_steps=8)
     lines = test_set.read_text().splitlines()

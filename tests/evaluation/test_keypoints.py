@@ -90,7 +90,7 @@ def test_maps_equal_the_references(state, network):
     image = textured(0, 96)
     params = {
         name: {key: np.asarray(x) for key, x in layer.items()}
-        for name, layer in network.detect._params.items()
+        for name, layer in network.detect._batching._params[1].items()
     }
     ours = keypoints.maps(params, image[None])
     with torch.no_grad():

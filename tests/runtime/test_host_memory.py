@@ -6,7 +6,7 @@ import pytest
 FAULTS_OF_THE_SECOND = """
 import resource, sys
 import numpy as np
-from imprint_jax import host_memory
+from imprint_jax.runtime import host_memory
 
 if sys.argv[1] == "kept":
     host_memory.keep_freed()
