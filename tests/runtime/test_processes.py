@@ -34,7 +34,7 @@ def test_what_cannot_be_done_is_said():
 
 SLEEPING = """
 import time
-from imprint_jax.processes import in_processes
+from imprint_jax.runtime.processes import in_processes
 
 def sleep(seconds):
     print("started", flush=True)

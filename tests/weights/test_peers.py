@@ -140,7 +140,8 @@ def test_paint_by_example_equals_diffusers(pipeline, converted):
     close(context, want.numpy(), atol=1e-6)
     np.testing.assert_array_equal(null, want_null.detach().numpy())
     close(background, nhwc(masked_latents), atol=5e-6)
-    close(latents, nhwc(want_latents), atol=2e-5)
+    # Random weights' latents reach 50, which float32 rounds in the sixth digit.
+    np.testing.assert_allclose(latents, nhwc(want_latents), rtol=1e-5, atol=2e-5)
     close(np.asarray(picture) / 2 + 0.5, nhwc(result), atol=1e-5)
 
 
