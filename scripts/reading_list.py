@@ -67,9 +67,15 @@ def functions(path: Path, first_lines: set[int]) -> dict[str, range]:
 
 def step(folder: Path) -> Callable[[], None]:
     """Tracing one training step of stage 2, everything around it made before."""
-    from tests.tiny import tiny_config, trace_step
+    from imprint_jax.data import batch as batches
+    from imprint_jax.training import sharding
+    from imprint_jax.training.state import Trainer
+    from tests.tiny import tiny_config
 
-    return trace_step(tiny_config(2).lock())
+    c = tiny_config(2).lock()
+    trainer = Trainer(c, sharding.make_mesh(c.fsdp))
+    compiled, batch = trainer.train_step(), batches.batch_spec(c, c.batch_size)
+    return lambda: compiled.lower(trainer.abstract_state, batch)
 
 
 def train(folder: Path) -> Callable[[], None]:
