@@ -14,6 +14,7 @@ from flax import traverse_util
 from rich.console import Console
 
 from imprint_jax import config, images
+from imprint_jax.cli import terminal
 from imprint_jax.data.batch import HEADING
 from imprint_jax.data.preparation import prepare
 from imprint_jax.models import imprint
@@ -185,7 +186,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
 
 def test_a_dry_run_shows_and_writes_nothing(runs, monkeypatch):
     folder, _ = runs
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(terminal.stdout, "width", 200)
     args = ("train", "--config", folder / "tiny2.py", "--workdir", folder / "dry", "--dry-run")
     code, said = run(*args, "--config.fsdp=2")
     assert code == 0

@@ -449,8 +449,8 @@ def test_truncated_files(tmp_path, original, name, share):
 
 def test_everything_wrong_is_listed_at_once(tmp_path, sd_folder):
     unet = reference.unet()
-    unet.save_pretrained(tmp_path)
-    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    unet.save_pretrained(tmp_path / "unet")
+    file = tmp_path / "unet/diffusion_pytorch_model.safetensors"
     state = safetensors.torch.load_file(file)
     state["conv_out.bias"] = state["conv_out.bias"].half()
     state["time_embedding.linear_1.weight"] = torch.zeros(3, 5)
@@ -458,13 +458,13 @@ def test_everything_wrong_is_listed_at_once(tmp_path, sd_folder):
     del state["conv_norm_out.bias"]
     safetensors.torch.save_file(state, file, {"format": "pt"})
     with pytest.raises(InputError) as error:
-        convert(tmp_path, tmp_path.with_name("refused"))
+        convert(tmp_path / "unet", tmp_path / "refused")
     assert "missing: conv_norm_out.bias; " in str(error.value)
     assert "shape: time_embedding.linear_1.weight is (3, 5), should be (128, 32); " in str(
         error.value
     )
     assert "unknown: adm_emb.weight." in str(error.value)
-    assert_untouched(tmp_path.with_name("refused"))
+    assert_untouched(tmp_path / "refused")
 
 
 def test_a_key_named_twice_and_a_parameter_without_tensor():
