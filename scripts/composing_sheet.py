@@ -1,68 +1,61 @@
-"""Draws docs/composing.png: mini's composites by mask level and seed.
+"""Draws docs/composing.png: objects that mini has never seen, composed at its own strength.
 
-    python scripts/composing_sheet.py docs/composing.png [STRENGTH]
+    python scripts/composing_sheet.py [--model MODEL] [--out OUT]
 
-One row an object that mini has never seen: the object; the photo with its four holes, the finest
-brightest; composites of mask levels 0, 1, 2 and 3, all of seed 0; level 1 with seeds 1 and 2.
+Under headings, two compositions a row: the object, the photo with its hole, the result with seed 0.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import mini_sheet
 import numpy as np
 from PIL import Image
 
-from imprint_jax import Compositor, Placement, Request, Settings, config, geometry, images
+from imprint_jax import Compositor, geometry, images
 
-TILE = 112
-COLOURS = 256  # of the sheet, to keep the file small
+TILE = 144
+SHOWN = 1.8  # times the hole's longer side, of the photo
+HEADINGS = ("object", "hole", "result")
 
-# object, its view, photo, box in pixels of the photo, view whose outline is the hole.
-ROWS = (
-    ("puzzle_cube", 6, "fig", (140, 240, 390, 490), 22),
-    ("cap", 30, "mountains", (250, 300, 560, 560), 20),
-    ("doll", 2, "room", (40, 370, 300, 620), 20),
-    ("bulldog", 22, "meadow", (280, 230, 560, 480), 12),
-    ("cardboard_box", 10, "creek", (220, 200, 520, 480), 16),
-    ("chicken", 8, "coffee", (330, 150, 540, 370), 14),
+# Object, its view, photo, and the box in its pixels.
+COMPOSITIONS = (
+    ("puzzle_cube", 6, "fig", (140, 240, 390, 490)),
+    ("cap", 30, "mountains", (250, 330, 530, 540)),
+    ("doll", 2, "room", (40, 390, 270, 630)),
+    ("bulldog", 22, "meadow", (280, 250, 540, 480)),
+    ("cardboard_box", 10, "creek", (220, 240, 520, 470)),
+    ("chicken", 8, "coffee", (320, 150, 530, 380)),
 )
 
 
-def tile(image: np.ndarray, crop: geometry.Crop) -> np.ndarray:
-    """What lies in a square of an image, at the sheet's size."""
-    return geometry.extract(image, crop, TILE)
+def tiles(compositor: Compositor, name: str, view: int, photo_name: str, box: geometry.Box) -> list:
+    """A composition: object, photo with its hole and result, (TILE TILE 3) uint8 each."""
+    thing = images.read_image(mini_sheet.SAMPLES / "objects" / name / f"{view:03d}.webp")
+    photo = images.read_image(mini_sheet.SAMPLES / "photos" / f"{photo_name}.jpg")
+    hole = geometry.box_mask(box, *photo.shape[:2])
+    marked = geometry.fill_hole(photo, hole[..., None], "grey", grey=128)
+    result = np.asarray(compositor(thing, photo, box=box, seed=0))
+    crop = geometry.context_crop(hole, SHOWN)
+    shown = [geometry.extract(picture, crop, TILE) for picture in (marked, result)]
+    return [mini_sheet.object_tile(thing, TILE), *shown]
 
 
-def main(out: Path, strength: float) -> None:
-    """Composes every row and writes the sheet."""
-    compositor = Compositor.from_pretrained("mini")
-    samples = mini_sheet.SAMPLES
-    rows = []
-    for name, view, photo_name, box, outline in ROWS:
-        thing = images.read_image(samples / "objects" / name / f"{view:03d}.webp")
-        photo = images.read_image(samples / "photos" / f"{photo_name}.jpg")
-        hole = mini_sheet.outline_mask(name, outline, box, photo.shape[:2])
-        choices = [(0, 0), (1, 0), (2, 0), (3, 0), (1, 1), (1, 2)]
-        requests = [
-            Request(photo, [Placement(thing, hole)], mask_level=level, seed=seed)
-            for level, seed in choices
-        ]
-        marked = photo
-        for level, grey in ((3, 90), (2, 130), (1, 170), (0, 210)):
-            shape = geometry.mask_level(hole, level, config.default().data.mask_sigmas)
-            marked = geometry.fill_hole(marked, shape[..., None], "grey", grey)
-        crop = geometry.context_crop(geometry.mask_level(hole, 3, ()), 1.6)
-        side = max(thing.shape[:2])
-        tiles = [
-            tile(geometry.on_grey(thing[..., :3], thing[..., 3]), geometry.Crop(0, 0, side)),
-            tile(marked, crop),
-        ]
-        for result in compositor.run(requests, Settings(strength=strength)):
-            tiles.append(tile(np.asarray(result.picture), crop))
-        rows.append(np.concatenate(tiles, axis=1))
-    Image.fromarray(np.concatenate(rows)).quantize(COLOURS).save(out, optimize=True)
+def main(model: str, out: Path) -> None:
+    """Composes everything and writes the sheet."""
+    compositor = Compositor.from_pretrained(model)
+    made = [tiles(compositor, *composition) for composition in COMPOSITIONS]
+    rows = [
+        np.concatenate(left + right, axis=1)
+        for left, right in zip(made[::2], made[1::2], strict=True)
+    ]
+    sheet = np.concatenate([mini_sheet.headings(HEADINGS * 2, TILE), *rows])
+    Image.fromarray(sheet).quantize(mini_sheet.COLOURS).save(out, optimize=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 1.0)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--out", type=Path, default=mini_sheet.ROOT / "docs" / "composing.png")
+    options = parser.parse_args()
+    main(options.model, options.out)

@@ -8,7 +8,7 @@ outline) to 3 (its box), from pure noise: the paper's way, and no help from what
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "data" / "samples"
 TILE, CAPTION = 112, 16
 COLOURS = 256  # of the sheet, to keep the file small
+
+HEADINGS = ("object", *["hole", "outline", "level 1", "level 2", "box"] * 2)
 
 # Held-out objects: the view that is shown, and the one whose outline is the hole.
 OBJECTS = (
@@ -46,19 +48,18 @@ def outline_mask(name: str, view: int, box: geometry.Box, shape: tuple[int, int]
     return hole
 
 
-def object_tile(image: np.ndarray) -> np.ndarray:
-    """An RGBA object on grey, at the sheet's size."""
+def object_tile(image: np.ndarray, side: int) -> np.ndarray:
+    """An RGBA object on grey: (side side 3) uint8."""
     picture = geometry.on_grey(image[..., :3], image[..., 3])
-    return np.asarray(Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
 
 
-def headings() -> np.ndarray:
-    """A line of text over every column."""
-    text = ["object", *["hole", "outline", "level 1", "level 2", "box"] * len(PHOTOS)]
-    line = Image.new("RGB", (TILE * len(text), CAPTION), "white")
+def headings(words: Sequence[str], width: int) -> np.ndarray:
+    """A line of text with a word over every column, which are `width` pixels wide."""
+    line = Image.new("RGB", (width * len(words), CAPTION), "white")
     draw = ImageDraw.Draw(line)
-    for column, word in enumerate(text):
-        draw.text((TILE * column + 4, 2), word, fill="black")
+    for column, word in enumerate(words):
+        draw.text((width * column + 4, 2), word, fill="black")
     return np.asarray(line)
 
 
@@ -77,7 +78,7 @@ def main(out: Path, model: str) -> None:
     tiles = []
     for number, (image, photo, outline) in enumerate(compositions()):
         if number % len(PHOTOS) == 0:
-            tiles.append([object_tile(image)])
+            tiles.append([object_tile(image, TILE)])
         crop = geometry.context_crop(geometry.mask_level(outline, 3, ()), 1.6)
         marked = geometry.fill_hole(photo, outline[..., None], "grey", grey=128)
         requests = [
@@ -86,7 +87,9 @@ def main(out: Path, model: str) -> None:
         results = compositor.run(requests, Settings(strength=1.0))
         pictures = [np.asarray(result.picture) for result in results]
         tiles[-1] += [geometry.extract(x, crop, TILE) for x in (marked, *pictures)]
-    sheet = np.concatenate([headings(), *(np.concatenate(row, axis=1) for row in tiles)])
+    sheet = np.concatenate(
+        [headings(HEADINGS, TILE), *(np.concatenate(row, axis=1) for row in tiles)]
+    )
     out.parent.mkdir(exist_ok=True)
     Image.fromarray(sheet).quantize(COLOURS).save(out, optimize=True)
 
