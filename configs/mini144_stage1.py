@@ -1,4 +1,4 @@
-"""Stage 1 of the shipped `mini`, continued at 144 px: an object of twice as many cells and tokens a side.
+"""Stage 1 of the shipped `mini`, continued at 144 px: twice as many cells and tokens a side.
 
     data/recipes/mini.sh WORK REAL
 
