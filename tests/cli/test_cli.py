@@ -332,6 +332,11 @@ def test_a_manifest_is_done_as_far_as_it_can_be(files, manifest, tmp_path, monke
     assert (out / "third.png").exists() and not (out / "failures.jsonl").exists()
     assert len(read_lines(out / "results.jsonl")) == 4
 
+    # Another number of processes finds it done, too.
+    code, output = run(*arguments, "--shard", "2/3")
+    assert code == 0 and "1 of 1 were done before" in output
+    assert "is for --manifest" in run("compose", *single, "--shard", "1/2")[1]
+
     # Nothing left to do: not even a model is loaded.
     forbidden = lambda *_: pytest.fail("a model was loaded for nothing")
     monkeypatch.setattr(release, "load", forbidden)
