@@ -1,52 +1,529 @@
-"""Every field of a configuration, once: default, unit, meaning. Defaults are the paper's stage 1.
+"""Every field of a configuration, once: type, default, unit, meaning.
 
-A recipe in `configs/` starts from `default()` and changes what differs. `load` reads one by name or
-file and applies overrides written as `--config.a.b=value`; both are checked against the fields and
-types here.
+A recipe in `configs/` is an ml_collections `ConfigDict`: it starts from `default()`, the paper's
+stage 1, and changes what differs. `load` reads one by name or file and applies overrides written as
+`--config.a.b=value`. `Config.of` then makes frozen dataclasses of it, a section each, which refuse
+what cannot be; all else in the package takes those.
 """
 
 import ast
+import functools
 import inspect
+import math
+import re
 import runpy
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from ml_collections import ConfigDict
 
+from imprint_jax import geometry
 from imprint_jax.errors import InputError
 
 # What `init_from` says of a component that starts at random.
 RANDOM = "random"
+# The kinds of sources that each stage learns from, see `SourceConfig`.
+KINDS = {1: ("views",), 2: ("photo", "video", "pair", "pasted", "scenes")}
+# The name of a group of parameters that do not train.
+FROZEN = "frozen"
 
 
-def default() -> ConfigDict:
-    """The paper's stage 1 at full size; "(open)" marks what the paper does not say."""
-    c = ConfigDict()
-    c.stage = 1  # 1: another view of the object on black; 2: compositing into a background
-    c.seed = 0
-    c.total_steps = 27_530  # 5 epochs of 1,409,545 pairs (Sec. 4.1)
-    c.batch_size = 256  # over all devices (Sec. 4.1)
-    c.image_size = 512  # pixels, side of target and output (Sec. 3)
-    c.object_size = 224  # pixels, side of the object image (open)
+class Range(NamedTuple):
+    """The smallest and the largest value of a number."""
+
+    low: float
+    high: float = math.inf
+
+
+Positive = Annotated[int, Range(1)]
+Count = Annotated[int, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+NotNegative = Annotated[float, Range(0)]
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+Sampler = Literal["ddim", "dpm++2m"]
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a configuration. Its fields' annotations say what each may be.
+
+    Lists are taken for tuples, whole numbers for floats and mappings for sections, as they come
+    from JSON.
+
+    Raises:
+        InputError: A value of another type, or none of the choices, or out of range.
+    """
+
+    NAME: ClassVar[str] = "config"  # as errors call it
+
+    def __post_init__(self):
+        for name, hint in _hints(type(self)).items():
+            value = _taken(getattr(self, name), hint, f"{self.NAME}.{name}")
+            object.__setattr__(self, name, value)  # how a frozen dataclass sets its own fields
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any] | ConfigDict, name: str = "") -> Self:
+        """The section with this content; fields that it lacks have their defaults, if any.
+
+        Args:
+            content: Of a recipe, or of JSON.
+            name: What to call it in an error, if not by its own name.
+
+        Raises:
+            InputError: Unknown fields, missing ones, or as the constructor.
+        """
+        name = name or cls.NAME
+        if isinstance(content, ConfigDict):
+            content = content.to_dict()
+        if not isinstance(content, Mapping):
+            raise InputError(f"{name} = {content!r} must be a section with fields.")
+        known = {field.name: field for field in fields(cls)}
+        if unknown := [repr(key) for key in content if key not in known]:
+            raise InputError(
+                f"{name} has no field {', '.join(unknown)}; its fields: {', '.join(known)}."
+            )
+        needed = [key for key, x in known.items() if x.default is x.default_factory is MISSING]
+        if missing := [repr(key) for key in needed if key not in content]:
+            raise InputError(f"{name} lacks {', '.join(missing)}.")
+        return cls(**content)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content as `of` takes it: nested dicts."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+
+@functools.cache
+def _hints(section: type[Section]) -> dict[str, Any]:
+    hints = typing.get_type_hints(section, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(section)}
+
+
+def _taken(value, hint, name: str):
+    """A value as an annotation says.
+
+    Raises:
+        InputError: As `Section`.
+    """
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Annotated:
+        value, (low, high) = _taken(value, parts[0], name), parts[1]
+        if not low <= value <= high:
+            allowed = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+            raise InputError(f"{name} = {value} must be {allowed}.")
+        return value
+    if kind is Literal:
+        if value not in parts:
+            raise InputError(f"{name} is {value!r}; it may be one of {', '.join(parts)}.")
+        return value
+    if kind is tuple:
+        if not isinstance(value, tuple | list):
+            raise InputError(f"{name} = {value!r} must be a tuple.")
+        if parts[-1] is Ellipsis:
+            parts = parts[:1] * len(value)
+        if len(parts) != len(value):
+            raise InputError(f"{name} = {value!r} must have {len(parts)} entries.")
+        rows = enumerate(zip(value, parts, strict=True))
+        return tuple(_taken(x, part, f"{name}[{i}]") for i, (x, part) in rows)
+    if hint is Any:
+        return _with_tuples(value)
+    if isinstance(value, hint) and issubclass(type(value), Section):
+        return value
+    if isinstance(hint, type) and issubclass(hint, Section):
+        return hint.of(value, name)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise InputError(f"{name} = {value!r} must be {WORDS.get(hint, 'a section')}.")
+    return value
+
+
+def _with_tuples(value):
+    """JSON's lists as the tuples they were."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(value):
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.to_dict() if isinstance(value, Section) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOv2Config(Section):
+    """DINOv2's network."""
+
+    NAME: ClassVar[str] = "config.model.dinov2"
+    image_size: Positive
+    patch_size: Positive
+    width: Positive
+    depth: Count
+    num_heads: Positive
+    mlp: Literal["gelu", "swiglu"]
+    mlp_width: Positive
+    num_registers: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPConfig(Section):
+    """CLIP's vision tower, in the place of DINOv2."""
+
+    NAME: ClassVar[str] = "config.model.dinov2"
+    image_size: Positive
+    patch_size: Positive
+    width: Positive
+    depth: Count
+    num_heads: Positive
+    mlp_width: Positive
+    projection: Count  # channels of the space that pictures share with texts; 0: none
+    activation: Literal["quick_gelu", "gelu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig(Section):
+    """The paper's adapter."""
+
+    NAME: ClassVar[str] = "config.model.adapter"
+    width_in: Positive
+    width: Positive
+    depth: Count
+    num_heads: Positive
+    mlp_width: Positive
+
+
+class MapperConfig(AdapterConfig):
+    """The adapter with the order of layers of Paint-by-Example and ObjectStitch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(Section):
+    """Stable Diffusion's UNet."""
+
+    NAME: ClassVar[str] = "config.model.unet"
+    in_channels: Positive
+    out_channels: Positive
+    block_widths: tuple[Positive, ...]
+    layers_per_block: Positive
+    attention_levels: tuple[bool, ...]
+    context_width: Positive
+    num_heads: Positive
+    norm_groups: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLConfig(Section):
+    """Stable Diffusion's VAE."""
+
+    NAME: ClassVar[str] = "config.model.vae"
+    latent_channels: Positive
+    block_widths: tuple[Positive, ...]
+    layers_per_block: Positive
+    norm_groups: Positive
+    scaling_factor: float
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent in each direction."""
+        return 2 ** (len(self.block_widths) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LappedConfig(Section):
+    """A closed-form codec in the place of the VAE."""
+
+    NAME: ClassVar[str] = "config.model.vae"
+    patch: Positive
+    luma: Positive
+    chroma: Count
+    scaling_factor: float
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent in each direction."""
+        return self.patch
+
+
+# Which network a component is: by which field of `model`, and the section of each choice.
+NETWORKS: dict[str, tuple[str, dict[str, type[Section]]]] = {
+    "dinov2": ("encoder", {"dinov2": DINOv2Config, "clip": CLIPConfig}),
+    "adapter": ("adapter_kind", {"imprint": AdapterConfig, "mapper": MapperConfig}),
+    "unet": ("", {"": UNetConfig}),
+    "vae": ("autoencoder", {"kl": KLConfig, "lapped": LappedConfig}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """The networks. A file may be older than a choice, which then was the default."""
+
+    NAME: ClassVar[str] = "config.model"
+    # What the component `dinov2` is.
+    encoder: Literal["dinov2", "clip"] = "dinov2"
+    # The paper's adapter, or the order of layers of Paint-by-Example and ObjectStitch; and which of
+    # the encoder's tokens it reads: all, or the class token alone.
+    adapter_kind: Literal["imprint", "mapper"] = "imprint"
+    object_tokens: Literal["all", "class"] = "all"
+    autoencoder: Literal["kl", "lapped"] = "kl"  # Stable Diffusion's VAE, or a closed-form codec
+    dinov2: DINOv2Config | CLIPConfig
+    adapter: AdapterConfig
+    unet: UNetConfig
+    vae: KLConfig | LappedConfig
+
+    def __post_init__(self):
+        for component in NETWORKS:
+            section = network(component, getattr(self, component), vars(self))
+            object.__setattr__(self, component, section)
+        super().__post_init__()
+
+
+def network(component: str, settings: Mapping[str, Any], choices: Mapping[str, Any]) -> Section:
+    """The section of a component of the model.
+
+    Args:
+        component: One of `NETWORKS`.
+        settings: Its fields.
+        choices: Fields of `model` that say which network it is; the defaults where they do not.
+
+    Raises:
+        InputError: As `Section.of`, or no such network.
+    """
+    field, sections = NETWORKS[component]
+    choice = choices.get(field, next(iter(sections)))
+    if choice not in sections:
+        raise InputError(
+            f"config.model.{field} is {choice!r}; it may be one of {', '.join(sections)}."
+        )
+    if type(settings) is sections[choice]:
+        return settings
+    return sections[choice].of(settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(Section):
+    """The noise process, and how the background takes part in it."""
+
+    NAME: ClassVar[str] = "config.diffusion"
+    num_train_timesteps: Positive = 1000
+    beta_start: Share = 0.00085  # Stable Diffusion's "scaled linear" schedule
+    beta_end: Share = 0.012
+    zero_terminal_snr: bool = False  # rescale so that the last timestep is pure noise
+    prediction_type: PredictionType = "epsilon"
+    # How the background reaches the network: "blend" is the paper's; "concat" wants
+    # unet.in_channels = 2 * latent channels + 1.
+    background_mode: Literal["blend", "noised", "concat"] = "blend"
+    mask_channel: Literal["hole", "keep"] = "hole"  # "concat" only: what 1 stands for
+    # What the background shows inside the hole: `Imprint.encode_background`.
+    hole_fill: Literal["grey", "exact", "none"] = "grey"
+    # Whether the background's latents replace the sampled ones around the hole before decoding.
+    final_blend: bool = True
+    sample_posterior: bool = False  # the target's latents: a sample, or the mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectViewConfig(Section):
+    """How the image encoder sees an object: `geometry.object_crop`."""
+
+    NAME: ClassVar[str] = "config.object_view"
+    fit: str = "pad"  # "pad": in the middle of a square; "stretch": to a square
+    margin: NotNegative = 0.05  # on each side, as a share of the object's longer side (open)
+    background: str = "black"  # around the object; or "photo": what its own picture shows
+    resample: str = "lanczos"  # or "bicubic", "bilinear", as Pillow has them
+
+    def __post_init__(self):
+        super().__post_init__()
+        geometry.check_object_view(self.fit, self.background, self.resample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(Section):
+    """Where samples come from, and how often.
+
+    Stage 1 takes kind "views": two views of an object on black. Stage 2 takes "photo": a photo and
+    the object in it, perturbed; "video": two frames or photos of one object; "pair": a foreground
+    and its target; "pasted": one view pasted into one of `backgrounds`; "scenes": two views of one
+    object in rendered scenes.
+    """
+
+    NAME: ClassVar[str] = "config.data.sources"
+    kind: str
+    records: str
+    weight: NotNegative
+    backgrounds: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kind == "pasted" and not self.backgrounds:
+            raise InputError(f"{self.NAME}: {self.to_dict()} lacks 'backgrounds'.")
+
+    def to_dict(self) -> dict[str, Any]:
+        content = super().to_dict()
+        return {key: x for key, x in content.items() if x or key != "backgrounds"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffineConfig(Section):
+    """The affine perturbation T of the object image (open)."""
+
+    NAME: ClassVar[str] = "config.data.affine"
+    rotate: NotNegative = 15.0  # degrees
+    scale: NotNegative = 0.2  # log of the stretch
+    shear: NotNegative = 8.0  # degrees
+    flip: Share = 0.0  # probability of mirroring
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """What samples are made of."""
+
+    NAME: ClassVar[str] = "config.data"
+    sources: tuple[SourceConfig, ...] = ()
+    split: str = "train"
+    # Frames two views of an object are apart at most (Sec. 3.1); 0: each view with itself.
+    window: Count = 7
+    # Strength of the colour and light perturbation P (open). P is for stage 2's inputs only
+    # (Sec. 3.3); its recipes set 0.5.
+    color: Share = 0.0
+    affine: AffineConfig = AffineConfig()
+    # Of the target's area the object covers, log-uniform (open). (): the target is the square that
+    # composing cuts, by `context`, and some boxes are wider or taller than their objects.
+    share: tuple[Share, ...] = (0.03, 0.35)
+    brightness_match: Share = 0.5  # how far a pasted object's brightness follows the photo's (open)
+    # Blur of mask levels 1 and 2, over the square root of the bounding box's area (open).
+    mask_sigmas: tuple[NotNegative, NotNegative] = (0.04, 0.12)
+    num_workers: Count = 8  # processes that decode and augment; 0: threads of this process
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.share and (len(self.share) != 2 or not 0 < self.share[0] <= self.share[1]):
+            raise InputError(
+                f"{self.NAME}.share = {self.share} must be (), or the least and the largest share."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(Section):
+    """AdamW and the averaged weights (open)."""
+
+    NAME: ClassVar[str] = "config.optim"
+    warmup_steps: Count = 1000  # linear, from 0
+    b1: Share = 0.9
+    b2: Share = 0.999
+    weight_decay: NotNegative = 1e-2  # on kernels only
+    clip_norm: NotNegative = 1.0  # over all trained gradients together
+    ema_decay: Share = 0.9999  # at most; (1 + step) / (10 + step) before
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitFromConfig(Section):
+    """Weights to start from: path of a released folder or of a training run, or "random".
+
+    From a run the averaged (EMA) weights are taken. "": not chosen yet, which no run begins with;
+    the closed-form codec has none.
+    """
+
+    NAME: ClassVar[str] = "config.init_from"
+    dinov2: str = ""
+    adapter: str = RANDOM
+    unet: str = ""
+    vae: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RematConfig(Section):
+    """Whose blocks' activations are recomputed in the backward pass instead of kept."""
+
+    NAME: ClassVar[str] = "config.remat"
+    dinov2: bool = True  # the adapter's too
+    unet: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig(Section):
+    """Loss of the averaged weights on the first batches of the split "validation".
+
+    With the same noise and timesteps each time.
+    """
+
+    NAME: ClassVar[str] = "config.validation"
+    every: Count = 1000  # steps; 0: never
+    batches: Positive = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig(Section):
+    """Pictures by the averaged weights for the first samples of the split "validation"."""
+
+    NAME: ClassVar[str] = "config.preview"
+    every: Count = 5000  # steps; 0: never
+    samples: Positive = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(Section):
+    """What a sampler does unless told otherwise (Sec. 4.1)."""
+
+    NAME: ClassVar[str] = "config.sampling"
+    num_steps: Positive = 50
+    guidance_scale: NotNegative = 3.0
+    sampler: Sampler = "ddim"
+    spacing: Literal["leading", "trailing"] = "leading"  # "trailing" for zero terminal SNR
+    mask_level: Annotated[int, Range(0, 3)] = 0  # of the hole, see `geometry.mask_level`
+    # Share of the schedule the object, pasted into the hole, is noised to; 1.0: pure noise.
+    strength: Share = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedConfig(Section):
+    """What of a configuration a model needs to be used; the rest is how it was trained.
+
+    Fields that came after a folder was written have defaults, by which it was made.
+    """
+
+    image_size: Positive
+    object_size: Positive
+    context: Annotated[float, Range(geometry.MIN_CONTEXT)] = 1.75
+    object_view: ObjectViewConfig = ObjectViewConfig()
+    mask_sigmas: tuple[NotNegative, NotNegative] = DataConfig.mask_sigmas
+    model: ModelConfig
+    diffusion: DiffusionConfig
+    sampling: SamplingConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_channels(self.model.unet, self.diffusion)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `Section.to_dict`; each section in the alphabet's order, as released files are."""
+        return {name: _sorted(value) for name, value in super().to_dict().items()}
+
+
+def _sorted(value):
+    return {k: _sorted(value[k]) for k in sorted(value)} if isinstance(value, dict) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Section):
+    """A whole configuration; the defaults are the paper's stage 1 at full size.
+
+    "(open)" marks what the paper does not say.
+    """
+
+    stage: int = 1  # 1: another view of the object on black; 2: compositing into a background
+    seed: int = 0
+    total_steps: Positive = 27_530  # 5 epochs of 1,409,545 pairs (Sec. 4.1)
+    batch_size: Positive = 256  # over all devices (Sec. 4.1)
+    image_size: Positive = 512  # pixels, side of target and output (Sec. 3)
+    object_size: Positive = 224  # pixels, side of the object image (open)
     # Side of the square that the network sees over the longer side of the hole's box, in composing
     # and, where `data.share` is empty, in training (open).
-    c.context = 1.75
-    c.dtype = "bfloat16"  # of the computation; parameters in training stay float32
-    # Weights to start from: {component: path of a released folder or of a training run, or
-    # "random"}. From a run the averaged (EMA) weights are taken. "": not chosen yet, which no run
-    # begins with; the closed-form codec has none.
-    c.init_from = ConfigDict({"dinov2": "", "adapter": RANDOM, "unet": "", "vae": ""})
-
-    c.model = ConfigDict()
-    # What the component `dinov2` is: "dinov2", or "clip" with the fields of `CLIPVision`.
-    c.model.encoder = "dinov2"
-    # What the adapter is: "imprint", or "mapper" with the order of layers of Paint-by-Example and
-    # ObjectStitch; and which of the encoder's tokens it reads: "all", or the "class" token alone.
-    c.model.adapter_kind = "imprint"
-    c.model.object_tokens = "all"
-    c.model.autoencoder = "kl"  # "kl": Stable Diffusion's VAE; "lapped": a closed-form codec
-    c.model.dinov2 = ConfigDict(
-        dict(  # ViT-g/14 with registers (facebookresearch/dinov2, vit_giant2)
+    context: Annotated[float, Range(geometry.MIN_CONTEXT)] = ReleasedConfig.context
+    dtype: str = "bfloat16"  # of the computation; parameters in training stay float32
+    init_from: InitFromConfig = InitFromConfig()
+    model: ModelConfig = ModelConfig(
+        dinov2=DINOv2Config(  # ViT-g/14 with registers (facebookresearch/dinov2, vit_giant2)
             image_size=518,
             patch_size=14,
             width=1536,
@@ -55,13 +532,9 @@ def default() -> ConfigDict:
             mlp="swiglu",
             mlp_width=4096,
             num_registers=4,
-        )
-    )
-    c.model.adapter = ConfigDict(
-        dict(width_in=1536, width=768, depth=5, num_heads=12, mlp_width=3072)  # (open)
-    )
-    c.model.unet = ConfigDict(
-        dict(  # Stable Diffusion v1.4
+        ),
+        adapter=AdapterConfig(width_in=1536, width=768, depth=5, num_heads=12, mlp_width=3072),
+        unet=UNetConfig(  # Stable Diffusion v1.4
             in_channels=4,
             out_channels=4,
             block_widths=(320, 640, 1280, 1280),
@@ -70,122 +543,140 @@ def default() -> ConfigDict:
             context_width=768,
             num_heads=8,
             norm_groups=32,
-        )
-    )
-    c.model.vae = ConfigDict(
-        dict(  # Stable Diffusion v1.4
+        ),
+        vae=KLConfig(  # Stable Diffusion v1.4
             latent_channels=4,
             block_widths=(128, 256, 512, 512),
             layers_per_block=2,
             norm_groups=32,
             scaling_factor=0.18215,
-        )
+        ),
     )
-
-    c.diffusion = ConfigDict()
-    c.diffusion.num_train_timesteps = 1000
-    c.diffusion.beta_start = 0.00085  # Stable Diffusion's "scaled linear" schedule
-    c.diffusion.beta_end = 0.012
-    c.diffusion.zero_terminal_snr = False  # rescale so that the last timestep is pure noise
-    c.diffusion.prediction_type = "epsilon"  # "epsilon", "sample" or "v_prediction"
-    # How the background reaches the network: "blend" (the paper), "noised" or "concat"; the last
-    # wants unet.in_channels = 2 * latent channels + 1.
-    c.diffusion.background_mode = "blend"
-    c.diffusion.mask_channel = "hole"  # "concat" only: what 1 stands for, "hole" or "keep"
-    c.diffusion.hole_fill = "grey"  # what the background shows inside the hole: "grey" or "none"
-    # Whether the background's latents replace the sampled ones around the hole before decoding.
-    c.diffusion.final_blend = True
-    c.diffusion.sample_posterior = False  # the target's latents: a sample, or the mean
-
-    # How the image encoder sees an object: `geometry.object_crop`.
-    c.object_view = ConfigDict(
-        dict(
-            fit="pad",  # "pad": in the middle of a square; "stretch": to a square
-            margin=0.05,  # on each side, as a share of the object's longer side (open)
-            background="black",  # around the object; or "photo": what its own picture shows
-            resample="lanczos",  # or "bicubic", "bilinear", as Pillow has them
-        )
-    )
-
-    c.drop_probability = 0.05  # of the object's tokens, a sample (Sec. 4.1)
+    diffusion: DiffusionConfig = DiffusionConfig()
+    object_view: ObjectViewConfig = ObjectViewConfig()
+    drop_probability: Share = 0.05  # of the object's tokens, a sample (Sec. 4.1)
     # What a squared error of the clean latents counts in the loss at most (min-SNR-gamma; Hang et
     # al. 2023 take 5): keeps nearly clean timesteps from drowning the rest; 0: no limit.
-    c.min_snr_gamma = 0.0
-
-    c.data = ConfigDict()
-    # Where samples come from, and how often: {kind, records, backgrounds, weight}.
-    # Stage 1 takes kind "views": two views of an object on black. Stage 2 takes "photo": a photo
-    # and the object in it, perturbed; "video": two frames or photos of one object; "pair": a
-    # foreground and its target; "pasted": one view pasted into one of `backgrounds`; "scenes": two
-    # views of one object in rendered scenes.
-    c.data.sources = ()
-    c.data.split = "train"
-    # Frames two views of an object are apart at most (Sec. 3.1); 0: each view with itself.
-    c.data.window = 7
-    # Strength of the colour and light perturbation P, 0 to 1 (open). P is for stage 2's inputs only
-    # (Sec. 3.3); its recipes set 0.5.
-    c.data.color = 0.0
-    # The affine perturbation T of the object image: degrees, log of the stretch, degrees,
-    # probability of mirroring (open).
-    c.data.affine = ConfigDict(dict(rotate=15.0, scale=0.2, shear=8.0, flip=0.0))
-    # Of the target's area the object covers, log-uniform (open). (): the target is the square that
-    # composing cuts, by `context`, and some boxes are wider or taller than their objects.
-    c.data.share = (0.03, 0.35)
-    c.data.brightness_match = 0.5  # how far a pasted object's brightness follows the photo's (open)
-    # Blur of mask levels 1 and 2, over the square root of the bounding box's area (open).
-    c.data.mask_sigmas = (0.04, 0.12)
-    c.data.num_workers = 8  # processes that decode and augment; 0: threads of this process
-
+    min_snr_gamma: NotNegative = 0.0
+    data: DataConfig = DataConfig()
     # What is trained, at which learning rate. The first pattern that matches a parameter's path
     # from its start decides; every parameter must match one. None: frozen. A tuple: one rate for
     # each equal share of the steps.
-    c.groups = (
+    groups: Any = (
         ("dinov2", "dinov2/", 4e-6),  # Sec. 4.1
         ("adapter", "adapter/", 4e-5),  # (open; stage 2's)
         ("unet_decoder", "unet/(up_blocks|conv_norm_out|conv_out)/", 4e-6),  # (open; stage 2's)
         ("frozen", "(unet|vae)/", None),
     )
-    c.optim = ConfigDict()
-    c.optim.warmup_steps = 1000  # linear, from 0; this and the rest of the section (open)
-    c.optim.b1 = 0.9
-    c.optim.b2 = 0.999
-    c.optim.weight_decay = 1e-2  # on kernels only
-    c.optim.clip_norm = 1.0  # over all trained gradients together
-    c.optim.ema_decay = 0.9999  # at most; (1 + step) / (10 + step) before
-
-    c.fsdp = 0  # devices that share one copy of parameters and moments; 0: all
-    c.accumulation = 1  # parts that a batch is worked through in; changes memory, not results
-    # Recompute blocks' activations in the backward pass instead of keeping them; the adapter's too
-    # where DINOv2's are.
-    c.remat = ConfigDict(dict(dinov2=True, unet=True))
+    optim: OptimConfig = OptimConfig()
+    fsdp: Count = 0  # devices that share one copy of parameters and moments; 0: all
+    accumulation: Positive = 1  # parts a batch is worked through in; changes memory, not results
+    remat: RematConfig = RematConfig()
     # Of products and convolutions of float32 numbers: the VAE's, and all where `dtype` is float32.
     # "high": TF32 on NVIDIA, three passes of bfloat16 on TPU; "default": TF32, and a single pass;
     # "highest": float32 (docs/training.md).
-    c.precision = "high"
-    c.attention = "auto"  # kernel: "auto", "cudnn", "chunked" or "plain" (models/attention.py)
-    c.log_every = 50  # steps
-    c.save_every = 1000  # steps
-    c.keep = 3  # newest checkpoints that stay,
-    c.keep_every = 0  # and all at multiples of so many steps; 0: none
-    # Loss of the averaged weights on the first `batches` of the split "validation", with the same
-    # noise and timesteps each time; 0 steps: never.
-    c.validation = ConfigDict(dict(every=1000, batches=4))
-    # Pictures sampled by the averaged weights for the first samples of the split "validation".
-    c.preview = ConfigDict(dict(every=5000, samples=4))
+    precision: Literal["default", "high", "highest"] = "high"
+    attention: str = "auto"  # kernel: "auto", "cudnn", "chunked" or "plain" (models/attention.py)
+    log_every: Positive = 50  # steps
+    save_every: Positive = 1000  # steps
+    keep: Positive = 3  # newest checkpoints that stay,
+    keep_every: Count = 0  # and all at multiples of so many steps; 0: none
+    validation: ValidationConfig = ValidationConfig()
+    preview: PreviewConfig = PreviewConfig()
+    sampling: SamplingConfig = SamplingConfig()
 
-    # What a sampler does unless told otherwise (Sec. 4.1).
-    c.sampling = ConfigDict(
-        dict(
-            num_steps=50,
-            guidance_scale=3.0,
-            sampler="ddim",  # or "dpm++2m"
-            spacing="leading",  # of the timesteps; or "trailing", for zero terminal SNR
-            mask_level=0,  # of the hole, 0 to 3, see `geometry.mask_level`
-            # Share of the schedule the object, pasted into the hole, is noised to; 1.0: pure noise.
-            strength=1.0,
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"config.dtype = {self.dtype!r} must be float32 or bfloat16.")
+        if self.stage not in KINDS:
+            raise InputError(f"config.stage = {self.stage}; the stages are 1 and 2.")
+        for source in self.data.sources:
+            if source.kind not in KINDS[self.stage]:
+                kinds = "; ".join(f"stage {k} takes {', '.join(KINDS[k])}" for k in KINDS)
+                raise InputError(
+                    f"config.data.sources has kind {source.kind!r} in stage {self.stage}; {kinds}."
+                )
+        check_groups(self.groups)
+        _check_channels(self.model.unet, self.diffusion)
+        if self.object_view != ObjectViewConfig():
+            raise InputError(
+                "config.object_view is for composing; training sees objects by the default."
+            )
+        if self.stage == 1 and self.diffusion.background_mode == "concat":
+            raise InputError(
+                "Stage 1 has no background to concatenate; use another background_mode."
+            )
+        cell = self.model.vae.factor * 2 ** (len(self.model.unet.block_widths) - 1)
+        patch = self.model.dinov2.patch_size
+        for field, multiple in (("image_size", cell), ("object_size", patch)):
+            if (size := getattr(self, field)) % multiple:
+                raise InputError(f"config.{field} = {size} is no multiple of {multiple}.")
+
+    def recipe(self) -> ConfigDict:
+        """What this is the configuration of, to be changed."""
+        return ConfigDict(self.to_dict())
+
+    def released(self) -> ReleasedConfig:
+        """The part that a released folder keeps."""
+        own = {field.name: getattr(self, field.name, None) for field in fields(ReleasedConfig)}
+        return ReleasedConfig(**own | {"mask_sigmas": self.data.mask_sigmas})
+
+
+def _check_channels(unet: UNetConfig, diffusion: DiffusionConfig) -> None:
+    channels = unet.out_channels
+    if diffusion.background_mode == "concat":
+        channels = 2 * channels + 1
+    if unet.in_channels != channels:
+        raise InputError(
+            f"config.model.unet.in_channels is {unet.in_channels}; with background_mode"
+            f" {diffusion.background_mode!r} it must be {channels}."
         )
-    )
-    return c.lock()
+
+
+def check_groups(groups) -> None:
+    """Refuses a table of groups that means something else than it says, or nothing.
+
+    Raises:
+        InputError: A row that is no (name, pattern, rate), a pattern that is no regular expression,
+            or a trained group whose name is another row's or `FROZEN`.
+    """
+    names = []
+    for row in groups:
+        if not _is_row(row):
+            raise InputError(
+                f"config.groups: {row!r} is no (name, pattern, rate), whose rate is a number from 0"
+                " on, a tuple of such, or None for frozen."
+            )
+        try:
+            re.compile(row[1])
+        except re.error as error:
+            raise InputError(
+                f"config.groups: {row[1]!r} is no regular expression: {error}."
+            ) from error
+        names.append(row[0])
+    for name, _, rate in groups:
+        if rate is not None and name == FROZEN:
+            raise InputError(f"config.groups: {FROZEN!r} is the name of what has the rate None.")
+        if rate is not None and names.count(name) > 1:
+            raise InputError(
+                f"config.groups: several rows are called {name!r}; each trained group needs its own"
+                " name."
+            )
+
+
+def _is_row(row) -> bool:
+    if not isinstance(row, tuple | list) or [*map(type, row[:2])] != [str, str] or len(row) != 3:
+        return False
+    if row[2] is None:
+        return True
+    rates = row[2] if isinstance(row[2], tuple | list) else (row[2],)
+    return len(rates) > 0 and all(type(x) in (int, float) and x >= 0 for x in rates)
+
+
+def default() -> ConfigDict:
+    """The paper's stage 1, for a recipe to start from; locked."""
+    return Config().recipe().lock()
 
 
 def config_file(name: str) -> Path:
@@ -334,6 +825,8 @@ def _parse(text: str, current, override: str):
         value = text
     if isinstance(current, float) and type(value) is int:
         value = float(value)
+    if isinstance(current, tuple) and isinstance(value, list):
+        value = tuple(value)
     if type(value) is not type(current):
         raise InputError(
             f"{override!r}: the field is of type {type(current).__name__}"
