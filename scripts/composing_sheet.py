@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from imprint_jax import Compositor, Placement, Request, Settings, geometry, images
-from imprint_jax.config import DataConfig
+from imprint_jax.config.fields import DataConfig
 
 TILE = 112
 COLOURS = 256  # of the sheet, to keep the file small

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from imprint_jax import config
-from imprint_jax.config import Config, DataConfig, DiffusionConfig, SamplingConfig, Section
+from imprint_jax.config.fields import Config, DataConfig, DiffusionConfig, SamplingConfig
+from imprint_jax.config.section import Section
 from imprint_jax.errors import InputError
 
 CHOICES = ("prediction_type", "background_mode", "mask_channel", "hole_fill")

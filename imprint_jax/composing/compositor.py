@@ -36,7 +36,7 @@ from imprint_jax.composing.batching import Batching
 from imprint_jax.composing.photo import Pictures
 from imprint_jax.composing.request import Picture, Placement, Request, is_whole
 from imprint_jax.composing.start import paste_object
-from imprint_jax.config import DiffusionConfig, ReleasedConfig
+from imprint_jax.config.fields import DiffusionConfig, ReleasedConfig
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint

@@ -24,7 +24,7 @@ from imprint_jax import images
 from imprint_jax.composing.compositor import Compositor, Settings
 from imprint_jax.composing.manifest import Entry
 from imprint_jax.composing.photo import Photo
-from imprint_jax.config import ReleasedConfig
+from imprint_jax.config.fields import ReleasedConfig
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.runtime import devices

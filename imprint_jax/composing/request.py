@@ -13,7 +13,7 @@ import numpy as np
 
 from imprint_jax import geometry, images
 from imprint_jax.composing.photo import Photo, open_photo
-from imprint_jax.config import DataConfig
+from imprint_jax.config.fields import DataConfig
 from imprint_jax.errors import InputError
 
 log = logging.getLogger(__name__)

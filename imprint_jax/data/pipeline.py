@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from imprint_jax.config import Config, SourceConfig
+from imprint_jax.config.fields import Config, SourceConfig
 from imprint_jax.data.records import RecordSource
 from imprint_jax.data.transforms import InPlace, InScene, Pasted, ViewPair
 from imprint_jax.errors import InputError

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 from scipy import ndimage
 
-from imprint_jax.config import Config, DataConfig
+from imprint_jax.config.fields import Config, DataConfig
 from imprint_jax.data.pairs import make_pairs
 from imprint_jax.data.records import Record, RecordSource
 from imprint_jax.data.resample import resize, resize_cut, warp_framed

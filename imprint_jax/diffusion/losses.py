@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from imprint_jax.config import DiffusionConfig
+from imprint_jax.config.fields import DiffusionConfig
 from imprint_jax.diffusion import process
 from imprint_jax.models.imprint import Imprint, to_float
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imprint_jax.config import DiffusionConfig, PredictionType
+from imprint_jax.config.fields import DiffusionConfig, PredictionType
 
 PREDICTION_TYPES = get_args(PredictionType)
 

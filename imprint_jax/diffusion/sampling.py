@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imprint_jax.config import DiffusionConfig, Sampler
+from imprint_jax.config.fields import DiffusionConfig, Sampler
 from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models.imprint import Imprint, to_float

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-from imprint_jax.config import CLIPConfig, DINOv2Config, ModelConfig
+from imprint_jax.config.fields import CLIPConfig, DINOv2Config, ModelConfig
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import perceptual, vit
 from imprint_jax.evaluation.batched import Batched

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from imprint_jax import geometry, images
-from imprint_jax.config import DataConfig
+from imprint_jax.config.fields import DataConfig
 from imprint_jax.data import transforms
 from imprint_jax.data.pairs import make_pairs
 from imprint_jax.data.records import Record, RecordSource

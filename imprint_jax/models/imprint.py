@@ -12,9 +12,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imprint_jax import config as configs
 from imprint_jax import geometry
-from imprint_jax.config import ModelConfig, RematConfig, Section
+from imprint_jax.config.fields import (
+    AdapterConfig,
+    CLIPConfig,
+    DINOv2Config,
+    KLConfig,
+    LappedConfig,
+    MapperConfig,
+    ModelConfig,
+    RematConfig,
+    UNetConfig,
+)
+from imprint_jax.config.section import Section
 from imprint_jax.models.adapter import Adapter, Mapper
 from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.clip import CLIPVision
@@ -111,13 +121,13 @@ def _widened(mask: jax.Array) -> jax.Array:
 
 
 NETWORKS = {
-    configs.DINOv2Config: DINOv2,
-    configs.CLIPConfig: CLIPVision,
-    configs.AdapterConfig: Adapter,
-    configs.MapperConfig: Mapper,
-    configs.UNetConfig: UNet,
-    configs.KLConfig: AutoencoderKL,
-    configs.LappedConfig: LappedCodec,
+    DINOv2Config: DINOv2,
+    CLIPConfig: CLIPVision,
+    AdapterConfig: Adapter,
+    MapperConfig: Mapper,
+    UNetConfig: UNet,
+    KLConfig: AutoencoderKL,
+    LappedConfig: LappedCodec,
 }
 
 

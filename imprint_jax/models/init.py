@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from flax import traverse_util
 
-from imprint_jax.config import LappedConfig, ModelConfig
+from imprint_jax.config.fields import LappedConfig, ModelConfig
 from imprint_jax.models import imprint
 from imprint_jax.models.vae import lapped_codec_params
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from imprint_jax.config import RANDOM, Config, InitFromConfig
+from imprint_jax.config.fields import RANDOM, Config, InitFromConfig
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.training import checkpoint, run_directory

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from imprint_jax.config import FROZEN, OptimConfig
+from imprint_jax.config.fields import FROZEN, OptimConfig
 from imprint_jax.errors import InputError
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from flax import traverse_util
 
 from imprint_jax import config as configs
-from imprint_jax.config import Config, InitFromConfig
+from imprint_jax.config.fields import Config, InitFromConfig
 from imprint_jax.data.records import content_hash
 from imprint_jax.errors import InputError
 from imprint_jax.runtime import distributed

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from imprint_jax.config import Config, ModelConfig
+from imprint_jax.config.fields import Config, ModelConfig
 from imprint_jax.errors import InputError
 from imprint_jax.runtime.files import atomic_folder
 from imprint_jax.weights import clip, detect, dinov2, mapping, peers, release, stable_diffusion

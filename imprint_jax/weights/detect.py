@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imprint_jax.config import KLConfig, network
+from imprint_jax.config.fields import KLConfig, network
 from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from imprint_jax.config import ReleasedConfig
+from imprint_jax.config.fields import ReleasedConfig
 from imprint_jax.errors import InputError
 from imprint_jax.weights import hub, release
 

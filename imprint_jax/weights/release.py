@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from imprint_jax.config import CLIPConfig, ReleasedConfig, Section
+from imprint_jax.config.fields import CLIPConfig, ReleasedConfig
+from imprint_jax.config.section import Section
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.runtime.files import atomic_file

@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import imprint_jax
-from imprint_jax.config import DataConfig
+from imprint_jax.config.fields import DataConfig
 from imprint_jax.data import batch as batches
 from imprint_jax.data.pipeline import check_sources, make_dataset, make_stream
 from imprint_jax.data.records import RecordWriter

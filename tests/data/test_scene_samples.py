@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imprint_jax.config import Config, SourceConfig
+from imprint_jax.config.fields import Config, SourceConfig
 from imprint_jax.data import batch as batches
 from imprint_jax.data.pairs import make_pairs
 from imprint_jax.data.pipeline import make_dataset, make_stream, make_transform

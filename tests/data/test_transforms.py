@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.interpolate import RegularGridInterpolator
 
-from imprint_jax.config import DataConfig
+from imprint_jax.config.fields import DataConfig
 from imprint_jax.data.pairs import WindowPartners, make_pairs
 from imprint_jax.data.transforms import (
     AsComposed,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from imprint_jax.config import DiffusionConfig
+from imprint_jax.config.fields import DiffusionConfig
 from imprint_jax.diffusion import process
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from imprint_jax.config import Config, DiffusionConfig
+from imprint_jax.config.fields import Config, DiffusionConfig
 from imprint_jax.diffusion import process, sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint, init

@@ -11,7 +11,7 @@ import torch
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from imprint_jax.config import Config, RematConfig
+from imprint_jax.config.fields import Config, RematConfig
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import encoders, perceptual
 from imprint_jax.models import imprint, init

@@ -10,7 +10,7 @@ from PIL import Image
 
 from imprint_jax import config, images
 from imprint_jax.composing import manifest
-from imprint_jax.config import Config, DataConfig
+from imprint_jax.config.fields import Config, DataConfig
 from imprint_jax.data.preparation.prepare import prepare
 from imprint_jax.data.records import RecordSource
 from imprint_jax.errors import InputError

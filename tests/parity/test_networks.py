@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax import nnx
 
-from imprint_jax.config import CLIPConfig, DiffusionConfig, network
+from imprint_jax.config.fields import CLIPConfig, DiffusionConfig, network
 from imprint_jax.diffusion import process
 from imprint_jax.models import imprint
 from imprint_jax.models.dinov2 import DINOv2

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imprint_jax.config import RematConfig
+from imprint_jax.config.fields import RematConfig
 from imprint_jax.data import batch as batches
 from imprint_jax.models.attention import tracing_for
 from imprint_jax.planning import compile as compiling

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imprint_jax import config
-from imprint_jax.config import Config, InitFromConfig
+from imprint_jax.config.fields import Config, InitFromConfig
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint, init
 from imprint_jax.training import initialize, optimizer

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from imprint_jax import config
-from imprint_jax.config import OptimConfig
+from imprint_jax.config.fields import OptimConfig, check_groups
 from imprint_jax.errors import InputError
 from imprint_jax.training import optimizer
 
@@ -51,7 +50,7 @@ def test_first_match_decides_and_everything_is_covered():
 )
 def test_a_table_that_does_not_mean_what_it_says_is_refused(groups, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        config.check_groups(groups)
+        check_groups(groups)
 
 
 def test_partition_and_merge_are_inverse():

@@ -12,7 +12,7 @@ import pytest
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from imprint_jax.config import OptimConfig, SamplingConfig
+from imprint_jax.config.fields import OptimConfig, SamplingConfig
 from imprint_jax.data import batch as batches
 from imprint_jax.errors import InputError
 from imprint_jax.models import attention

@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from imprint_jax.composing.compositor import Compositor
-from imprint_jax.config import CLIPConfig, MapperConfig
+from imprint_jax.config.fields import CLIPConfig, MapperConfig
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
