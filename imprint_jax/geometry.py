@@ -37,6 +37,10 @@ FAINT = 13
 # where a box is. Ours.
 SPECK = 0.005
 
+# Where this share of what is around an object is of one colour, within so many levels, the object
+# is cut out. Ours.
+FLAT, SAME_COLOR = 0.95, 16
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -172,6 +176,25 @@ def object_crop(
     scale = size / (longer * (1 + 2 * margin))
     width, height = round((x1 - x0) * scale), round((y1 - y0) * scale)
     return centre(_resize(cut, width, height, resample), size)
+
+
+def surroundings(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+    """The one colour around an object that was cut out; None around one in its photo.
+
+    Args:
+        image: (h w 3) uint8.
+        mask: As `object_crop`.
+
+    Returns:
+        (3,) uint8; None also where the object fills the picture.
+    """
+    around = image[mask == 0]
+    if not len(around):
+        return None
+    around = around[:: max(len(around) // 10_000, 1)].astype(int)  # enough to tell
+    color = np.median(around, axis=0)
+    flat = np.abs(around - color).max(axis=1) <= SAME_COLOR
+    return color.astype(np.uint8) if flat.mean() >= FLAT else None
 
 
 def check_object_view(fit: str, background: str, resample: str) -> None:

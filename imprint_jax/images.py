@@ -8,11 +8,13 @@ import functools
 import io
 import logging
 import os
+import re
+import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, features
 
 from imprint_jax.errors import InputError
 
@@ -39,6 +41,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+EXIF_HEADER = b"Exif\0\0"  # before EXIF in a JPEG file, and often elsewhere
 _CHANNELS = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 # What callers hand over beside arrays.
@@ -90,21 +93,78 @@ def open_upright(data: bytes, name: str, least: int | None = None) -> Image.Imag
             image.draft(None, (image.width // shrink, image.height // shrink))
         image.load()
     except Image.UnidentifiedImageError:
-        heic = data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1")
-        hint = ": Pillow does not read HEIC, save it as JPEG or PNG" if heic else ""
+        format = _unread_format(data)
+        hint = f": Pillow does not read {format} here, save it as JPEG or PNG" if format else ""
         raise InputError(f"{name} is not a picture of a known format{hint}.") from None
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
         raise InputError(f"{name} cannot be read as a picture: {_reason(error)}.") from error
-    return upright(image)
+    return upright(image, name)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF orientation says; nothing else of its EXIF matters."""
+def _unread_format(data: bytes) -> str | None:
+    """HEIC or AVIF, by the brands at a file's beginning, if Pillow has no decoder of it."""
+    if data[4:8] != b"ftyp":
+        return None
+    (length,) = struct.unpack_from(">I", data)
+    brands = data[8 : min(length, 256)]  # the file's own, and those it is compatible with
+    if b"avif" in brands or b"avis" in brands:
+        return None if features.check("avif") else "AVIF"
+    return "HEIC" if re.search(rb"hei[cxms]|hev[cxms]|mif1|msf1", brands) else None
+
+
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """A picture turned as its EXIF orientation says; nothing else of its EXIF matters.
+
+    Args:
+        image: Any picture of Pillow's.
+        name: What to call it where that is said: its EXIF is too damaged to tell.
+    """
+    orientation = _orientation(image, name)
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _orientation(image: Image.Image, name: str) -> int | None:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # what is wrong with other tags says nothing about the pixels
         orientation = None
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    exif = image.info.get("exif")
+    # An AVIF file has a field of its own for it, which Pillow has put in the place of EXIF's.
+    if orientation is not None or not isinstance(exif, bytes) or image.format == "AVIF":
+        return orientation
+    exif = exif.removeprefix(EXIF_HEADER)
+    try:  # Pillow stops reading at the first tag whose value lies outside of the file
+        order, entries = exif_entries(exif)
+        for entry in entries:
+            tag, kind, count, value = struct.unpack_from(order + "HHIH", exif, entry)
+            if (tag, kind, count) == (ExifTags.Base.Orientation, 3, 1):  # one SHORT
+                return value
+    except (ValueError, struct.error):
+        if exif:
+            log.warning("the EXIF of %s is damaged: whether to turn it cannot be told", name)
+    return None
+
+
+def exif_entries(exif: bytes | bytearray) -> tuple[str, range]:
+    """Where the tags of a picture's EXIF are, however damaged their values are.
+
+    Args:
+        exif: Without `EXIF_HEADER`.
+
+    Returns:
+        The byte order as `struct` writes it, and the places of the first directory's entries of 12
+        bytes: tag, kind, count and value (or the value's place).
+
+    Raises:
+        ValueError: It is no EXIF.
+        struct.error: It ends before the directory.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(exif[:4]))
+    if order is None:
+        raise ValueError("no EXIF")
+    (directory,) = struct.unpack_from(order + "I", exif, 4)
+    (count,) = struct.unpack_from(order + "H", exif, directory)
+    return order, range(directory + 2, directory + 2 + 12 * count, 12)
 
 
 def plain(image: Image.Image, name: str, *, convert: bool = True) -> Image.Image:
@@ -436,7 +496,7 @@ def as_rgb_or_rgba(picture: np.ndarray | PathOrImage, name: str) -> np.ndarray:
     if isinstance(picture, str | os.PathLike):
         return read_image(picture)
     if isinstance(picture, Image.Image):
-        image = plain(upright(loaded(picture, name)), f"the {name}")
+        image = plain(upright(loaded(picture, name), f"the {name}"), f"the {name}")
         return np.array(image.convert("RGB") if image.mode == "L" else image)
     array = np.array(picture)
     if array.dtype != np.uint8:

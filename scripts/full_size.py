@@ -11,6 +11,9 @@ Writes reference networks of Stable Diffusion v1.4's and DINOv2-g's size with ev
 Needs 20 GB of disk, 12 GB of memory and PyTorch (pip install '.[test]'). Takes some ten minutes on
 two cores.
 
+`python scripts/full_size.py FOLDER --case paint-by-example` writes the public compositor's networks
+in the same way (5 GB), converts them, and composes one picture of 512 px in 3 steps by them.
+
 `python scripts/full_size.py train FOLDER` fine-tunes these weights for a few steps instead, see
 full_size_train.py; it needs 22 GB of memory and 60 GB of disk.
 """
@@ -41,6 +44,7 @@ HEADER = (
     "| network, fp32 | largest error / largest value | cosine | time ours / torch | peak memory |\n"
     "|---|---|---|---|---|"
 )
+PEER_PARTS = ("peer-references", "peer-compose")  # each a process, of --case paint-by-example
 RUNS = 2  # timed, after one to warm up; the faster counts
 
 
@@ -57,18 +61,11 @@ def case_context() -> np.ndarray:
 def write_references(folder: Path) -> None:
     """Saves the reference networks, every tensor random, as diffusers and transformers do."""
     import diffusers
-    import torch
     import transformers
 
-    torch.manual_seed(0)
     makers = {
         "sd/unet": lambda: diffusers.UNet2DConditionModel(cross_attention_dim=768),
-        "sd/vae": lambda: diffusers.AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-        ),
+        "sd/vae": stable_diffusions_vae,
         "dinov2": lambda: transformers.Dinov2WithRegistersModel(
             transformers.Dinov2WithRegistersConfig(
                 hidden_size=1536,
@@ -81,6 +78,50 @@ def write_references(folder: Path) -> None:
             )
         ),
     }
+    write_random(folder, makers)
+
+
+def write_paint_by_example(folder: Path) -> None:
+    """Saves Paint-by-Example's networks, every tensor random, as its folder on the hub has them."""
+    import diffusers
+    import transformers
+    from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
+
+    tower = transformers.CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        patch_size=14,
+        projection_dim=768,
+    )
+    makers = {
+        "unet": lambda: diffusers.UNet2DConditionModel(in_channels=9, cross_attention_dim=768),
+        "vae": stable_diffusions_vae,
+        "image_encoder": lambda: PaintByExampleImageEncoder(tower),
+    }
+    write_random(folder, makers)
+    index = {"_class_name": "PaintByExamplePipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def stable_diffusions_vae():
+    """diffusers' network."""
+    import diffusers
+
+    return diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    )
+
+
+def write_random(folder: Path, makers: dict) -> None:
+    """Saves networks with every tensor random, {folder within `folder`: what makes the network}."""
+    import torch
+
+    torch.manual_seed(0)
     for name, make in makers.items():
         with torch.device("meta"):
             model = make()
@@ -175,19 +216,18 @@ def write_adapter(folder: Path) -> None:
         release.write_component(folder / "ours", "adapter", init.draw("adapter", model, 0))
 
 
-def compose(folder: Path) -> None:
-    """One composite of 512 px in 2 steps by the converted model and a random adapter."""
+def compose(folder: Path, num_steps: int) -> None:
+    """One composite of 512 px by a released folder."""
     from imprint_jax import Compositor
 
-    write_adapter(folder)
-    compositor = Compositor.from_pretrained(folder / "ours")
+    compositor = Compositor.from_pretrained(folder)
     rng = np.random.default_rng(0)
     thing = np.dstack([rng.integers(0, 256, (300, 200, 3)), np.full((300, 200), 255)])
     photo = rng.integers(0, 256, (512, 512, 3)).astype(np.uint8)
     hole = np.zeros((512, 512), bool)
     hole[150:400, 180:340] = True
     start = time.perf_counter()
-    picture = compositor(thing.astype(np.uint8), photo, hole, num_steps=2)
+    picture = compositor(thing.astype(np.uint8), photo, hole, num_steps=num_steps)
     print(json.dumps({"seconds": time.perf_counter() - start, "size": picture.size}))
 
 
@@ -240,6 +280,18 @@ def prepare(folder: Path) -> None:
             print(f"converted {source} in {seconds:.0f} s, peak memory {memory:.1f} GiB")
 
 
+def compose_as_peer(folder: Path) -> None:
+    """Paint-by-Example, from its folder on the hub to a picture of 512 px; prints what it takes."""
+    source, ours = str(folder / "paint-by-example"), str(folder / "peer")
+    write, draw = ([__file__, str(folder), "--case", part] for part in PEER_PARTS)
+    if not Path(source, "model_index.json").exists():
+        measured(write)
+    seconds, memory, _ = measured(["-m", "imprint_jax", "convert", source, ours])
+    print(f"converted in {seconds:.0f} s, peak memory {memory:.1f} GiB", flush=True)
+    seconds, memory, line = measured(draw)
+    print(f"512 px composite, 3 steps: {line}, {seconds:.0f} s in all, {memory:.1f} GiB")
+
+
 def main() -> None:
     """Reads the command line and does all, or one case of one side."""
     if sys.argv[1:2] == ["train"]:
@@ -249,7 +301,8 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where weights go; what is there is used again")
-    parser.add_argument("--case", choices=[*CASES, "references", "compose"], help="only this")
+    parts = ("references", "compose", *PEER_PARTS, "paint-by-example")
+    parser.add_argument("--case", choices=[*CASES, *parts], help="only this")
     parser.add_argument("--side", choices=["ours", "torch"], help="with --case: one side")
     parser.add_argument("--output", type=Path, help="with --side: where its output goes")
     options = parser.parse_args()
@@ -259,15 +312,21 @@ def main() -> None:
         np.save(options.output, output)
         print(seconds)
         return
-    if options.case == "references":
-        write_references(options.folder)
-        return
-    if options.case == "compose":
-        compose(options.folder)
-        return
+    match options.case:
+        case "references":
+            return write_references(options.folder)
+        case "compose":
+            write_adapter(options.folder)
+            return compose(options.folder / "ours", 2)
+        case "peer-references":
+            return write_paint_by_example(options.folder / "paint-by-example")
+        case "peer-compose":
+            return compose(options.folder / "peer", 3)
 
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     folder = options.folder
+    if options.case == "paint-by-example":
+        return compose_as_peer(folder)
     prepare(folder)
     print(HEADER)
     for name in [options.case] if options.case else CASES:

@@ -24,6 +24,7 @@ from imprint_jax.geometry import (
     object_crop,
     paste_back,
     ring_around,
+    surroundings,
     without_specks,
 )
 
@@ -342,3 +343,15 @@ def test_the_crop_has_a_least_side_as_far_as_the_picture_goes():
     speck = box_mask((50, 50, 52, 52), 100, 200)
     assert context_crop(speck, 1.75, 12).side == 12
     assert context_crop(speck, 1.75, 500).side == 100
+
+
+def test_what_is_around_an_object_is_one_colour_or_a_photo():
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    mask = box_mask((20, 20, 50, 40), 60, 80)
+    for color in ((0, 0, 0), (255, 255, 255), (90, 120, 60)):
+        cut = np.where(mask[..., None], photo, np.array(color, np.uint8))
+        for coverage in (mask, mask.astype(np.uint8) * 255):
+            assert tuple(surroundings(cut, coverage)) == color
+    assert surroundings(photo, mask) is None
+    assert surroundings(photo, np.ones_like(mask)) is None

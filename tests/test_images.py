@@ -5,10 +5,11 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from imprint_jax.errors import InputError
 from imprint_jax.images import (
+    as_rgb_or_rgba,
     decode_image,
     decode_mask,
     encode_png,
@@ -274,6 +275,33 @@ def test_odd_exif_does_not_stand_before_the_pixels(colors):
     np.testing.assert_array_equal(decode_image(data, "x"), np.rot90(colors, -1))
 
 
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("entries", [2, 60])
+def test_a_tag_whose_value_is_lost_does_not_stand_before_the_orientation(
+    colors, order, entries, caplog
+):
+    """Pillow stops at such a tag, and says nothing of those after it."""
+    lost = struct.pack(order + "HHII", 0x010F, 2, 100_000, 9999)
+    turned = struct.pack(order + "HHIHH", 0x0112, 3, 1, 6, 0)
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    exif = mark + struct.pack(order + "IH", 8, entries) + lost + turned + bytes(4)
+    image = Image.fromarray(colors)
+    data = encoded(image, "PNG", exif=b"Exif\0\0" + exif)
+    np.testing.assert_array_equal(decode_image(data, "x"), np.rot90(colors, -1))
+    image.info["exif"] = exif
+    np.testing.assert_array_equal(as_rgb_or_rgba(image, "x"), np.rot90(colors, -1))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "exif", [b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\x09\x01", b"non" * 9]
+)
+def test_an_orientation_that_cannot_be_read_is_said(colors, exif, caplog):
+    data = encoded(Image.fromarray(colors), "PNG", exif=b"Exif\0\0" + exif)
+    np.testing.assert_array_equal(decode_image(data, "a.png"), colors)
+    assert "the EXIF of a.png is damaged" in caplog.text
+
+
 def test_pictures_of_other_colour_spaces_are_srgb(colors):
     red = np.full((4, 4, 3), (234, 51, 35), np.uint8)  # sRGB's red, in numbers of Display P3
     for image in (Image.fromarray(red), Image.fromarray(np.dstack([red, red[..., :1]]))):
@@ -289,9 +317,26 @@ def test_common_formats_are_read(format):
     assert got.shape == flat.shape and np.abs(got.astype(int) - flat).max() < 8
 
 
-def test_heic_is_named():
-    with pytest.raises(InputError, match="does not read HEIC"):
-        decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "a.heic")
+@pytest.mark.parametrize(
+    "brands, name",
+    [
+        (b"heic\0\0\0\0mif1heic", "HEIC"),
+        (b"hevc\0\0\0\0msf1", "HEIC"),
+        (b"mif1\0\0\0\0avifmif1", "AVIF"),
+    ],
+)
+def test_heic_and_avif_that_pillow_cannot_open_are_named(monkeypatch, brands, name):
+    data = struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(100)
+    monkeypatch.setattr(features, "check", lambda feature: feature != "avif")
+    with pytest.raises(InputError, match=f"a.x is .* does not read {name} .* JPEG or PNG"):
+        decode_image(data, "a.x")
+
+
+def test_a_damaged_avif_is_not_called_unreadable(colors):
+    data = encoded(Image.fromarray(colors), "AVIF")
+    with pytest.raises(InputError, match=r"a\.avif (is not|cannot be)") as caught:
+        decode_image(data[:40] + bytes(100), "a.avif")
+    assert "does not read" not in str(caught.value)
 
 
 def test_mask_of_another_size_says_both(tmp_path):

@@ -196,6 +196,7 @@ class Compositor:
         self.params["vae"] = cast(params["vae"], jnp.float32)
         self.batching = Batching(self.params, max_batch)
         self._functions = {}
+        self._surroundings_told = False
 
     @classmethod
     def from_pretrained(
@@ -412,6 +413,8 @@ class Compositor:
         how = vars(self.config.object_view)
         see = functools.partial(geometry.object_crop, size=self.config.object_size, **how)
         cuts = [see(*view) for view in views]
+        if config.object_view.background == "photo":
+            self._tell_surroundings(views)
         square_hole = geometry.extract(hole, crop, size)[..., None]
         if sample.number == 0:
             self._mention(hole, square_hole, crop)
@@ -438,6 +441,22 @@ class Compositor:
             )
         if crop.side > 2 * self.config.image_size:
             log.info("composed at %d pixels, enlarged to %d", self.config.image_size, crop.side)
+
+    def _tell_surroundings(self, views: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Says once that a model which looks around the object sees a cut-out on one colour."""
+        colors = [geometry.surroundings(*view) for view in views]
+        color = next((color for color in colors if color is not None), None)
+        if self._surroundings_told or color is None:
+            return
+        self._surroundings_told = True
+        names = {(0, 0, 0): "black", (255, 255, 255): "white"}
+        name = names.get(tuple(color.tolist()), "of the colour #" + bytes(color).hex())
+        log.warning(
+            "the object is a cut-out, and what surrounds it is %s: this model was trained on"
+            " objects in their photos; give the photo and --object-mask (object_mask) if there is"
+            " one",
+            name,
+        )
 
     def _paste(
         self,

@@ -94,7 +94,7 @@ def open_photo(picture: np.ndarray | images.PathOrImage, name: str = "background
         path = picture
         return _from_pil(images.open_upright(images.read_bytes(path), str(path)), str(path))
     if isinstance(picture, Image.Image):
-        return _from_pil(images.upright(images.loaded(picture, name)), f"the {name}")
+        return _from_pil(images.upright(images.loaded(picture, name), f"the {name}"), f"the {name}")
     return Photo(_without_idle_alpha(images.as_rgb_or_rgba(picture, name)))
 
 
@@ -129,19 +129,15 @@ def _exif_of_a_result(exif) -> bytes | None:
     """
     if not isinstance(exif, bytes):
         return None
-    data = bytearray(exif.removeprefix(b"Exif\0\0"))
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(data[:4]))
-    if order is None:
-        return None
+    data = bytearray(exif.removeprefix(images.EXIF_HEADER))
     try:
-        (directory,) = struct.unpack_from(order + "I", data, 4)
-        (count,) = struct.unpack_from(order + "H", data, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+        order, entries = images.exif_entries(data)
+        for entry in entries:
             (tag,) = struct.unpack_from(order + "H", data, entry)
             if tag == ExifTags.Base.Orientation:
                 struct.pack_into(order + "HIHH", data, entry + 2, 3, 1, 1, 0)  # SHORT, one: 1
-        struct.pack_into(order + "I", data, directory + 2 + 12 * count, 0)  # no second directory
-    except struct.error:
+        struct.pack_into(order + "I", data, entries.stop, 0)  # no second directory
+    except (ValueError, struct.error):
         return None
     return bytes(data)
 

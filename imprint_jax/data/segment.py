@@ -92,7 +92,9 @@ def _session(path: str):
     options.intra_op_num_threads = 1  # processes are the parallelism; sums stay in one order
     try:
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-    except Exception as error:  # its own classes, which share no other base
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise  # its own classes share no other base
         raise InputError(f"ONNX Runtime cannot load {path}: {error}") from error
     shape = session.get_inputs()[0].shape
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] not in FAMILIES:

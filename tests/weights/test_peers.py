@@ -284,6 +284,23 @@ def test_they_compose(converted, objectstitch, tmp_path):
         assert (first != photo).any(-1)[changed].mean() > 0.9
 
 
+def test_a_cut_out_is_said_once_where_the_photo_around_an_object_is_seen(converted, caplog):
+    """Paint-by-Example was trained on objects in their photos."""
+    rng = np.random.default_rng(0)
+    photo, thing = rng.integers(0, 256, (2, 60, 60, 3), dtype=np.uint8)
+    mask = np.hypot(*np.mgrid[-30:30, -30:30]) < 20
+    compositor = Compositor.from_pretrained(converted)
+    compositor(thing, photo, mask, object_mask=mask, num_steps=1)
+    assert "surrounds it" not in caplog.text
+    white = np.where(mask[..., None], thing, np.uint8(255))
+    compositor(np.dstack([thing, 255 * mask.astype(np.uint8)]), photo, mask, num_steps=1)
+    compositor(white, photo, mask, object_mask=mask, num_steps=1)
+    compositor = Compositor.from_pretrained(converted)
+    compositor(white, photo, mask, object_mask=mask, num_steps=1)
+    told = [line for line in caplog.messages if "surrounds it" in line]
+    assert len(told) == 2 and "it is black:" in told[0] and "it is white:" in told[1]
+
+
 def test_full_size_names_and_shapes():
     """At full size, without weights: all 476 names and shapes of the published image_encoder/."""
     settings = transformers.CLIPVisionConfig(
