@@ -410,8 +410,9 @@ class Compositor:
         # Filled before resizing too, so that what is in the hole cannot leak into its rim.
         mode = self.config.diffusion.hole_fill
         filled = geometry.fill_hole(sample.photo[..., :3], hole[..., None], mode, grey=128)
-        how = vars(self.config.object_view)
-        see = functools.partial(geometry.object_crop, size=self.config.object_size, **how)
+        config = self.config
+        how = vars(config.object_view)
+        see = functools.partial(geometry.object_crop, size=config.object_size, **how)
         cuts = [see(*view) for view in views]
         if config.object_view.background == "photo":
             self._tell_surroundings(views)
