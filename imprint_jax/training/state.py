@@ -49,13 +49,15 @@ class Trainer:
             config.model, self.dtype, config.remat, Attention(target, config.attention)
         )
         self.labels = optimizer.label_params(self.abstract_params, config.groups)
-        self.rates = optimizer.schedules(
-            config.groups, config.total_steps, config.optim.warmup_steps
-        )
-        self.tx = optimizer.make_optimizer(config.optim, self.rates, self.labels)
+        self.tx = optimizer.make_optimizer(config.optim, self.rates(), self.labels)
         self.abstract_state = jax.eval_shape(self._new_state, self.abstract_params)
         self.state_sharding = sharding.state_sharding(mesh, self.abstract_state)
         self.alphas_cumprod = process.noise_schedule(config.diffusion)
+
+    def rates(self) -> dict[str, optax.Schedule]:
+        """The learning rate of each trained group."""
+        config = self.config
+        return optimizer.schedules(config.groups, config.total_steps, config.optim.warmup_steps)
 
     def _new_state(self, params: dict) -> TrainState:
         trained, frozen = optimizer.partition(params, self.labels)
@@ -164,7 +166,7 @@ class Trainer:
 
         Metrics are those of `step.metrics`, and the learning rate of each group.
         """
-        config = self.config
+        config, rates = self.config, self.rates()
 
         def train(state: TrainState, batch: dict):
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -175,7 +177,7 @@ class Trainer:
                 decay = config.optim.ema_decay
                 ema = step.moving_average(state.ema, trained, state.step, decay)
             metrics = step.metrics(found, grads, self.labels, len(self.alphas_cumprod))
-            metrics |= {f"lr/{name}": rate(state.step) for name, rate in self.rates.items()}
+            metrics |= {f"lr/{name}": rate(state.step) for name, rate in rates.items()}
             return TrainState(state.step + 1, trained, state.frozen, ema, opt_state), metrics
 
         out_shardings = (self.state_sharding, sharding.replicated(self.mesh))

@@ -181,7 +181,7 @@ def test_variants_share_the_trainings_they_have_in_common(tmp_path, monkeypatch,
         assert resume
         trained.append(workdir.name.rpartition("-")[0])
         (workdir / "checkpoints" / str(c.total_steps)).mkdir(parents=True)
-        (workdir / "config.json").write_text(c.to_json())
+        (workdir / "config.json").write_text(json.dumps(c.to_dict()))
         return 0
 
     monkeypatch.setattr(ablations, "train", fake)
@@ -277,7 +277,7 @@ def test_with_several_trainings_the_spread_is_theirs():
 
 def test_a_run_that_was_trained_anew_is_exported_anew(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(ablations.checkpoint, "load_params", lambda run: (run, None))
+    monkeypatch.setattr(ablations.checkpoint, "load_params", lambda run: (config.Config(), None))
     monkeypatch.setattr(ablations.initialize, "load_licences", lambda run: {})
 
     def save(folder, *_):
