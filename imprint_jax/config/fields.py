@@ -222,8 +222,8 @@ class SourceConfig(Section):
     NAME: ClassVar[str] = "config.data.sources"
     kind: str
     records: str
-    weight: NotNegative
     backgrounds: str = ""
+    weight: NotNegative
 
     def __post_init__(self):
         super().__post_init__()

@@ -18,7 +18,7 @@ from imprint_jax.errors import InputError
 from imprint_jax.runtime.files import atomic_folder
 from imprint_jax.weights import clip, detect, dinov2, mapping, peers, release, stable_diffusion
 from imprint_jax.weights.detect import Component, Source, find
-from imprint_jax.weights.tensors import write_tensors
+from imprint_jax.weights.tensors import read_json, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,8 @@ def _released(source: Source, dst: Path, licence: str | None) -> dict:
     if "clip" in settings:
         return {"clip": settings["clip"], "licences": licences}
     if (dst / "config.json").is_file():
-        released = release.load_config(dst).to_dict() | {"licences": release.load_licences(dst)}
+        kept = read_json(dst / "config.json").get("licences", {})
+        released = release.load_config(dst).to_dict() | {"licences": kept}
     else:
         released = Config().released().to_dict()
     released["model"] |= settings

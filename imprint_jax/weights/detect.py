@@ -377,7 +377,8 @@ def _find_imprint(path: Path) -> Source:
             )
             components.append(part)
     if "model" in released:
-        released = release.load_config(path).to_dict() | {"licences": release.load_licences(path)}
+        licences = released.get("licences", {})
+        released = release.load_config(path).to_dict() | {"licences": licences}
     return Source("imprint", "imprint", components, released)
 
 
