@@ -131,9 +131,9 @@ class Trainer:
 
     def _losses(self, model: imprint.Imprint, batch: dict, key: jax.Array) -> losses.Losses:
         shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
-        config, alphas = self.config, jnp.asarray(self.alphas_cumprod)
-        draws = losses.draw(key, batch["index"], shape, len(alphas), config.drop_probability)
-        loss_fn = losses.STAGE_LOSS[config.stage]
+        config, timesteps = self.config, len(self.alphas_cumprod)
+        draws = losses.draw(key, batch["index"], shape, timesteps, config.drop_probability)
+        loss_fn, alphas = losses.STAGE_LOSS[config.stage], jnp.asarray(self.alphas_cumprod)
         values = loss_fn(model, batch, draws, alphas, config.diffusion, config.min_snr_gamma)
         return losses.Losses(values, draws.timesteps)
 
