@@ -64,6 +64,7 @@ def main() -> None:
     """
     # XLA's own messages: a compilation that takes minutes is no error. It raises what is one.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.unraisablehook = _show_unraisable
     try:
         app()
     except InputError as error:
@@ -75,6 +76,16 @@ def main() -> None:
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
         where = f"{error.filename}: " if error.filename is not None else ""
         _end(f"{where}{error.strerror or error}.", 1)
+
+
+def _show_unraisable(unraisable) -> None:
+    """As Python does, but for a full disk's echoes.
+
+    Of hundreds of writes that TensorStore has begun the first that fails is raised; the others find
+    the event loop that waited for them gone, in threads of its own.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _end(sentence: str, code: int) -> NoReturn:

@@ -41,6 +41,9 @@ def compose(
     manifest: Annotated[
         Path | None, typer.Option(help="Many at once: JSON lines, or a folder (docs/composing.md).")
     ] = None,
+    shard: Annotated[
+        str, typer.Option(help="I/N, with --manifest: one of N processes that share the work.")
+    ] = "1/1",
     model: Annotated[
         str, typer.Option(help="A shipped model, a folder, or ORG/NAME[@REVISION].")
     ] = "mini",
@@ -119,13 +122,15 @@ def compose(
     single = dict(object=object_paths, object_mask=object_masks, background=background, mask=mask)
     single |= dict(box=box, num=num, seed=seed)
     if manifest is None:
+        if shard != "1/1":
+            raise InputError("--shard is for --manifest: one request is one process's work.")
         _compose_one(_entry(out, **single), out, inputs, load, settings, describe, shape)
     elif single_options := [name for name, value in single.items() if value not in (None, [])]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in single_options)
         raise InputError(f"{names} cannot be used with --manifest, which says that itself.")
     else:
-        entries = manifests.read(manifest)
-        _compose_many(entries, out, inputs, load, settings, describe, shape)
+        entries, part = manifests.read(manifest), job.parse_shard(shard)
+        _compose_many(entries, part, out, inputs, load, settings, describe, shape)
 
 
 def _entry(
@@ -169,6 +174,7 @@ def _compose_one(
 
 def _compose_many(
     entries,
+    shard: tuple[int, int],
     out: Path,
     inputs: list[Path],
     load: Callable,
@@ -179,12 +185,13 @@ def _compose_many(
     from imprint_jax.composing import job
 
     how = describe()
-    todo = job.unfinished(entries, out, how, inputs)
-    if len(todo) < len(entries):
-        note(f"{len(entries) - len(todo)} of {len(entries)} were done before")
+    todo = job.unfinished(entries, out, how, inputs, shard)
+    share = len(range(shard[0] - 1, len(entries), shard[1]))
+    if len(todo) < share:
+        note(f"{share - len(todo)} of {share} were done before")
     if not todo:
         return
-    jobs = job.compose_entries(load(), todo, out, settings, how, **shape)
+    jobs = job.compose_entries(load(), todo, out, settings, how, shard, **shape)
     failed = 0
     for entry, error in track(jobs, "composing", len(todo)):
         if error:

@@ -50,6 +50,9 @@ class App(typer.Typer):
 class Lines(logging.Handler):
     """Shows log records as lines, long ones whole; of other libraries errors only.
 
+    Orbax (which logs as absl) and asyncio log errors of background threads with their tracebacks
+    and raise them, too: those are shown once, by whoever catches them.
+
     Args:
         verbose: Shows everything.
     """
@@ -60,8 +63,10 @@ class Lines(logging.Handler):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether it is shown."""
-        own = record.name.split(".")[0] == "imprint_jax"
-        return self.verbose or own or record.levelno >= logging.ERROR
+        library = record.name.split(".")[0]
+        raised = library in ("absl", "asyncio")
+        error = record.levelno >= logging.ERROR and not raised
+        return self.verbose or library == "imprint_jax" or error
 
     def emit(self, record: logging.LogRecord) -> None:
         """Shows it."""

@@ -4,11 +4,15 @@ OUT/ID.png, OUT/ID_0.png ...  the pictures, with their provenance in a PNG text 
 OUT/results.jsonl             a line for each finished entry, with its provenance
 OUT/failures.jsonl            a line for each entry that failed, {"id", "error"}; none, no file
 
+Where several processes share a manifest, each keeps lists of its own: results.2-of-4.jsonl and
+failures.2-of-4.jsonl of the second of four. What any of them has done is done.
+
 Nothing else in the folder is ever replaced or deleted.
 """
 
 import json
 import os
+import re
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -99,7 +103,8 @@ def _text(how: dict, seed: int, number: int) -> dict:
 def recorded(folder: Path) -> dict:
     """How the pictures of a folder were composed, as far as its results.jsonl says; else {}."""
     try:
-        line, _ = next(_results(folder / "results.jsonl"), ({}, ""))
+        lines = (line for path in _lists(folder, "results") for line, _ in _results(path))
+        line = next(lines, {})
     except InputError:  # another tool's
         return {}
     return {key: line[key] for key in _RECORDED if key in line}
@@ -129,57 +134,95 @@ def check_single(path: Path, names: Iterable[str], inputs: Iterable[Path]) -> No
     _check_replaced(outputs, inputs, lambda file: _provenance_of(file) is not None)
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """What I/N says: which of how many processes, from 1.
+
+    Raises:
+        InputError: It is something else.
+    """
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    number, count = (int(part) for part in match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise InputError(
+            f"--shard wants I/N, such as 1/4 for the first of four processes, not {text!r}."
+        )
+    return number, count
+
+
+def _list(folder: Path, kind: str, shard: tuple[int, int]) -> Path:
+    """A process's own list, of "results" or "failures"."""
+    number, count = shard
+    return folder / (f"{kind}.jsonl" if count == 1 else f"{kind}.{number}-of-{count}.jsonl")
+
+
+def _lists(folder: Path, kind: str) -> list[Path]:
+    """The lists of all processes that have worked in a folder."""
+    name = re.compile(rf"{kind}(\.\d+-of-\d+)?\.jsonl")
+    return sorted(path for path in folder.glob(f"{kind}*.jsonl") if name.fullmatch(path.name))
+
+
 def unfinished(
-    entries: Iterable[Entry], out: Path, how: dict, inputs: Iterable[Path] = ()
+    entries: Iterable[Entry],
+    out: Path,
+    how: dict,
+    inputs: Iterable[Path] = (),
+    shard: tuple[int, int] = (1, 1),
 ) -> list[Entry]:
     """The entries that are still to do, for a folder that may hold some already.
 
     Call it before anything is loaded: it says whether `compose_entries` may write to the folder.
     Lines of results that are cut short, or whose entry or pictures are not as they were, are taken
-    out of OUT/results.jsonl; OUT/failures.jsonl is deleted.
+    out of the process's own list of results; its list of failures is deleted, and that of all
+    others where it works alone.
 
     Args:
-        entries: The manifest's.
+        entries: The manifest's, all of them.
         out: The folder; created if it does not exist.
         how: From `provenance`.
         inputs: Files that are read beside the entries', such as the manifest.
+        shard: From `parse_shard`. Of N processes each does every Nth entry.
 
     Raises:
         InputError: The folder holds pictures composed in another way, cannot be written to, or a
             file in it would be replaced that no job wrote.
     """
-    entries = list(entries)
+    number, count = shard
+    entries = list(entries)[number - 1 :: count]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"Cannot make the folder {out}: {error.strerror}.") from error
     _check_writable(out)
-    path, failures = out / "results.jsonl", out / "failures.jsonl"
-    lines = list(_results(path))
-    _check_failures(failures)
-    named = {name for line, _ in lines for name in line["pictures"]}
-    own = {path.name, failures.name} | named
+    path, failures = (_list(out, kind, shard) for kind in ("results", "failures"))
+    lines = {listed: list(_results(listed)) for listed in _lists(out, "results")}
+    # Others may be at work on theirs.
+    old_failures = [failures] if count > 1 else _lists(out, "failures")
+    for listed in old_failures:
+        _check_failures(listed)
+    done = [line for listed in lines.values() for line, _ in listed]
+    own = {path.name, failures.name} | {name for line in done for name in line["pictures"]}
     _check_replaced(
         [out / name for entry in entries for name in entry.names()] + [path, failures],
         [*inputs, *(file for entry in entries for file in entry.files())],
         lambda file: file.name in own or _same_way(_provenance_of(file), how),
     )
-    for line, _ in lines:
+    for line in done:
         for key in _SAME:
             if line[key] != how[key]:
                 raise InputError(
                     f"{out} holds pictures composed with another {key} ({line[key]}, not"
                     f" {how[key]}): give another --out."
                 )
-    failures.unlink(missing_ok=True)
+    for listed in old_failures:
+        listed.unlink(missing_ok=True)
     by_id = {entry.id: entry for entry in entries}
-    kept = {
-        line["id"]: text for line, text in lines if _still_holds(line, by_id.get(line["id"]), out)
-    }
-    if path.exists():
+    still_holds = lambda line: _still_holds(line, by_id.get(line["id"]), out)
+    if path in lines:
+        kept = {line["id"]: text for line, text in lines[path] if still_holds(line)}
         with atomic_file(path) as file:
             file.write_text("".join(kept.values()), encoding="utf-8")
-    return [entry for entry in entries if entry.id not in kept]
+    finished = {line["id"] for line in done if still_holds(line)}
+    return [entry for entry in entries if entry.id not in finished]
 
 
 def _still_holds(line: dict, entry: Entry | None, out: Path) -> bool:
@@ -289,6 +332,7 @@ def compose_entries(
     out: Path,
     settings: Settings,
     how: dict,
+    shard: tuple[int, int] = (1, 1),
     **shape,
 ) -> Iterator[tuple[Entry, str | None]]:
     """Composes entries one batch after the other, and writes each picture when it is composed.
@@ -299,13 +343,14 @@ def compose_entries(
         out: The folder, which exists.
         settings: The same for all.
         how: From `provenance`, written into each picture and result.
+        shard: As `unfinished` takes it.
         **shape: As `Entry.request` takes them.
 
     Yields:
         Each entry with None, or with what is wrong with it, about in their order.
 
     Raises:
-        InputError: results.jsonl or failures.jsonl cannot be written.
+        InputError: A list of results or failures cannot be written.
     """
     waiting, unreadable = deque(), deque()
 
@@ -320,7 +365,7 @@ def compose_entries(
             yield request
 
     def failed(entry: Entry, error: str) -> tuple[Entry, str]:
-        _append(out / "failures.jsonl", {"id": entry.id, "error": error})
+        _append(_list(out, "failures", shard), {"id": entry.id, "error": error})
         return entry, error
 
     error = None
@@ -343,7 +388,7 @@ def compose_entries(
         else:
             line = {"id": entry.id, "pictures": entry.names(), "seed": entry.seed}
             line |= how | {"entry": entry.line, "inputs": _inputs(entry)}
-            _append(out / "results.jsonl", line)
+            _append(_list(out, "results", shard), line)
             yield entry, None
         error = None
     while unreadable:

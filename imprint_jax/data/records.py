@@ -242,9 +242,14 @@ def content_hash(folder: str | os.PathLike) -> str:
     """Changes when anything in a prepared data set does, hexadecimal.
 
     Raises:
-        InputError: It has no checksums.
+        InputError: It is not there, or has no checksums.
     """
     path = Path(folder) / CHECKSUMS
+    if not Path(folder).is_dir():
+        raise InputError(
+            f"There is no folder {folder} of records; if it was moved, --config.data.sources says"
+            " where it is."
+        )
     if not path.is_file():
         raise InputError(f"{folder} has no {CHECKSUMS}; `imprint data prepare` writes it.")
     return sha256(path)

@@ -8,10 +8,13 @@ WORKDIR/checksums/frozen.json likewise
 WORKDIR/damaged/STEP/         a checkpoint whose files were not as they had been written
 """
 
+import contextlib
 import json
 import logging
+import os
+import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,7 +74,7 @@ class Checkpoints:
     def save_frozen(self, frozen: dict) -> None:
         """Writes the parameters that never change; a run without any writes nothing."""
         if frozen:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _refusals_named(self.frozen_dir), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(self.frozen_dir, frozen, force=True)
             if distributed.is_main():
                 self._write_checksums(self.frozen_dir)
@@ -104,7 +107,8 @@ class Checkpoints:
         """Returns when everything is on disk, or raises what went wrong."""
         pending, self.pending = self.pending, None
         if pending is not None:
-            pending.result()
+            with _refusals_named(self.folder):
+                pending.result()
 
     def restore(self, abstract: TrainState, shardings: TrainState) -> tuple[TrainState, int]:
         """The newest checkpoint whose files are whole, and the data's position.
@@ -222,13 +226,27 @@ class Checkpoints:
         """Waits until everything is on disk.
 
         Raises:
-            Exception: What went wrong while writing in the background, as a full disk.
+            OSError: The system refused to write, as on a full disk.
+            Exception: What else went wrong while writing in the background.
         """
-        try:
-            self._wait()
-        finally:
-            self.background.shutdown()
-            self.manager.close()
+        with _refusals_named(self.folder):  # the manager raises what it raised before, again
+            try:
+                self._wait()
+            finally:
+                self.background.shutdown()
+                self.manager.close()
+
+
+@contextlib.contextmanager
+def _refusals_named(folder: Path) -> Iterator[None]:
+    """Turns what Orbax raises where the system refuses to write into the `OSError` that it is."""
+    try:
+        yield
+    except Exception as error:  # TensorStore has a ValueError for most, with the number in its text
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:

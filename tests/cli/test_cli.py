@@ -4,8 +4,10 @@ import errno
 import json
 import logging
 import struct
+import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -192,6 +194,7 @@ def test_compose_says_what_is_wrong_and_writes_nothing(
 def test_main_turns_input_errors_into_one_sentence_and_exit_code_2(files, monkeypatch, capsys):
     arguments = compose_arguments(files, Path("x.png"), object="gone.png")
     monkeypatch.setattr("sys.argv", ["imprint", "compose", *map(str, arguments)])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which `main` replaces
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
@@ -329,6 +332,11 @@ def test_a_manifest_is_done_as_far_as_it_can_be(files, manifest, tmp_path, monke
     assert (out / "third.png").exists() and not (out / "failures.jsonl").exists()
     assert len(read_lines(out / "results.jsonl")) == 4
 
+    # Another number of processes finds it done, too.
+    code, output = run(*arguments, "--shard", "2/3")
+    assert code == 0 and "1 of 1 were done before" in output
+    assert "is for --manifest" in run("compose", *single, "--shard", "1/2")[1]
+
     # Nothing left to do: not even a model is loaded.
     forbidden = lambda *_: pytest.fail("a model was loaded for nothing")
     monkeypatch.setattr(release, "load", forbidden)
@@ -433,12 +441,15 @@ def test_log_lines_are_plain_and_whole(verbose):
             ("imprint_jax", logging.WARNING, "a [bracket]"),
             ("orbax", logging.WARNING, "of a library"),
             ("jax", logging.ERROR, "an error"),
+            ("absl", logging.ERROR, "raised, too"),
         ):
             record = logging.LogRecord(name, level, "file.py", 1, text, None, None)
             if lines.filter(record):
                 lines.emit(record)
     expected = [f"resumed from {path}", "warning: a [bracket]", "error: an error"]
-    expected[2:2] = ["warning: of a library"] if verbose else []
+    if verbose:
+        expected.insert(2, "warning: of a library")
+        expected.append("error: raised, too")
     assert shown.get().splitlines() == expected
 
 
@@ -449,7 +460,22 @@ def test_what_the_system_refuses_is_one_sentence(monkeypatch, tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which `main` replaces
     with console.capture() as shown, pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 1
     assert shown.get() == f"Error: {path}: No space left on device.\n"
+
+
+def test_the_echoes_of_a_full_disk_are_silent_and_nothing_else_is(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(cli, "app", lambda: None)
+    shown = []
+    monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
+    cli.main()
+    echo, other = (
+        SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "what")
+    )
+    sys.unraisablehook(echo)
+    sys.unraisablehook(other)
+    assert shown == [other]

@@ -96,6 +96,37 @@ def test_a_run_that_was_stopped_may_replace_its_own_pictures(folder):
         job.unfinished(todo, folder / "out", HOW | {"model_sha256": "1"})
 
 
+def test_processes_share_a_manifest_and_go_on_in_another_number(folder):
+    every = entries(folder, *({"id": name, "seed": 13 * (name == "e")} for name in "abcdefg"))
+    out = folder / "out"
+
+    def work(number, count, most=None):
+        todo = job.unfinished(every, out, HOW, shard=(number, count))
+        painting = job.compose_entries(
+            Painter(), todo[:most], out, Settings(), HOW, (number, count)
+        )
+        return [entry.id for entry, _ in painting]
+
+    assert work(1, 3) == ["a", "d", "g"] and work(2, 3, most=1) == ["b"]
+    # The third never began, the second was stopped. Two go on.
+    assert work(1, 2) == ["c", "e"] and work(2, 2) == ["f"]
+    lists = {path.name for path in out.glob("*.jsonl")}
+    results = {f"results.{part}.jsonl" for part in ("1-of-3", "2-of-3", "1-of-2", "2-of-2")}
+    assert lists == results | {"failures.1-of-2.jsonl"}
+    # One alone does again what failed, and leaves no old list of failures.
+    assert work(1, 1) == ["e"]
+    assert {path.name for path in out.glob("failures*")} == {"failures.jsonl"}
+    assert len(list(out.glob("*.png"))) == 6
+    with pytest.raises(InputError, match="pictures composed with another"):
+        job.unfinished(every, out, HOW | {"model_sha256": "1"}, shard=(2, 5))
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b"])
+def test_a_shard_that_is_none_is_refused(text):
+    with pytest.raises(InputError, match="--shard wants I/N"):
+        job.parse_shard(text)
+
+
 def refuse(folder, todo, out, message):
     """Nothing on the disk changes."""
     content = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

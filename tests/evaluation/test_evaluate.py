@@ -314,6 +314,22 @@ def test_the_command(folder, tmp_path, monkeypatch):
     assert (tmp_path / "index.html").is_file()
 
 
+def test_two_runs_write_the_same_bytes(folder, tiny_release, tmp_path, monkeypatch):
+    manifest_file = folder / "set" / "manifest.jsonl"
+    written = []
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        arguments = ["--manifest", manifest_file, "--model", f"tiny={tiny_release}", "--steps", 2]
+        arguments += ["--baseline", "poisson", "--compare", "tiny", "poisson"]
+        code, said = run("evaluate", *arguments, "--out", "report")
+        assert code == 0, said
+        files = [path for path in Path("report").rglob("*") if path.is_file()]
+        written.append({path: path.read_bytes() for path in files if "cache" not in path.parts})
+    assert len(written[0]) > 20 and Path("report/results/tiny") in {p.parent for p in written[0]}
+    assert written[0] == written[1]
+
+
 def test_methods_of_earlier_calls_stay_and_are_compared(folder, tmp_path):
     arguments = ["evaluate", "--manifest", folder / "set" / "manifest.jsonl", "--out", tmp_path]
     assert run(*arguments, "--results", folder / "truth")[0] == 0

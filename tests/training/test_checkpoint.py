@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import time
 from dataclasses import replace
@@ -153,6 +154,21 @@ def test_what_goes_wrong_while_writing_is_known_before_the_next_save(tmp_path, r
     monkeypatch.undo()
     with pytest.raises(OSError, match="No space left"):
         checkpoints.close()
+
+
+# TensorStore's threads find the event loop of the write that failed gone.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_the_system_refuses_to_write_is_an_os_error(tmp_path, run):
+    """As a full disk would: Orbax raises a ValueError with a long text."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        checkpoints = save_once(tmp_path, run[1])
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path}/checkpoints'") as caught:
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
 
 
 def test_all_damaged(tmp_path, run):

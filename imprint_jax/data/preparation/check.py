@@ -106,8 +106,10 @@ def _check_files(folder: Path, workers: int) -> tuple[list[str], set[str]]:
     if not (folder / CHECKSUMS).exists():
         return [f"There is no {CHECKSUMS}: whether files have changed cannot be told."], set()
     problems, damaged = [], set()
-    lines = (folder / CHECKSUMS).read_text(errors="replace").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    text = (folder / CHECKSUMS).read_text(errors="replace")
+    sums = {name: digest for digest, _, name in (x.partition("  ") for x in text.splitlines())}
+    if not text.endswith("\n"):  # a run knows the records by this file's own checksum
+        problems.append(f"{CHECKSUMS} is cut short.")
     present = {path.name for path in folder.iterdir() if path.is_file()} - {CHECKSUMS}
     for name in sorted({*METADATA, *sums} - present):
         problems.append(f"{name} is missing.")

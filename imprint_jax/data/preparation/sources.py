@@ -447,6 +447,10 @@ def vipseg_groups(src: Path) -> Iterator[Group | Reject]:
             yield Group(found.name, found, about)
 
 
+def _fault(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
+
 def _vipseg_things(path: Path) -> dict[str, dict[str, set[int]]]:
     """The labels that are objects, by video and picture."""
     content = _read_json(path)
@@ -462,7 +466,7 @@ def _vipseg_things(path: Path) -> dict[str, dict[str, set[int]]]:
             for video in content["annotations"]
         }
     except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not in the panoptic format: {error!r}.") from error
+        raise InputError(f"{path} is not in the panoptic format: {_fault(error)}.") from error
 
 
 def vipseg_pictures(group: Group) -> Iterator[Picture | Reject]:
@@ -615,7 +619,7 @@ def _coco_groups(path: Path, folder: Path) -> Iterator[Group | Reject]:
             size = image.get("height"), image.get("width")
             sizes[image["id"]] = None if None in size else size
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not in COCO's format: {error!r}.") from error
+        raise InputError(f"{path} is not in COCO's format: {_fault(error)}.") from error
     for number in sorted(objects.keys() - files.keys(), key=str):
         yield Reject("missing picture", f"{path.name} lists no picture {number}.", path)
     for number, name in sorted(files.items(), key=lambda item: item[1]):

@@ -84,6 +84,13 @@ def test_missing_files_are_found(sets, tmp_path):
     assert check(folder).problems == ["notes.txt is not in SHA256SUMS."]
 
 
+def test_checksums_that_lack_their_last_byte_are_found(sets, tmp_path):
+    folder = copy(sets, tmp_path)
+    path = folder / "SHA256SUMS"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert check(folder).problems == ["SHA256SUMS is cut short."]
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
