@@ -445,9 +445,11 @@ class Compositor:
 
     def _tell_surroundings(self, views: list[tuple[np.ndarray, np.ndarray]]) -> None:
         """Says once that a model which looks around the object sees a cut-out on one colour."""
+        if self._surroundings_told:
+            return
         colors = [geometry.surroundings(*view) for view in views]
         color = next((color for color in colors if color is not None), None)
-        if self._surroundings_told or color is None:
+        if color is None:
             return
         self._surroundings_told = True
         names = {(0, 0, 0): "black", (255, 255, 255): "white"}
