@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.spatial import KDTree
 
 from imprint_jax import Compositor, config
+from imprint_jax.config import Config
 from imprint_jax.data.preparation.prepare import prepare
 from imprint_jax.data.records import RecordSource
 from imprint_jax.data.transforms import Pasted
@@ -21,7 +22,7 @@ from imprint_jax.evaluation.background import overlap
 from imprint_jax.geometry import fill_hole, ring_around
 from imprint_jax.models import imprint
 from imprint_jax.models.vae import LappedCodec
-from imprint_jax.training.checks import check_config
+from imprint_jax.training import sharding
 from imprint_jax.weights import release
 
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
@@ -40,7 +41,7 @@ def held_out(tmp_path_factory):
     splits = SAMPLES / "splits.json"
     for name, source in (("objaverse", "objects"), ("photos", "photos")):
         prepare(name, SAMPLES / source, folder / name, splits)
-    settings = config.load("mini144_stage2")
+    settings = Config.of(config.load("mini144_stage2"))
     records = RecordSource(folder / "objaverse", "test")
     samples = Pasted(settings, records, RecordSource(folder / "photos", "test"))
     rng = np.random.default_rng(0)
@@ -57,17 +58,15 @@ def test_the_right_objects_tokens_help(mini, held_out):
     assert len(set(groups)) >= 4
     rng = np.random.default_rng(1)
     other = np.array([rng.choice(np.flatnonzero(groups != group)) for group in groups])
-    whole = config.load("mini144_stage2").unlock()
-    whole.drop_probability = 0.0
     schedule = jnp.asarray(process.noise_schedule(settings.diffusion))
 
     @jax.jit
     def loss(batch):
         model = imprint.bind(graphdef, params)
         shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
-        draws = losses.draw(jax.random.key(0), batch["index"], shape, whole)
+        draws = losses.draw(jax.random.key(0), batch["index"], shape, 1000, 0.0)
         draws = draws._replace(timesteps=700 + draws.timesteps * 3 // 10)
-        return losses.compositing_loss(model, batch, draws, schedule, whole)
+        return losses.compositing_loss(model, batch, draws, schedule, settings.diffusion, 0.0)
 
     def total(batch):
         parts = [{k: v[i : i + 50] for k, v in batch.items()} for i in range(0, 200, 50)]
@@ -149,7 +148,7 @@ def test_the_recipes_overrides_are_understood():
     ]
     for word in words:
         overrides = [part for part in word if part.startswith("--config.")]
-        found = config.load(word[word.index("--config") + 1], overrides)
+        found = Config.of(config.load(word[word.index("--config") + 1], overrides))
         assert found.total_steps > 2000 and len(found.data.sources) == found.stage
 
 
@@ -157,17 +156,16 @@ def test_the_second_recipe_and_fine_tuning_can_be_run():
     script = (SAMPLES.parent / "recipes" / "mini144.sh").read_text()
     names = re.findall(r"^imprint train --config (\w+)", script, re.M)
     assert names == ["mini144_stage1", "mini144_stage2"]
-    one, two, tuned = (config.load(name) for name in [*names, "mini_finetune"])
+    one, two, tuned = (Config.of(config.load(name)) for name in [*names, "mini_finetune"])
     for settings in (one, two, tuned):
-        check_config(settings, 1)
+        sharding.check_batch_size(settings.batch_size, settings.accumulation, 1)
     # An object spans 16 latents and more, and as many tokens.
-    assert one.image_size / one.context / imprint.latent_factor(one.model) >= 16
+    assert one.image_size / one.context / one.model.vae.factor >= 16
     assert one.object_size // one.model.dinov2.patch_size == 16
-    assert release.released_fields(one) == release.released_fields(two)
+    assert one.released() == two.released()
     # Fine-tuning starts from what ships, so it must be built like it.
     shipped = release.load_config(release.model_folder("mini"))
-    model, of_shipped = (json.loads(c.model.to_json()) for c in (tuned, shipped))
-    assert model | of_shipped == model
+    assert tuned.model == shipped.model
     assert tuned.context == shipped.context
     assert (tuned.image_size, tuned.object_size) == (shipped.image_size, shipped.object_size)
 
