@@ -57,13 +57,13 @@ def write_photos(folder: Path) -> None:
         mask.save(folder / "masks" / f"{number:04d}.png")
 
 
-def settings(records: Path, workers: int):
+def settings(records: Path, workers: int) -> config.Config:
     """The paper's stage 2 on one set of photos."""
     c = config.default()
     c.stage, c.batch_size = 2, BATCH
     c.data.sources = (dict(kind="photo", records=str(records), weight=1.0),)
     c.data.num_workers = workers
-    return c
+    return config.Config.of(c)
 
 
 def torch_loader(folder: Path, c, workers: int):

@@ -40,7 +40,7 @@ def run_process(port: int, count: int, number: int, fsdp: int) -> None:
     if count > 1:
         distributed.initialize(f"localhost:{port}", count, number)
     host_memory.keep_freed()  # as imprint_jax.training.train does on CPU
-    settings = config.load(RECIPE, overrides(fsdp))
+    settings = config.Config.of(config.load(RECIPE, overrides(fsdp)))
     trainer = Trainer(settings, sharding.make_mesh(fsdp))
     state = trainer.init(trainer.initial_params({}))
     step, where = trainer.train_step(), sharding.batch_sharding(trainer.mesh)

@@ -7,6 +7,7 @@ with plain attention and no TF32; random weights, `SAMPLES` samples.
 import importlib.metadata
 import platform
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import check_part
@@ -69,9 +70,8 @@ def lower(size: str, stage: int, mesh):
     from imprint_jax.training.state import Trainer
 
     c = check_training.load_config(size, stage, "bfloat16", SAMPLES)
-    plain = c.copy_and_resolve_references().unlock()
-    plain.dtype, plain.attention, plain.precision = "float32", "plain", "highest"
-    checked, plain = Trainer(c, mesh), Trainer(plain.lock(), mesh)
+    plain = replace(c, dtype="float32", attention="plain", precision="highest")
+    checked, plain = Trainer(c, mesh), Trainer(plain, mesh)
     groups = sorted(set(checked.labels.values()) - {optimizer.FROZEN})
 
     def of_group(tree, group: str):

@@ -116,9 +116,8 @@ def _noise(c, batch: int) -> np.ndarray:
     import jax
 
     from imprint_jax.diffusion import sampling
-    from imprint_jax.models import imprint
 
-    side = c.image_size // imprint.latent_factor(c.model)
+    side = c.image_size // c.model.vae.factor
     shape = (side, side, c.model.vae.latent_channels)
 
     def one(draw):  # as composing.compositor.generate
@@ -157,7 +156,7 @@ def measure_torch(
     import torch
 
     check_torch.take_memory(memory_share)
-    c = config.load("stage2", check_part.overrides(size, dtype))
+    c = config.Config.of(config.load("stage2", check_part.overrides(size, dtype)))
     half = getattr(torch, dtype)
     model = check_torch.Peer(c.model).eval()
     for network in (model.dinov2, model.adapter, model.unet):  # the VAE stays in float32, as ours

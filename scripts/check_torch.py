@@ -108,18 +108,20 @@ class Peer(torch.nn.Module):
         tensors = lambda part: _drawn(part, model)
         self.dinov2 = transformers.Dinov2WithRegistersModel.from_pretrained(
             None,
-            config=transformers.Dinov2WithRegistersConfig.from_dict(dinov2.hf_config(model.dinov2)),
+            config=transformers.Dinov2WithRegistersConfig.from_dict(
+                dinov2.hf_config(vars(model.dinov2))
+            ),
             state_dict=tensors("dinov2"),
         )
-        self.adapter = _loaded(lambda: Adapter(**model.adapter), tensors("adapter"))
-        unet = stable_diffusion.unet_config(model.unet, 64)
-        vae = stable_diffusion.vae_config(model.vae, 512)
+        self.adapter = _loaded(lambda: Adapter(**vars(model.adapter)), tensors("adapter"))
+        unet = stable_diffusion.unet_config(vars(model.unet), 64)
+        vae = stable_diffusion.vae_config(vars(model.vae), 512)
         self.unet = _loaded(
             lambda: diffusers.UNet2DConditionModel.from_config(unet), tensors("unet")
         )
         self.vae = _loaded(lambda: diffusers.AutoencoderKL.from_config(vae), tensors("vae"))
         self.registers = model.dinov2.num_registers
-        self.factor = imprint.latent_factor(model)
+        self.factor = model.vae.factor
         self.to(DEVICE, memory_format=torch.channels_last)
 
     def encode_object(self, objects):
@@ -144,7 +146,7 @@ class Peer(torch.nn.Module):
 
 def _drawn(part: str, model) -> dict:
     """A component's tensors under the names of the modules above."""
-    abstract = imprint.abstract(part, model)
+    abstract = imprint.abstract(getattr(model, part))
     table = (
         dinov2.hf_table(abstract)
         if part == "dinov2"

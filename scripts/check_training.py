@@ -3,11 +3,13 @@
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import check_part
 import numpy as np
 
 from imprint_jax import config
+from imprint_jax.config import Config
 from imprint_jax.data import batch as batches
 
 STEPS = 10  # timed after two that warm up; the median counts
@@ -24,11 +26,10 @@ def random_batch(c) -> dict[str, np.ndarray]:
     return batch
 
 
-def load_config(size: str, stage: int, dtype: str, batch: int):
+def load_config(size: str, stage: int, dtype: str, batch: int) -> Config:
     """A stage's configuration with so many samples a step, in one part."""
-    c = config.load(f"stage{stage}", check_part.overrides(size, dtype)).unlock()
-    c.batch_size, c.accumulation, c.fsdp = batch, 1, 1
-    return c.lock()
+    c = Config.of(config.load(f"stage{stage}", check_part.overrides(size, dtype)))
+    return replace(c, batch_size=batch, accumulation=1, fsdp=1)
 
 
 def _measure(step: Callable[[], float], batch: int) -> dict[str, float]:
@@ -129,12 +130,13 @@ def _draws(c) -> dict[str, np.ndarray]:
     import jax
 
     from imprint_jax.diffusion import losses
-    from imprint_jax.models import imprint
 
-    side = c.image_size // imprint.latent_factor(c.model)
+    side = c.image_size // c.model.vae.factor
     shape = (side, side, c.model.vae.latent_channels)
     key = jax.random.fold_in(jax.random.key(c.seed), 0)
-    drawn = losses.draw(key, np.arange(c.batch_size, dtype=np.int32), shape, c)
+    index = np.arange(c.batch_size, dtype=np.int32)
+    length, drop = c.diffusion.num_train_timesteps, c.drop_probability
+    drawn = losses.draw(key, index, shape, length, drop)
     return {
         "timesteps": np.array(drawn.timesteps, np.int64),
         "noise": np.array(drawn.noise),

@@ -13,7 +13,8 @@ import mini_sheet
 import numpy as np
 from PIL import Image
 
-from imprint_jax import Compositor, Placement, Request, Settings, config, geometry, images
+from imprint_jax import Compositor, Placement, Request, Settings, geometry, images
+from imprint_jax.config.fields import DataConfig
 
 TILE = 112
 COLOURS = 256  # of the sheet, to keep the file small
@@ -50,7 +51,7 @@ def main(out: Path, strength: float) -> None:
         ]
         marked = photo
         for level, grey in ((3, 90), (2, 130), (1, 170), (0, 210)):
-            shape = geometry.mask_level(hole, level, config.default().data.mask_sigmas)
+            shape = geometry.mask_level(hole, level, DataConfig.mask_sigmas)
             marked = geometry.fill_hole(marked, shape[..., None], "grey", grey)
         crop = geometry.context_crop(geometry.mask_level(hole, 3, ()), 1.6)
         side = max(thing.shape[:2])

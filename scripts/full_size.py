@@ -175,14 +175,14 @@ def run_ours(folder: Path, name: str) -> tuple[np.ndarray, float]:
     from imprint_jax.weights import release
 
     component, method, _ = CASES[name]
-    model = release.load_config(folder / "ours").model
+    section = getattr(release.load_config(folder / "ours").model, component)
     params = release.load_component(folder / "ours", component)
     flat = traverse_util.flatten_dict(params)
     del params
     for path in flat:  # one by one, so that each array is in memory once
         flat[path] = jnp.asarray(flat[path])
     params = traverse_util.unflatten_dict(flat)
-    make = lambda: imprint.build(component, model, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    make = lambda: imprint.build(section, dtype=jnp.float32, rngs=nnx.Rngs(0))
     graphdef, _ = nnx.split(nnx.eval_shape(make), nnx.Param)
 
     @jax.jit

@@ -72,7 +72,7 @@ def step(folder: Path) -> Callable[[], None]:
     from imprint_jax.training.state import Trainer
     from tests.tiny import tiny_config
 
-    c = tiny_config(2).lock()
+    c = tiny_config(2)
     trainer = Trainer(c, sharding.make_mesh(c.fsdp))
     compiled, batch = trainer.train_step(), batches.batch_spec(c, c.batch_size)
     return lambda: compiled.lower(trainer.abstract_state, batch)
@@ -82,15 +82,16 @@ def train(folder: Path) -> Callable[[], None]:
     """A whole run of stage 1, with validation, previews and checkpoints."""
     from rich.console import Console
 
+    from imprint_jax.config import Config
     from imprint_jax.training.train import train
-    from tests.tiny import tiny_config, write_records
+    from tests.tiny import tiny_recipe, write_records
 
     objects, _ = write_records(folder)
-    c = tiny_config(1)
+    c = tiny_recipe(1)
     c.data.sources = (dict(kind="views", records=objects, weight=1.0),)
     c.data.num_workers = 0
     c.validation.every = c.preview.every = 2
-    return lambda: train(c.lock(), folder / "run", console=Console(quiet=True))
+    return lambda: train(Config.of(c), folder / "run", console=Console(quiet=True))
 
 
 def compose(folder: Path) -> Callable[[], None]:
@@ -103,7 +104,7 @@ def compose(folder: Path) -> Callable[[], None]:
     from tests.tiny import tiny_config
 
     c = tiny_config(2)
-    release.save(folder / "model", c, init.draw_all(c.model, 0))
+    release.save(folder / "model", c.released(), init.draw_all(c.model, 0))
     compositor = Compositor.from_pretrained(folder / "model")
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)

@@ -37,8 +37,8 @@ def test_set(folder: Path, limit: int) -> Path:
         for kind, name in (("objaverse", "objects"), ("photos", "photos")):
             prepare(kind, SAMPLES / name, folder / name, SAMPLES / "splits.json")
         sources = (RecordSource(folder / name, "test") for name in ("objects", "photos"))
-        recipe = config.load("mini_stage2")
-        test_sets.pasted(recipe, *sources, folder / "set", size=256, num=1, limit=limit)
+        data = config.Config.of(config.load("mini_stage2")).data
+        test_sets.pasted(data, *sources, folder / "set", size=256, num=1, limit=limit)
     return folder / "set" / "manifest.jsonl"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from dataclasses import replace
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -16,7 +17,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 import jax
 import pytest
 
-from imprint_jax import config
+from imprint_jax.config import Config
 from imprint_jax.models import imprint, init
 from imprint_jax.weights import release
 from tests.tiny import tiny_config
@@ -32,16 +33,16 @@ def eight_devices():
 @pytest.fixture(scope="session")
 def full_size():
     """The shapes of the paper's model; takes a while, once."""
-    return imprint.split(config.default().model)[1]
+    return imprint.split(Config().model)[1]
 
 
 @pytest.fixture(scope="session")
 def tiny_release(tmp_path_factory):
     """The folder of a released model, tiny and random."""
     c = tiny_config(2)
-    c.sampling.num_steps = 4
+    released = replace(c.released(), sampling=replace(c.sampling, num_steps=4))
     folder = tmp_path_factory.mktemp("released") / "tiny"
-    release.save(folder, c, init.draw_all(c.model, 0))
+    release.save(folder, released, init.draw_all(c.model, 0))
     return folder
 
 

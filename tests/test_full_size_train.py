@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 RECIPE = """
-from tests.tiny import tiny_config
+from tests.tiny import tiny_recipe
 
 
 def get_config():
-    c = tiny_config(2)
+    c = tiny_recipe(2)
     c.groups = (
         ("adapter", "adapter/", 1e-5),
         ("cross_attention", r"unet/.*/attn2/", 1e-5),

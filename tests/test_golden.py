@@ -12,6 +12,7 @@ from flax import traverse_util
 from PIL import Image
 
 from imprint_jax import config
+from imprint_jax.config import Config
 from imprint_jax.data.pipeline import make_stream
 from imprint_jax.data.preparation.prepare import prepare
 from imprint_jax.images import read_image
@@ -25,7 +26,7 @@ SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 @pytest.mark.parametrize("recipe", ["stage1", "stage2", "finetune", "mini_stage1", "mini_stage2"])
 def test_parameter_table(recipe, request):
     """Path, shape, dtype in the training state, group, and where it is cut over 8 devices."""
-    trainer = Trainer(config.load(recipe), sharding.make_mesh(8))
+    trainer = Trainer(Config.of(config.load(recipe)), sharding.make_mesh(8))
     state, where = trainer.abstract_state, trainer.state_sharding
     params = traverse_util.flatten_dict(optimizer.merge(state.trained, state.frozen), sep="/")
     specs = traverse_util.flatten_dict(optimizer.merge(where.trained, where.frozen), sep="/")
@@ -93,9 +94,10 @@ def test_samples(kind, records, sets, request):
     settings.stage = 1 if kind == "views" else 2
     settings.data.color = 0.0 if kind == "views" else 0.5
     settings.image_size, settings.object_size = 64, 48
+    settings.model.dinov2.patch_size = 8
     source = dict(kind=kind, records=str(sets / records), weight=1.0)
     settings.data.sources = (source | dict(backgrounds=str(sets / "photos")),)
-    stream = make_stream(settings)
+    stream = make_stream(Config.of(settings))
     rows = []
     for number in range(4):
         sample = stream[number]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from imprint_jax import config
+from imprint_jax.config import Config
 from imprint_jax.training import sharding
 from imprint_jax.training.state import Trainer
 
@@ -182,7 +183,7 @@ def test_the_batch_that_fits_grows_with_memory():
 
 
 def test_the_deep_case_trains_as_many_tensors_as_full_size_does():
-    c = config.load("stage2", check_part.overrides("deep", "float32"))
+    c = Config.of(config.load("stage2", check_part.overrides("deep", "float32")))
     trainer = Trainer(c, sharding.make_mesh(1))
     assert len(jax.tree.leaves(trainer.abstract_state.trained)) == pytest.approx(690, abs=20)
 

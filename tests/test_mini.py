@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.spatial import KDTree
 
 from imprint_jax import Compositor, config
+from imprint_jax.config import Config
 from imprint_jax.data.preparation.prepare import prepare
 from imprint_jax.data.records import RecordSource
 from imprint_jax.data.transforms import Pasted
@@ -22,7 +23,7 @@ from imprint_jax.evaluation.background import overlap
 from imprint_jax.geometry import fill_hole, ring_around
 from imprint_jax.models import imprint
 from imprint_jax.models.vae import LappedCodec
-from imprint_jax.training.checks import check_config
+from imprint_jax.training import sharding
 from imprint_jax.training.initialize import load_component
 from imprint_jax.weights import release
 from tests.tiny import tiny_config
@@ -43,7 +44,7 @@ def held_out(tmp_path_factory):
     splits = SAMPLES / "splits.json"
     for name, source in (("objaverse", "objects"), ("photos", "photos")):
         prepare(name, SAMPLES / source, folder / name, splits)
-    settings = config.load("mini_stage2")
+    settings = Config.of(config.load("mini_stage2"))
     records = RecordSource(folder / "objaverse", "test")
     samples = Pasted(settings, records, RecordSource(folder / "photos", "test"))
     rng = np.random.default_rng(0)
@@ -60,17 +61,15 @@ def test_the_right_objects_tokens_help(mini, held_out):
     assert len(set(groups)) >= 4
     rng = np.random.default_rng(1)
     other = np.array([rng.choice(np.flatnonzero(groups != group)) for group in groups])
-    whole = config.load("mini_stage2").unlock()
-    whole.drop_probability = 0.0
     schedule = jnp.asarray(process.noise_schedule(settings.diffusion))
 
     @jax.jit
     def loss(batch):
         model = imprint.bind(graphdef, params)
         shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
-        draws = losses.draw(jax.random.key(0), batch["index"], shape, whole)
+        draws = losses.draw(jax.random.key(0), batch["index"], shape, 1000, 0.0)
         draws = draws._replace(timesteps=700 + draws.timesteps * 3 // 10)
-        return losses.compositing_loss(model, batch, draws, schedule, whole)
+        return losses.compositing_loss(model, batch, draws, schedule, settings.diffusion, 0.0)
 
     def total(batch):
         parts = [{k: v[i : i + 50] for k, v in batch.items()} for i in range(0, 200, 50)]
@@ -152,7 +151,7 @@ def test_the_recipes_overrides_are_understood():
     ]
     for word in words:
         overrides = [part for part in word if part.startswith("--config.")]
-        found = config.load(word[word.index("--config") + 1], overrides)
+        found = Config.of(config.load(word[word.index("--config") + 1], overrides))
         assert found.total_steps > 2000 and len(found.data.sources) == found.stage
 
 
@@ -160,17 +159,16 @@ def test_the_next_recipe_and_fine_tuning_can_be_run():
     script = (SAMPLES.parent / "recipes" / "mini128.sh").read_text()
     names = re.findall(r"^imprint train --config (\w+)", script, re.M)
     assert names == ["mini128_stage1", "mini128_stage2"]
-    one, two, tuned = (config.load(name) for name in [*names, "mini_finetune"])
+    one, two, tuned = (Config.of(config.load(name)) for name in [*names, "mini_finetune"])
     for settings in (one, two, tuned):
-        check_config(settings, 1)
+        sharding.check_batch_size(settings.batch_size, settings.accumulation, 1)
     # An object spans 16 latents and more, and as many tokens.
-    assert one.image_size / one.context / imprint.latent_factor(one.model) >= 16
+    assert one.image_size / one.context / one.model.vae.factor >= 16
     assert one.object_size // one.model.dinov2.patch_size == 16
-    assert release.released_fields(one) == release.released_fields(two)
+    assert one.released() == two.released()
     # Fine-tuning starts from what ships, so it must be built like it.
     shipped = release.load_config(release.model_folder("mini"))
-    model, of_shipped = (json.loads(c.model.to_json()) for c in (tuned, shipped))
-    assert model | of_shipped == model
+    assert tuned.model == shipped.model
     assert tuned.context == shipped.context
     assert (tuned.image_size, tuned.object_size) == (shipped.image_size, shipped.object_size)
 
@@ -194,8 +192,8 @@ def test_a_small_dinov2_learns_what_another_network_says(tmp_path, monkeypatch):
     params = encoder["train"](c.model, seen, {k: x[:64] for k, x in seen.items()}, 8)
     of_whole = [float(re.search(r"whole ([\d.]+)", line)[1]) for line in errors]
     assert len(of_whole) == 8 and of_whole[-1] < 0.9 * of_whole[0]
-    release.save(tmp_path / "encoder", c, {"dinov2": params}, dtype=np.float32)
-    abstract = imprint.abstract("dinov2", c.model)
+    release.save(tmp_path / "encoder", c.released(), {"dinov2": params}, dtype=np.float32)
+    abstract = imprint.abstract(c.model.dinov2)
     loaded = load_component(str(tmp_path / "encoder"), "dinov2", abstract)
     np.testing.assert_array_equal(loaded["cls_token"], params["cls_token"])
 

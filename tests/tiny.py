@@ -3,13 +3,20 @@
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from imprint_jax import config
+from imprint_jax.config import Config
 from imprint_jax.data.preparation.prepare import prepare
 
 
-def tiny_config(stage: int):
+def tiny_config(stage: int) -> Config:
+    """The configuration of `tiny_recipe`."""
+    return Config.of(tiny_recipe(stage))
+
+
+def tiny_recipe(stage: int) -> ConfigDict:
     """Stage 1 or 2 of the mini recipes, shrunk; unlocked."""
     c = config.load(f"mini_stage{stage}").unlock()
     c.image_size, c.object_size = 32, 28
@@ -31,7 +38,7 @@ def tiny_config(stage: int):
     return c
 
 
-def random_batch(c, *, seed: int = 0) -> dict[str, np.ndarray]:
+def random_batch(c: Config, *, seed: int = 0) -> dict[str, np.ndarray]:
     """A batch of noise in the right shapes; in stage 2 with a square hole."""
     rng = np.random.default_rng(seed)
     b, h, s = c.batch_size, c.image_size, c.object_size
@@ -81,11 +88,11 @@ def write_records(folder: Path) -> tuple[str, str]:
 SCALE_RECIPE = """
 import sys
 sys.path.insert(0, {root!r})
-from tests.tiny import tiny_config
+from tests.tiny import tiny_recipe
 
 
 def get_config():
-    c = tiny_config({stage})
+    c = tiny_recipe({stage})
     c.data.sources = ({source!r},)
     if {stage} == 2:
         c.init_from.update(dinov2="stage 1", adapter="stage 1", unet="stage 1")

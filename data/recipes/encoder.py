@@ -218,7 +218,7 @@ def train(settings, train_set: dict, held_out: dict, epochs: int, seed: int = 0)
         The averaged parameters of its DINOv2.
     """
     patch = settings.dinov2.patch_size
-    make = lambda: imprint.build("dinov2", settings, rngs=Rngs(jax.random.key(seed)))
+    make = lambda: imprint.build(settings.dinov2, rngs=Rngs(jax.random.key(seed)))
     graphdef, _ = nnx.split(nnx.eval_shape(make), nnx.Param)
     params = {"dinov2": init.draw("dinov2", settings, seed), "heads": heads(settings, seed)}
     params = jax.tree.map(jnp.asarray, params)
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("--config", default="mini128_stage1", help="whose DINOv2 it is")
     parser.add_argument("--epochs", type=int, default=8)
     arguments = parser.parse_args()
-    c = config.load(arguments.config)
+    c = config.Config.of(config.load(arguments.config))
     state = read_teacher(arguments.wheel)
     cache = arguments.out.with_name(f"{arguments.out.name}.cache")
     cache.mkdir(parents=True, exist_ok=True)
@@ -291,7 +291,7 @@ def main() -> None:
         sets[split] = {"images": images, "whole": whole, "places": places}
     held_out = {name: x[:: max(len(x) // 256, 1)][:256] for name, x in sets["validation"].items()}
     params = train(c.model, sets["train"], held_out, arguments.epochs)
-    release.save(arguments.out, c, {"dinov2": params}, dtype=np.float32)
+    release.save(arguments.out, c.released(), {"dinov2": params}, dtype=np.float32)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def show(
     from imprint_jax import config as configs
     from imprint_jax.data.preparation.show import show
 
-    settings = configs.load(config)
+    settings = configs.Config.of(configs.load(config))
     page = show(settings, folder, out, num=num, split=split, kind=kind, backgrounds=backgrounds)
     note(f"wrote {page}")
 

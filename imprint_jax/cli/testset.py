@@ -53,13 +53,13 @@ def perturbed(
     seed: Annotated[int, typer.Option(help="Decides the perturbations.")] = 0,
 ) -> None:
     """Photos whose object is perturbed and to be put back; the photo is the truth."""
-    from imprint_jax import config
+    from imprint_jax.config import DataConfig
     from imprint_jax.data.records import RecordSource
     from imprint_jax.evaluation import test_sets
 
     options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
     source = RecordSource(records, split)
-    written = test_sets.perturbed(config.default(), source, out, **options)
+    written = test_sets.perturbed(DataConfig(), source, out, **options)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
@@ -81,9 +81,10 @@ def pasted(
     from imprint_jax.data.records import RecordSource
     from imprint_jax.evaluation import test_sets
 
+    settings = configs.Config.of(configs.load(config))
     options = dict(size=size, num=num, limit=limit, mask_level=mask_level, seed=seed)
     sources = (RecordSource(folder, split) for folder in (records, backgrounds))
-    written = test_sets.pasted(configs.load(config), *sources, out, **options)
+    written = test_sets.pasted(settings.data, *sources, out, **options)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
@@ -99,13 +100,13 @@ def video(
     seed: Annotated[int, typer.Option(help="Decides which frames.")] = 0,
 ) -> None:
     """The object of one frame into another frame of the same video, which is the truth."""
-    from imprint_jax import config
+    from imprint_jax.config import DataConfig
     from imprint_jax.data.records import RecordSource
     from imprint_jax.evaluation import test_sets
 
     options = dict(apart=apart, num=num, limit=limit, mask_level=mask_level, seed=seed)
     source = RecordSource(records, split)
-    written = test_sets.video(config.default(), source, out, **options)
+    written = test_sets.video(DataConfig(), source, out, **options)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
@@ -121,12 +122,10 @@ def rendered(
     seed: Annotated[int, typer.Option(help="Decides which views.")] = 0,
 ) -> None:
     """Views of objects, and rendered scenes with and without them; the former is the truth."""
-    from imprint_jax import config
+    from imprint_jax.config import DataConfig
     from imprint_jax.evaluation import test_sets
 
     least, most = parse_numbers("--apart", apart, 2)
     options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
-    written = test_sets.rendered(
-        config.default(), views, scenes, out, apart=(least, most), **options
-    )
+    written = test_sets.rendered(DataConfig(), views, scenes, out, apart=(least, most), **options)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")

@@ -81,7 +81,7 @@ def _settings(recipe: str | None, workdir: Path, resume: bool, overrides: list[s
         return run_directory.config_to_resume(workdir, recipe, overrides)
     if recipe is None:
         raise InputError(f"{workdir} holds no run to resume: name a recipe, --config NAME.")
-    return configs.load(recipe, overrides)
+    return configs.Config.of(configs.load(recipe, overrides))
 
 
 @app.command()
@@ -95,5 +95,6 @@ def export(
     from imprint_jax.weights import release
 
     licences = initialize.load_licences(str(workdir))
-    release.save(dst, *checkpoint.load_params(workdir, ema=ema), licences)
+    config, params = checkpoint.load_params(workdir, ema=ema)
+    release.save(dst, config.released(), params, licences)
     note(f"wrote {dst}; compose with it: imprint compose --model {dst} ...")

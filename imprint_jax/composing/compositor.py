@@ -29,7 +29,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from imprint_jax import geometry
@@ -37,6 +36,7 @@ from imprint_jax.composing.batching import Batching
 from imprint_jax.composing.photo import Pictures
 from imprint_jax.composing.request import Picture, Placement, Request, is_whole
 from imprint_jax.composing.start import paste_object
+from imprint_jax.config.fields import DiffusionConfig, ReleasedConfig
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
@@ -97,14 +97,14 @@ class Settings:
         if not isinstance(self.match_colors, bool | np.bool_):
             raise InputError(f"match_colors must be true or false, not {self.match_colors!r}.")
 
-    def filled(self, config: ConfigDict) -> "Settings":
+    def filled(self, config: ReleasedConfig) -> "Settings":
         """With the choices of a model in the place of None.
 
         Raises:
             InputError: A value out of range.
         """
         chosen = {
-            name: getattr(self, name) if getattr(self, name) is not None else config.sampling[name]
+            name: getattr(config.sampling if getattr(self, name) is None else self, name)
             for name in ("num_steps", "guidance_scale", "sampler", "strength")
         }
         train_steps = config.diffusion.num_train_timesteps
@@ -176,7 +176,7 @@ class Compositor:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: ReleasedConfig,
         params: dict,
         *,
         dtype=jnp.float32,
@@ -411,7 +411,8 @@ class Compositor:
         mode = self.config.diffusion.hole_fill
         filled = geometry.fill_hole(sample.photo[..., :3], hole[..., None], mode, grey=128)
         config = self.config
-        see = functools.partial(geometry.object_crop, size=config.object_size, **config.object_view)
+        how = vars(config.object_view)
+        see = functools.partial(geometry.object_crop, size=config.object_size, **how)
         cuts = [see(*view) for view in views]
         if config.object_view.background == "photo":
             self._tell_surroundings(views)
@@ -494,8 +495,9 @@ class Compositor:
         """`generate` for `Batching`: the same object for the same choices."""
         guided = settings.guidance_scale != 1
         choices = settings.num_steps, settings.sampler, settings.eta, settings.strength
+        choices += (self.config.sampling.spacing,)
         if (choices, guided) not in self._functions:
-            run = functools.partial(generate, self.graphdef, self.config, choices)
+            run = functools.partial(generate, self.graphdef, self.config.diffusion, choices)
 
             def function(params, *args):
                 with jax.default_matmul_precision(self.precision):
@@ -507,14 +509,23 @@ class Compositor:
 
 
 def generate(
-    graphdef, config, choices, params, guidance_scale, draws, objects, squares, holes, starts=None
+    graphdef,
+    diffusion: DiffusionConfig,
+    choices: tuple[int, str, float, float, str],
+    params: dict,
+    guidance_scale: jax.Array | None,
+    draws: jax.Array,
+    objects: jax.Array,
+    squares: jax.Array,
+    holes: jax.Array,
+    starts: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """A batch of squares composed. Jit it, with the first three arguments bound.
 
     Args:
         graphdef: The model's, from `imprint.split`.
-        config: Of the released model.
-        choices: Steps, sampler, eta and strength.
+        diffusion: What the model was trained for.
+        choices: Steps, sampler, eta, strength and spacing.
         params: The model's.
         guidance_scale: Scalar, or None for no guidance.
         draws: (b 3) uint32: seed, number of the sample, number of the object.
@@ -527,7 +538,7 @@ def generate(
         (b h w 3) float32 in [-1, 1]; and (b stages) bool, whether the numbers of each of
         `sampling.STAGES` are finite.
     """
-    num_steps, sampler, eta, strength = choices
+    num_steps, sampler, eta, strength, spacing = choices
     return sampling.generate_checked(
         imprint.bind(graphdef, params),
         objects,
@@ -535,12 +546,13 @@ def generate(
         holes,
         jax.vmap(_key)(draws),
         guidance_scale,
-        config=config,
+        diffusion=diffusion,
         starts=starts,
         num_steps=num_steps,
         sampler=sampler,
         eta=eta,
         strength=strength,
+        spacing=spacing,
     )
 
 

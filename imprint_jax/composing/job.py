@@ -21,7 +21,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 import imprint_jax
@@ -29,6 +28,7 @@ from imprint_jax import images
 from imprint_jax.composing.compositor import Compositor, Settings
 from imprint_jax.composing.manifest import Entry
 from imprint_jax.composing.photo import Photo
+from imprint_jax.config.fields import ReleasedConfig
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.runtime import devices
@@ -48,7 +48,9 @@ _LONGEST_NAME = 255
 _CHUNK = "imprint_jax"
 
 
-def provenance(folder: Path, config: ConfigDict, settings: Settings, shape: dict, dtype) -> dict:
+def provenance(
+    folder: Path, config: ReleasedConfig, settings: Settings, shape: dict, dtype
+) -> dict:
     """How pictures are composed: enough to compose them again.
 
     Args:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from imprint_jax import config, geometry, images
+from imprint_jax import geometry, images
 from imprint_jax.composing.photo import Photo, open_photo
+from imprint_jax.config.fields import DataConfig
 from imprint_jax.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Request:
     mask_level: int = 0
     scribble: bool = False
     invert_mask: bool = False
-    mask_sigmas: tuple[float, float] = tuple(config.default().data.mask_sigmas)
+    mask_sigmas: tuple[float, float] = DataConfig.mask_sigmas
     original: Photo = field(init=False, repr=False)
     parts: list[Part] = field(init=False, repr=False)
 

@@ -15,12 +15,13 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from imprint_jax.config import Config
 from imprint_jax.errors import InputError
 
 HEADING = 18  # pixels above the columns of `picture`
 
 
-def batch_spec(config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_spec(config: Config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a batch of `batch_size` samples, from `image_size` and `object_size`."""
     image, crop = config.image_size, config.object_size
     return {
@@ -31,12 +32,12 @@ def batch_spec(config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def check_batch(batch: dict[str, np.ndarray], config) -> None:
+def check_batch(batch: dict[str, np.ndarray], config: Config) -> None:
     """Checks this host's part of a batch against the table above.
 
     Args:
         batch: The arrays.
-        config: Has `stage`, `batch_size` (over all hosts), `image_size` and `object_size`.
+        config: Its sizes, and the batch size over all hosts.
 
     Raises:
         InputError: A key is missing or unknown, or has the wrong shape, dtype or values.

@@ -10,12 +10,14 @@ number of hosts and workers.
 """
 
 import signal
+from dataclasses import replace
 
 import cv2
 import grain
 import numpy as np
 from absl import flags
 
+from imprint_jax.config.fields import Config, SourceConfig
 from imprint_jax.data.records import RecordSource
 from imprint_jax.data.transforms import InPlace, InScene, Pasted, ViewPair
 from imprint_jax.errors import InputError
@@ -30,21 +32,19 @@ STREAM_SAMPLES = 2**48
 THREADS = 2
 
 
-def make_stream(config) -> grain.MapDataset:
+def make_stream(config: Config) -> grain.MapDataset:
     """The endless stream of single samples, random access: see batch.py for their keys.
 
     Args:
-        config: As `imprint_jax.config.default()`; read are `stage`, `seed`, `image_size`,
-            `object_size` and `data`.
+        config: Read are `seed`, `image_size`, `object_size`, `context` and `data`.
 
     Raises:
-        InputError: No source, a kind that does not suit the stage, or a data set is not usable.
+        InputError: No source, or a data set is not usable.
     """
     if not config.data.sources:
         raise InputError("config.data.sources is empty; name at least one prepared data set.")
     streams, weights = [], []
     for number, source in enumerate(config.data.sources):
-        _check_source(source)
         transform = make_transform(config, source)
         seed = np.random.SeedSequence([config.seed, number]).generate_state(1)[0]
         streams.append(
@@ -54,19 +54,11 @@ def make_stream(config) -> grain.MapDataset:
             .repeat(-(-STREAM_SAMPLES // len(transform)))
             .random_map(transform)
         )
-        weights.append(source["weight"])
+        weights.append(source.weight)
     return grain.MapDataset.mix(streams, weights).map_with_index(_number)
 
 
-def _check_source(source) -> None:
-    needed = ["kind", "records", "weight"]
-    needed += ["backgrounds"] if source.get("kind") == "pasted" else []
-    for field in needed:
-        if field not in source:
-            raise InputError(f"config.data.sources: {dict(source)} lacks {field!r}.")
-
-
-def check_sources(config) -> None:
+def check_sources(config: Config) -> None:
     """Opens every data set, so that mistakes are found before a model is built.
 
     Raises:
@@ -77,15 +69,13 @@ def check_sources(config) -> None:
         make_stream(held_out(config))
 
 
-def held_out(config):
-    """The configuration with the split "validation" for its data, unlocked."""
-    config = config.copy_and_resolve_references().unlock()
-    config.data.split = "validation"
-    return config
+def held_out(config: Config) -> Config:
+    """The configuration with the split "validation" for its data."""
+    return replace(config, data=replace(config.data, split="validation"))
 
 
 def make_dataset(
-    config, *, start: int = 0, process_index: int = 0, process_count: int = 1
+    config: Config, *, start: int = 0, process_index: int = 0, process_count: int = 1
 ) -> grain.IterDataset:
     """This host's share of the batches, as an endless `grain.IterDataset`.
 
@@ -132,27 +122,21 @@ def _begin_worker(worker: int, workers: int) -> None:
     host_memory.keep_freed()
 
 
-def make_transform(config, source) -> ViewPair | Pasted | InPlace | InScene:
-    """What makes the samples of one of `config.data.sources`.
+def make_transform(config: Config, source: SourceConfig) -> ViewPair | Pasted | InPlace | InScene:
+    """What makes the samples of a source.
 
     Raises:
-        InputError: A kind that does not suit the stage, or the data set is not usable.
+        InputError: The data set is not usable.
     """
-    records = RecordSource(source["records"], config.data.split)
-    match config.stage, source["kind"]:
-        case 1, "views":
+    records = RecordSource(source.records, config.data.split)
+    match source.kind:
+        case "views":
             return ViewPair(config, records)
-        case 2, "pasted":
-            return Pasted(config, records, RecordSource(source["backgrounds"], config.data.split))
-        case 2, "video" | "pair" | "photo":
-            return InPlace(config, records, source["kind"])
-        case 2, "scenes":
+        case "pasted":
+            return Pasted(config, records, RecordSource(source.backgrounds, config.data.split))
+        case "scenes":
             return InScene(config, records)
-    raise InputError(
-        f"config.data.sources has kind {source['kind']!r} in stage {config.stage}; "
-        'stage 1 takes "views", stage 2 takes "photo", "video", "pair", "pasted" and'
-        ' "scenes".'
-    )
+    return InPlace(config, records, source.kind)
 
 
 def _number(index: int, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

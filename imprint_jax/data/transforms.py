@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 from scipy import ndimage
 
+from imprint_jax.config.fields import Config, DataConfig
 from imprint_jax.data.pairs import make_pairs
 from imprint_jax.data.records import Record, RecordSource
 from imprint_jax.data.resample import resize, resize_cut, warp_framed
@@ -358,7 +359,7 @@ class AsComposed(NamedTuple):
         return (left, top, left + width, top + height), (x0, y0, x0 + wide, y0 + tall)
 
 
-def random_framing(config, rng: np.random.Generator) -> AnyShare | AsComposed:
+def random_framing(config: Config, rng: np.random.Generator) -> AnyShare | AsComposed:
     """How a sample shows its object, by `config.data.share`."""
     if config.data.share:
         return AnyShare(math.exp(rng.uniform(*np.log(config.data.share))), config.image_size)
@@ -411,9 +412,9 @@ class Perturbation(NamedTuple):
     matrix: np.ndarray  # (2 2)
 
 
-def random_perturbation(data, rng: np.random.Generator) -> Perturbation:
-    """A random perturbation; `data` is that section of a configuration."""
-    return Perturbation(random_colors(rng, data.color), random_affine(rng, **data.affine))
+def random_perturbation(data: DataConfig, rng: np.random.Generator) -> Perturbation:
+    """A random perturbation."""
+    return Perturbation(random_colors(rng, data.color), random_affine(rng, **vars(data.affine)))
 
 
 def object_scale(there: Outline, size: int) -> float:
@@ -443,11 +444,11 @@ def perturbed_object(
     return warp_framed(cut, edge >= FAINT, perturbation.matrix, size)
 
 
-def object_of(config, record: Record, perturbation: Perturbation) -> np.ndarray:
-    """The object image of a record, perturbed."""
+def object_of(record: Record, perturbation: Perturbation, size: int) -> np.ndarray:
+    """The object image of a record, perturbed, (size size 3) uint8."""
     there = outline(decode_coverage(record))
-    image, there = open_outlined(record, there, object_scale(there, config.object_size))
-    return perturbed_object(image, there, perturbation, config.object_size)
+    image, there = open_outlined(record, there, object_scale(there, size))
+    return perturbed_object(image, there, perturbation, size)
 
 
 def view_on_black(record: Record, colors: np.ndarray, size: int) -> np.ndarray:
@@ -497,7 +498,7 @@ class ViewPair(grain.transforms.RandomMap):
     Both views get the same colours, so that the object's are to be kept.
     """
 
-    def __init__(self, config, records: RecordSource):
+    def __init__(self, config: Config, records: RecordSource):
         self.config, self.records = config, records
         self.pairs = make_pairs("views", records.index, config.data.window)
 
@@ -508,7 +509,7 @@ class ViewPair(grain.transforms.RandomMap):
         """Pair `k`; the hole is all of the target."""
         first, second = self.pairs.draw(k, rng)
         same = Perturbation(random_colors(rng, self.config.data.color), np.eye(2))
-        crop = object_of(self.config, self.records[first], same)
+        crop = object_of(self.records[first], same, self.config.object_size)
         size = self.config.image_size
         if self.config.data.share:
             target = view_on_black(self.records[second], same.colors, size)
@@ -529,7 +530,7 @@ class Pasted(grain.transforms.RandomMap):
     match of brightness; the object image is perturbed, P(T(.)).
     """
 
-    def __init__(self, config, records: RecordSource, backgrounds: RecordSource):
+    def __init__(self, config: Config, records: RecordSource, backgrounds: RecordSource):
         self.config, self.records, self.backgrounds = config, records, backgrounds
         self.pairs = make_pairs("pasted", records.index, config.data.window)
 
@@ -540,7 +541,7 @@ class Pasted(grain.transforms.RandomMap):
         """Pair `k` in a photo."""
         config, data = self.config, self.config.data
         first, second = self.pairs.draw(k, rng)
-        crop = object_of(config, self.records[first], random_perturbation(data, rng))
+        crop = object_of(self.records[first], random_perturbation(data, rng), config.object_size)
         photo = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
         photo = random_square(photo, config.image_size, rng)
         framing = random_framing(config, rng)
@@ -555,7 +556,7 @@ class Pasted(grain.transforms.RandomMap):
         return Scene(crop, target, hole, (first, second), box=loose)
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return _with_random_level(self.scene(k, rng), self.config, rng)
+        return _with_random_level(self.scene(k, rng), self.config.data.mask_sigmas, rng)
 
 
 class InPlace(grain.transforms.RandomMap):
@@ -565,7 +566,7 @@ class InPlace(grain.transforms.RandomMap):
     the object image is perturbed, P(T(.)). See pairs.py for the pairs.
     """
 
-    def __init__(self, config, records: RecordSource, kind: str):
+    def __init__(self, config: Config, records: RecordSource, kind: str):
         self.config, self.records = config, records
         self.pairs = make_pairs(kind, records.index, config.data.window)
 
@@ -587,7 +588,7 @@ class InPlace(grain.transforms.RandomMap):
         if first == second:
             crop = perturbed_object(image, there, perturbation, config.object_size)
         else:
-            crop = object_of(config, self.records[first], perturbation)
+            crop = object_of(self.records[first], perturbation, config.object_size)
         square = framing.square(there, rng)
         target = square_of(image, square, size)
         hole = extract(there.inside, square, size)
@@ -596,7 +597,7 @@ class InPlace(grain.transforms.RandomMap):
         )
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return _with_random_level(self.scene(k, rng), self.config, rng)
+        return _with_random_level(self.scene(k, rng), self.config.data.mask_sigmas, rng)
 
 
 class InScene(grain.transforms.RandomMap):
@@ -611,7 +612,7 @@ class InScene(grain.transforms.RandomMap):
     painted. The object image is perturbed, P(T(.)).
     """
 
-    def __init__(self, config, records: RecordSource):
+    def __init__(self, config: Config, records: RecordSource):
         self.config, self.records = config, records
         self.pairs = make_pairs("scenes", records.index, config.data.window)
 
@@ -627,7 +628,7 @@ class InScene(grain.transforms.RandomMap):
         size = self.config.image_size
         first, second = self.pairs.draw(k, rng)
         perturbation = random_perturbation(self.config.data, rng)
-        crop = object_of(self.config, self.records[first], perturbation)
+        crop = object_of(self.records[first], perturbation, self.config.object_size)
         record = self.records[second]
         if not record["background"]:
             raise InputError(f'{record["group"]} has no background; the kind "scenes" needs it.')
@@ -643,7 +644,7 @@ class InScene(grain.transforms.RandomMap):
         return Scene(crop, target, hole, (first, second), background, loose)
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return _with_random_level(self.scene(k, rng), self.config, rng)
+        return _with_random_level(self.scene(k, rng), self.config.data.mask_sigmas, rng)
 
 
 def with_shadow(target: np.ndarray, background: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -676,10 +677,12 @@ def loose_box(
     return None if box is None else extract(box_mask(box, *there.inside.shape), square, size)
 
 
-def _with_random_level(scene: Scene, config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _with_random_level(
+    scene: Scene, sigmas: tuple[float, float], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     if scene.box is not None:
         return make_sample(scene, scene.box)
-    return make_sample(scene, mask_level(scene.hole, int(rng.integers(4)), config.data.mask_sigmas))
+    return make_sample(scene, mask_level(scene.hole, int(rng.integers(4)), sigmas))
 
 
 def make_sample(scene: Scene, mask: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from imprint_jax.config.fields import DiffusionConfig
 from imprint_jax.diffusion import process
 from imprint_jax.models.imprint import Imprint, to_float
 
@@ -35,14 +36,21 @@ class Losses(NamedTuple):
     timesteps: jax.Array  # (b,) int32
 
 
-def draw(key: jax.Array, index: jax.Array, latent_shape: tuple[int, ...], config) -> Draws:
+def draw(
+    key: jax.Array,
+    index: jax.Array,
+    latent_shape: tuple[int, ...],
+    num_train_timesteps: int,
+    drop_probability: float,
+) -> Draws:
     """Draws for the samples of these global indices.
 
     Args:
         key: The step's key.
         index: (b,) int32, each sample's place in the endless stream of samples.
         latent_shape: (h, w, c) of one sample's latents.
-        config: A whole configuration.
+        num_train_timesteps: Length of the noise schedule.
+        drop_probability: Share of the samples whose object's tokens are dropped.
     """
 
     def one(index):
@@ -50,9 +58,9 @@ def draw(key: jax.Array, index: jax.Array, latent_shape: tuple[int, ...], config
             jax.random.fold_in(key, index), 4
         )
         return Draws(
-            timesteps=jax.random.randint(t_key, (), 0, config.diffusion.num_train_timesteps),
+            timesteps=jax.random.randint(t_key, (), 0, num_train_timesteps),
             noise=jax.random.normal(noise_key, latent_shape),
-            drop=jax.random.bernoulli(drop_key, config.drop_probability),
+            drop=jax.random.bernoulli(drop_key, drop_probability),
             posterior=posterior_key,
         )
 
@@ -66,10 +74,12 @@ def object_context(model: Imprint, objects: jax.Array, drop: jax.Array) -> jax.A
         return jnp.where(drop[:, None, None], model.adapter.null_context(tokens), tokens)
 
 
-def encode_target(model: Imprint, images: jax.Array, draws: Draws, config) -> jax.Array:
-    """The target's latents (b h w c): the posterior's mean, or a sample if the config says so."""
+def encode_target(
+    model: Imprint, images: jax.Array, draws: Draws, sample_posterior: bool
+) -> jax.Array:
+    """The target's latents (b h w c): the posterior's mean, or a sample."""
     with jax.named_scope("encode_target"):
-        if not config.diffusion.sample_posterior:
+        if not sample_posterior:
             return model.vae.encode(images)
         return jax.vmap(lambda image, key: model.vae.encode(image[None], key)[0])(
             images, draws.posterior
@@ -82,7 +92,14 @@ def denoise(model: Imprint, latents: jax.Array, timesteps: jax.Array, context: j
         return model.unet(latents, timesteps, model.unet.keys_values(context))
 
 
-def identity_loss(model: Imprint, batch: dict, draws: Draws, alphas_cumprod, config) -> jax.Array:
+def identity_loss(
+    model: Imprint,
+    batch: dict,
+    draws: Draws,
+    alphas_cumprod: jax.Array,
+    diffusion: DiffusionConfig,
+    min_snr_gamma: float,
+) -> jax.Array:
     """L_id: denoise another view of the object from pure noise.
 
     Args:
@@ -90,22 +107,29 @@ def identity_loss(model: Imprint, batch: dict, draws: Draws, alphas_cumprod, con
         batch: See `imprint_jax.data.batch`; the mask is not used.
         draws: From `draw`.
         alphas_cumprod: (num_train_timesteps,).
-        config: A whole configuration.
+        diffusion: What is predicted, and how the background takes part.
+        min_snr_gamma: As `process.loss_weight`'s gamma.
 
     Returns:
         (b,) float32, one loss a sample.
     """
     a = alphas_cumprod[draws.timesteps]
-    x0 = encode_target(model, to_float(batch["target"]), draws, config)
+    x0 = encode_target(model, to_float(batch["target"]), draws, diffusion.sample_posterior)
     context = object_context(model, to_float(batch["object"]), draws.drop)
     xt = process.add_noise(x0, draws.noise, a)
     prediction = denoise(model, xt, draws.timesteps, context)
-    target = process.prediction_target(config.diffusion.prediction_type, x0, draws.noise, a)
-    return _weight(config, a) * jnp.mean((target - prediction) ** 2, axis=(1, 2, 3))
+    target = process.prediction_target(diffusion.prediction_type, x0, draws.noise, a)
+    weight = process.loss_weight(diffusion.prediction_type, a, min_snr_gamma)
+    return weight * jnp.mean((target - prediction) ** 2, axis=(1, 2, 3))
 
 
 def compositing_loss(
-    model: Imprint, batch: dict, draws: Draws, alphas_cumprod, config
+    model: Imprint,
+    batch: dict,
+    draws: Draws,
+    alphas_cumprod: jax.Array,
+    diffusion: DiffusionConfig,
+    min_snr_gamma: float,
 ) -> jax.Array:
     """L_comp: denoise the hole of a photo, given the photo around it; counts in the hole only.
 
@@ -114,21 +138,15 @@ def compositing_loss(
     a = alphas_cumprod[draws.timesteps]
     images = to_float(batch["target"])
     with jax.named_scope("encode_background"):
-        fill = config.diffusion.hole_fill
-        background, mask = model.encode_background(images, batch["mask"], fill)
-    x0 = encode_target(model, images, draws, config)
+        background, mask = model.encode_background(images, batch["mask"], diffusion.hole_fill)
+    x0 = encode_target(model, images, draws, diffusion.sample_posterior)
     context = object_context(model, to_float(batch["object"]), draws.drop)
     xt = process.add_noise(x0, draws.noise, a)
-    seen = process.network_input(config.diffusion, xt, background, mask, draws.noise, a)
+    seen = process.network_input(diffusion, xt, background, mask, draws.noise, a)
     prediction = denoise(model, seen, draws.timesteps, context)
-    target = process.prediction_target(config.diffusion.prediction_type, x0, draws.noise, a)
-    return _weight(config, a) * jnp.mean(mask * (target - prediction) ** 2, axis=(1, 2, 3))
-
-
-def _weight(config, alpha_cumprod: jax.Array) -> jax.Array:
-    return process.loss_weight(
-        config.diffusion.prediction_type, alpha_cumprod, config.min_snr_gamma
-    )
+    target = process.prediction_target(diffusion.prediction_type, x0, draws.noise, a)
+    weight = process.loss_weight(diffusion.prediction_type, a, min_snr_gamma)
+    return weight * jnp.mean(mask * (target - prediction) ** 2, axis=(1, 2, 3))
 
 
 STAGE_LOSS = {1: identity_loss, 2: compositing_loss}

@@ -9,50 +9,23 @@ A network may predict eps ("epsilon", Stable Diffusion v1), x0 ("sample") or v (
 Salimans and Ho 2022, Appendix D). Timesteps run from 0, nearly clean, to 999, nearly noise.
 """
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imprint_jax.errors import InputError
+from imprint_jax.config.fields import DiffusionConfig, PredictionType
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-# What the fields of `config.diffusion` may say.
-CHOICES = {
-    "prediction_type": PREDICTION_TYPES,
-    "background_mode": ("blend", "noised", "concat"),
-    "mask_channel": ("hole", "keep"),
-    "hole_fill": ("grey", "exact", "none"),
-}
+PREDICTION_TYPES = get_args(PredictionType)
 
 
-def check_config(config) -> None:
-    """Checks the choices of `config.diffusion` and that the UNet's channels suit them.
-
-    Raises:
-        InputError: Names the field, its value and what it may be.
-    """
-    for field, choices in CHOICES.items():
-        if config.diffusion[field] not in choices:
-            raise InputError(
-                f"config.diffusion.{field} is {config.diffusion[field]!r}; it may be one of"
-                f" {', '.join(choices)}."
-            )
-    channels = config.model.unet.out_channels
-    if config.diffusion.background_mode == "concat":
-        channels = 2 * channels + 1
-    if config.model.unet.in_channels != channels:
-        raise InputError(
-            f"config.model.unet.in_channels is {config.model.unet.in_channels}; with"
-            f" background_mode {config.diffusion.background_mode!r} it must be {channels}."
-        )
-
-
-def noise_schedule(config) -> np.ndarray:
+def noise_schedule(config: DiffusionConfig) -> np.ndarray:
     """Stable Diffusion's "scaled linear" schedule: the betas' square roots are equally spaced.
 
     Args:
-        config: The `diffusion` section of a configuration. With `zero_terminal_snr` the schedule
-            is rescaled so that the last timestep carries no signal (Lin et al. 2023, Algorithm 1).
+        config: With `zero_terminal_snr` the schedule is rescaled so that the last timestep carries
+            no signal (Lin et al. 2023, Algorithm 1).
 
     Returns:
         alphas_cumprod: (num_train_timesteps,) float32, decreasing.
@@ -144,7 +117,7 @@ def blend(latents: jax.Array, background: jax.Array, mask: jax.Array) -> jax.Arr
 
 
 def network_input(
-    config,
+    config: DiffusionConfig,
     noisy_latents: jax.Array,
     background: jax.Array,
     mask: jax.Array,
@@ -163,7 +136,7 @@ def network_input(
     The loss and every sampler's evaluations go through here.
 
     Args:
-        config: The `diffusion` section of a configuration.
+        config: Says the mode.
         noisy_latents: (b h w c) x_t.
         background: (b h w c) latents of the background with the hole filled, without noise.
         mask: (b h w 1) of 0 and 1, 1 in the hole.

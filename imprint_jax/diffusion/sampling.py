@@ -19,18 +19,19 @@ extrapolated along l from the step before, w = (l' - l) / (2 (l - l_before)):
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imprint_jax.config.fields import DiffusionConfig, Sampler
 from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models.imprint import Imprint, to_float
 from imprint_jax.models.unet import UNet
 
-SAMPLERS = ("ddim", "dpm++2m")
+SAMPLERS = get_args(Sampler)
 # "leading" timesteps that start below this share of the schedule would take pure noise for a noised
 # picture: 600 of 1000 steps start at timestep 600, one step at 1. Ours.
 LATEST_START = 0.8
@@ -211,7 +212,7 @@ def sample(model: Imprint, context, background, cells, keys, guidance_scale, **o
         cells: (b h w 1).
         keys: (b,).
         guidance_scale: Scalar, or None.
-        **options: `num_steps`, `config`, and further ones.
+        **options: The rest, as in `denoise`.
 
     Returns:
         (b H W 3) in [-1, 1].
@@ -237,9 +238,10 @@ def denoise(
     keys: jax.Array,
     guidance_scale: jax.Array,
     *,
+    diffusion: DiffusionConfig,
     num_steps: int,
-    config,
-    sampler: str | None = None,
+    sampler: str,
+    spacing: str,
     eta: float = 0.0,
     strength: float = 1.0,
     start: jax.Array | None = None,
@@ -259,9 +261,10 @@ def denoise(
         cells: (b h w 1) of 0 and 1, 1 in the hole, likewise.
         keys: (b,) a key for each sample.
         guidance_scale: As in `guided`.
+        diffusion: What the model was trained for (static).
         num_steps: Denoising steps (static).
-        config: Has `diffusion` and `sampling` (static).
-        sampler: One of `SAMPLERS`; the configuration's own if None (static).
+        sampler: One of `SAMPLERS` (static).
+        spacing: As in `sampling_timesteps` (static).
         eta: DDIM's share of fresh noise, 0 to 1 (static).
         strength: Above 0, at most 1 (static).
         start: (b h w c) latents to start from; needed below strength 1, not used at 1.
@@ -272,14 +275,12 @@ def denoise(
     Raises:
         InputError: A number of steps, a sampler or a strength that cannot be.
     """
-    timesteps = sampling_timesteps(
-        config.diffusion.num_train_timesteps, num_steps, config.sampling.spacing, strength
-    )
+    timesteps = sampling_timesteps(diffusion.num_train_timesteps, num_steps, spacing, strength)
     # A step ends where the next one starts, the last at timestep 0: not at a clean image, which
     # Stable Diffusion v1 was not trained to reach (`set_alpha_to_one=False` in diffusers).
-    schedule = process.noise_schedule(config.diffusion).astype(np.float64)
+    schedule = process.noise_schedule(diffusion).astype(np.float64)
     alphas = schedule[np.append(timesteps, 0)]
-    table = coefficients(sampler or config.sampling.sampler, alphas, eta)
+    table = coefficients(sampler, alphas, eta)
 
     predict = guided(model.unet, context, model.adapter.null_context(context), guidance_scale)
     noise_like = jax.vmap(lambda key: jax.random.normal(key, background.shape[1:], jnp.float32))
@@ -287,7 +288,7 @@ def denoise(
     latents = noise if strength == 1 else process.add_noise(start, noise, np.float32(alphas[0]))
 
     def predict_in_hole(latents, embedding, alpha):
-        seen = process.network_input(config.diffusion, latents, background, cells, noise, alpha)
+        seen = process.network_input(diffusion, latents, background, cells, noise, alpha)
         return predict(seen, embedding)
 
     def draw(number):
@@ -299,10 +300,10 @@ def denoise(
         model.unet.embed_time(jnp.asarray(timesteps)),
         alphas[:-1],
         table,
-        config.diffusion.prediction_type,
+        diffusion.prediction_type,
         draw if eta else None,
     )
-    if config.diffusion.final_blend:
+    if diffusion.final_blend:
         latents = process.blend(latents, background, cells)
     return latents
 
@@ -320,7 +321,7 @@ def generate_checked(
     keys: jax.Array,
     guidance_scale: jax.Array | None,
     *,
-    config,
+    diffusion: DiffusionConfig,
     starts: jax.Array | None = None,
     **options,
 ) -> tuple[jax.Array, jax.Array]:
@@ -333,7 +334,7 @@ def generate_checked(
         holes: (b H W 1) of 0 and 1, 1 in the hole; any dtype.
         keys: (b,) a key for each sample.
         guidance_scale: As in `guided`.
-        config: Has `diffusion` and `sampling` (static).
+        diffusion: As in `denoise`.
         starts: (b H W 3) uint8, images with the objects pasted into them; needed below strength 1.
         **options: As `denoise`.
 
@@ -345,11 +346,11 @@ def generate_checked(
     tokens = model.encode_object(to_float(objects.reshape(-1, *objects.shape[2:])))
     tokens = tokens.reshape(b, views * tokens.shape[1], -1)
     background, cells = model.encode_background(
-        to_float(images), holes.astype(jnp.float32), config.diffusion.hole_fill
+        to_float(images), holes.astype(jnp.float32), diffusion.hole_fill
     )
     start = None if starts is None else model.vae.encode(to_float(starts))
     inputs = model, tokens, background, cells, keys, guidance_scale
-    latents = denoise(*inputs, config=config, start=start, **options)
+    latents = denoise(*inputs, diffusion=diffusion, start=start, **options)
     pictures = decode(model, latents)
     stages = (tokens, background, background if start is None else start, latents, pictures)
     finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in stages]

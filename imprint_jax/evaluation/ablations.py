@@ -13,24 +13,23 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from imprint_jax import config
 from imprint_jax.composing import job, manifest
 from imprint_jax.composing.compositor import Settings
+from imprint_jax.config import Config
 from imprint_jax.data import pipeline
 from imprint_jax.data.records import RecordSource, content_hash
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import encoders, evaluate, identity_probe, report, test_sets
 from imprint_jax.evaluation.measures import Column, Measure
 from imprint_jax.runtime.files import atomic_file
-from imprint_jax.training import checkpoint, initialize
-from imprint_jax.training.checks import check_config
+from imprint_jax.training import checkpoint, initialize, sharding
 from imprint_jax.training.train import train
 from imprint_jax.weights import release
 from imprint_jax.weights.tensors import file_hash
@@ -75,8 +74,8 @@ class Variant:
 
     name: str
     seed: int
-    stage1: ConfigDict | None
-    stage2: ConfigDict
+    stage1: Config | None
+    stage2: Config
     inherits: tuple[str, ...]
 
     @property
@@ -119,13 +118,13 @@ def variants(
     for name in names:
         stages = [_shortened(recipe(name, scale, stage, overrides), share) for stage in (1, 2)]
         for seed in range(repeats):
-            first, second = (_with_seed(c, seed) for c in stages)
+            first, second = (c and replace(c, seed=c.seed + seed) for c in stages)
             found.append(Variant(name, seed, first, second, inherits if first else ()))
     _check_encoders(found)
     return found
 
 
-def recipe(name: str, scale: str, stage: int, overrides: Sequence[str] = ()) -> ConfigDict | None:
+def recipe(name: str, scale: str, stage: int, overrides: Sequence[str] = ()) -> Config | None:
     """A stage of an ablation at its full length; None where it trains nothing.
 
     Args:
@@ -147,7 +146,7 @@ def recipe(name: str, scale: str, stage: int, overrides: Sequence[str] = ()) -> 
     c.validation.every = c.preview.every = 0
     for override in overrides:
         config.apply(c, override)
-    return c
+    return Config.of(c)
 
 
 def _check_encoders(suite: list[Variant]) -> None:
@@ -166,20 +165,16 @@ def _check_encoders(suite: list[Variant]) -> None:
             )
 
 
-def _shortened(c: ConfigDict | None, share: float) -> ConfigDict | None:
-    if c is not None and share != 1.0:
-        for section, field in ((c, "total_steps"), (c.optim, "warmup_steps"), (c, "save_every")):
-            section[field] = max(round(section[field] * share), 1)
-    return c
-
-
-def _with_seed(c: ConfigDict | None, seed: int) -> ConfigDict | None:
-    if c is None:
-        return None
-    c = c.copy_and_resolve_references()
-    c.unlock()
-    c.seed += seed
-    return c
+def _shortened(c: Config | None, share: float) -> Config | None:
+    if c is None or share == 1.0:
+        return c
+    shorter = lambda steps: max(round(steps * share), 1)
+    return replace(
+        c,
+        total_steps=shorter(c.total_steps),
+        optim=replace(c.optim, warmup_steps=shorter(c.optim.warmup_steps)),
+        save_every=shorter(c.save_every),
+    )
 
 
 def ablate(
@@ -249,7 +244,7 @@ def ablate(
     return out / "ablation.md"
 
 
-def held_out_set(c: ConfigDict, out: Path, *, seeds: int, limit: int | None, size: int) -> Path:
+def held_out_set(c: Config, out: Path, *, seeds: int, limit: int | None, size: int) -> Path:
     """What the suite is measured on unless told otherwise: the test split of the plain stage 2.
 
     Args:
@@ -266,18 +261,19 @@ def held_out_set(c: ConfigDict, out: Path, *, seeds: int, limit: int | None, siz
         InputError: The recipe's first source is no prepared data set with a test split.
     """
     source = c.data.sources[0]
-    held = {k: content_hash(source[k]) for k in ("records", "backgrounds") if k in source}
-    data = c.data.to_dict() | {"sources": {"kind": source["kind"]} | held}
+    folders = {"records": source.records, "backgrounds": source.backgrounds}
+    held = {name: content_hash(folder) for name, folder in folders.items() if folder}
+    data = c.data.to_dict() | {"sources": {"kind": source.kind} | held}
     drawn = {"data": data, "seeds": seeds, "limit": limit, "size": size}
     digest = hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()[:8]
     folder = out / f"set-{digest}"
     if not folder.exists():
-        records = RecordSource(source["records"], "test")
-        if source["kind"] == "pasted":
-            photos = RecordSource(source["backgrounds"], "test")
-            test_sets.pasted(c, records, photos, folder, size=size, num=seeds, limit=limit)
+        records = RecordSource(source.records, "test")
+        if source.kind == "pasted":
+            photos = RecordSource(source.backgrounds, "test")
+            test_sets.pasted(c.data, records, photos, folder, size=size, num=seeds, limit=limit)
         else:
-            test_sets.perturbed(c, records, folder, num=seeds, limit=limit)
+            test_sets.perturbed(c.data, records, folder, num=seeds, limit=limit)
     return folder / "manifest.jsonl"
 
 
@@ -286,7 +282,7 @@ def _check(variant: Variant, settings: Settings, results: Path) -> None:
     stages = [c for c in (variant.stage1, variant.stage2) if c is not None]
     try:
         for c in stages:
-            check_config(c, jax.device_count())
+            sharding.check_batch_size(c.batch_size, c.accumulation, jax.device_count())
             pipeline.check_sources(c)
             follows = c is variant.stage2 and variant.stage1 is not None
             if lacking := {*initialize.unchosen(c)} - {*(variant.inherits if follows else ())}:
@@ -319,7 +315,7 @@ class Progress:
     started: int = 0
     seconds: dict[int, float] = field(default_factory=dict)
 
-    def next(self, c: ConfigDict) -> str:
+    def next(self, c: Config) -> str:
         """Counts a training and says which it is and how long it takes, where that is known."""
         self.started += 1
         text = f"training {self.started} of {self.total}"
@@ -333,7 +329,7 @@ def missing(suite: list[Variant], runs: Path) -> list[Path]:
     """The runs of a suite that are not trained, each once, in order."""
     workdirs: dict[str, tuple[Path, int]] = {}
 
-    def workdir(c: ConfigDict, variant: Variant) -> Path:
+    def workdir(c: Config, variant: Variant) -> Path:
         digest = _digest(c, runs)
         default = _workdir(c, runs, variant.label, digest), c.total_steps
         return workdirs.setdefault(f"{c.stage}-{digest}", default)[0]
@@ -344,14 +340,12 @@ def missing(suite: list[Variant], runs: Path) -> list[Path]:
     return [path for path, steps in workdirs.values() if not _is_whole(path, steps)]
 
 
-def _second(variant: Variant, first: Path | None) -> ConfigDict:
+def _second(variant: Variant, first: Path | None) -> Config:
     """The second stage's configuration, with where it starts from."""
-    second = variant.stage2.copy_and_resolve_references()
-    second.unlock()
-    if first is not None:
-        for component in variant.inherits:
-            second.init_from[component] = str(first)
-    return second
+    if first is None:
+        return variant.stage2
+    start = replace(variant.stage2.init_from, **dict.fromkeys(variant.inherits, str(first)))
+    return replace(variant.stage2, init_from=start)
 
 
 def _trained(variant: Variant, runs: Path, console, progress: Progress) -> Path:
@@ -362,16 +356,16 @@ def _trained(variant: Variant, runs: Path, console, progress: Progress) -> Path:
     return _run(_second(variant, first), runs, variant, console, progress)
 
 
-def _digest(c: ConfigDict, runs: Path) -> str:
+def _digest(c: Config, runs: Path) -> str:
+    content = c.to_dict()
     # Runs are known by their names, so that `runs` may be moved.
-    named = c.copy_and_resolve_references().unlock()
-    for component, path in c.init_from.items():
+    for component, path in content["init_from"].items():
         if path and Path(path).parent == runs:
-            named.init_from[component] = Path(path).name
-    return hashlib.sha256(named.to_json(sort_keys=True).encode()).hexdigest()[:8]
+            content["init_from"][component] = Path(path).name
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _workdir(c: ConfigDict, runs: Path, label: str, digest: str) -> Path:
+def _workdir(c: Config, runs: Path, label: str, digest: str) -> Path:
     """Where a training is, or will be."""
     trained = sorted(runs.glob(f"*-stage{c.stage}-{digest}"))
     return trained[0] if trained else runs / f"{label}-stage{c.stage}-{digest}"
@@ -381,7 +375,7 @@ def _is_whole(workdir: Path, steps: int) -> bool:
     return (workdir / "checkpoints" / str(steps)).is_dir()
 
 
-def _run(c: ConfigDict, runs: Path, variant: Variant, console, progress: Progress) -> Path:
+def _run(c: Config, runs: Path, variant: Variant, console, progress: Progress) -> Path:
     workdir = _workdir(c, runs, variant.label, _digest(c, runs))
     if _is_whole(workdir, c.total_steps):
         log.info("%s: stage %d is trained: %s", variant.label, c.stage, workdir)
@@ -389,7 +383,7 @@ def _run(c: ConfigDict, runs: Path, variant: Variant, console, progress: Progres
     resumes = workdir.exists()
     log.info("%s: %s, stage %d in %s", variant.label, progress.next(c), c.stage, workdir)
     begun = time.monotonic()
-    if code := train(c.lock(), workdir, resume=True, console=console):
+    if code := train(c, workdir, resume=True, console=console):
         raise SystemExit(code)  # told to stop: nothing may start from what is half trained
     if not resumes:
         progress.seconds[c.stage] = (time.monotonic() - begun) / c.total_steps
@@ -409,7 +403,8 @@ def _exported(run: Path, folder: Path, results: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(results, ignore_errors=True)
         licences = initialize.load_licences(str(run))
-        release.save(folder, *checkpoint.load_params(run), licences)
+        trained, params = checkpoint.load_params(run)
+        release.save(folder, trained.released(), params, licences)
         with atomic_file(mark) as file:
             file.write_text(source)
     return folder

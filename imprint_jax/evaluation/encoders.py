@@ -18,14 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
-from ml_collections import ConfigDict
 
+from imprint_jax.config.fields import CLIPConfig, DINOv2Config, ModelConfig
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import perceptual, vit
 from imprint_jax.evaluation.batched import Batched
 from imprint_jax.models import dinov2, imprint, init
 from imprint_jax.models.attention import Attention, Target
-from imprint_jax.models.clip import CLIPVision
 from imprint_jax.models.layers import Rngs
 from imprint_jax.training import checkpoint
 from imprint_jax.weights import mapping, release
@@ -77,7 +76,7 @@ def load(path: str | Path) -> Encoder:
         )
     if (path / "checkpoints").is_dir():
         config, params = checkpoint.load_params(path)
-        return _ours(config, params, bare)
+        return _ours(config.model, config.object_size, params, bare)
     if network := perceptual.find_network(path):
         return _imagenet(network)
     if path.is_file() and vit.is_vit(tensors := open_tensors(path)):
@@ -85,9 +84,9 @@ def load(path: str | Path) -> Encoder:
     source = find(path)
     parts = {part.name: part for part in source.components}
     if "adapter" in parts and "dinov2" in parts:
-        config = ConfigDict({k: source.released[k] for k in ("object_size", "model")})
+        model = ModelConfig.of(source.released["model"])
         params = {name: _read(parts[name]) for name in ("dinov2", "adapter")}
-        return _ours(config, params, bare)
+        return _ours(model, source.released["object_size"], params, bare)
     for name, function in (("clip", _clip), ("dinov2", _dinov2)):
         if name in parts:
             return function(parts[name])
@@ -106,7 +105,7 @@ def untrained(path: str | Path) -> Encoder:
     else:
         config = release.load_config(release.model_folder(path))
     params = {name: init.draw(name, config.model, 0) for name in ("dinov2", "adapter")}
-    return _ours(config, params, bare)
+    return _ours(config.model, config.object_size, params, bare)
 
 
 def _split(path: str | Path) -> tuple[Path, bool]:
@@ -135,7 +134,7 @@ def _shape(settings: dict, depth: int) -> str:
 
 def _clip(part: Component) -> Encoder:
     function = _bound(
-        partial(CLIPVision, **part.settings),
+        partial(imprint.build, CLIPConfig.of(part.settings), dtype=jnp.float32),
         lambda module, images: module(module.normalize(images)),
     )
     about = _shape(part.settings, part.settings["depth"])
@@ -146,9 +145,8 @@ def _clip(part: Component) -> Encoder:
 
 def _dinov2(part: Component) -> Encoder:
     settings = part.settings
-    config = ConfigDict({"encoder": "dinov2", "dinov2": settings})
     function = _bound(
-        partial(imprint.build, "dinov2", config, dtype=jnp.float32),
+        partial(imprint.build, DINOv2Config.of(settings), dtype=jnp.float32),
         lambda module, images: module.class_and_patches(images)[:, 0],
     )
     about = f"{_shape(settings, settings['depth'])}, {settings['num_registers']} registers"
@@ -182,13 +180,13 @@ def _imagenet(network: perceptual.Network) -> Encoder:
     return Encoder("imagenet", about, IMAGENET_SIZE, network.weights, batched)
 
 
-def _ours(config: ConfigDict, params: dict, bare: bool) -> Encoder:
+def _ours(model: ModelConfig, object_size: int, params: dict, bare: bool) -> Encoder:
     """The encoder of a model: DINOv2, and unless `bare` the adapter."""
 
     def make(**options):
         return nnx.Dict(
             {
-                name: imprint.build(name, config.model, dtype=jnp.float32, **options)
+                name: imprint.build(getattr(model, name), dtype=jnp.float32, **options)
                 for name in ("dinov2", "adapter")
             }
         )
@@ -200,12 +198,12 @@ def _ours(config: ConfigDict, params: dict, bare: bool) -> Encoder:
     params = {name: params[name] for name in ("dinov2", "adapter")}
     flat = traverse_util.flatten_dict(params, sep=".")
     stored = {k: StoredTensor(x.shape, x.dtype, lambda x=x: x) for k, x in flat.items()}
-    section = config.model.dinov2
-    about = _shape(section, section.depth) + ("" if bare else " and adapter")
+    section = vars(model.dinov2)
+    about = _shape(section, model.dinov2.depth) + ("" if bare else " and adapter")
     return Encoder(
         "dinov2" if bare else "imprint",
         about,
-        config.object_size,
+        object_size,
         weights_hash(stored)[:16],
         Batched(_bound(make, call), params),
     )

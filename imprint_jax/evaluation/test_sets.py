@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from imprint_jax import geometry, images
+from imprint_jax.config.fields import DataConfig
 from imprint_jax.data import transforms
 from imprint_jax.data.pairs import make_pairs
 from imprint_jax.data.records import Record, RecordSource
@@ -65,7 +66,7 @@ class _TestSet:
 
 
 def perturbed(
-    config,
+    data: DataConfig,
     records: RecordSource,
     out: Path,
     *,
@@ -79,7 +80,7 @@ def perturbed(
     The background is the photo with the hole in mid-grey, so that no method sees the truth.
 
     Args:
-        config: Has `data` with `color` and `affine`, how much P and T do.
+        data: How much P and T do.
         records: Photos with masks.
         out: Folder to make.
         num: Pictures to make of each.
@@ -98,9 +99,9 @@ def perturbed(
         for number in _spread(numbers, limit):
             record, rng = records[number], np.random.default_rng([seed, number])
             image, coverage = transforms.decode_view(record)
-            hole = _level(coverage >= geometry.FAINT, mask_level, config)
+            hole = _level(coverage >= geometry.FAINT, mask_level, data)
             pictures = {
-                "object": _perturbed_object(config, image, coverage, rng),
+                "object": _perturbed_object(data, image, coverage, rng),
                 "background": geometry.fill_hole(image, hole[..., None], "grey", 128),
                 "mask": hole,
                 "target": image,
@@ -110,7 +111,7 @@ def perturbed(
 
 
 def pasted(
-    config,
+    data: DataConfig,
     records: RecordSource,
     backgrounds: RecordSource,
     out: Path,
@@ -126,7 +127,7 @@ def pasted(
     The background is the photo before the paste, the truth the photo after it.
 
     Args:
-        config: As `perturbed`; also `data.window`, `data.share` and `data.brightness_match`.
+        data: As `perturbed`; also which views are pairs, and how they are pasted.
         records: Views of objects.
         backgrounds: Photos.
         out, num, limit, mask_level, seed: As `perturbed`.
@@ -138,22 +139,22 @@ def pasted(
     Raises:
         InputError: `out` is not empty, or no object has two views.
     """
-    pairs = make_pairs("pasted", records.index, config.data.window)
+    pairs = make_pairs("pasted", records.index, data.window)
     with _test_set(out) as folder:
         for k in _spread(np.arange(len(pairs)), limit):
             rng = np.random.default_rng([seed, k])
             first, second = pairs.draw(k, rng)
             photo = backgrounds[int(rng.integers(len(backgrounds)))]
             square = transforms.random_square(photo, size, rng)
-            share = math.exp(rng.uniform(*np.log(config.data.share)))
+            share = math.exp(rng.uniform(*np.log(data.share)))
             view = transforms.decode_view(records[second])
-            match = config.data.brightness_match
+            match = data.brightness_match
             target, hole = transforms.paste(square, view, share, match, rng)
             image, coverage = transforms.decode_view(records[first])
             pictures = {
-                "object": _perturbed_object(config, image, coverage, rng),
+                "object": _perturbed_object(data, image, coverage, rng),
                 "background": square,
-                "mask": _level(hole, mask_level, config),
+                "mask": _level(hole, mask_level, data),
                 "target": target,
             }
             group = records[first]["group"]
@@ -162,7 +163,7 @@ def pasted(
 
 
 def video(
-    config,
+    data: DataConfig,
     records: RecordSource,
     out: Path,
     *,
@@ -178,7 +179,7 @@ def video(
     which is the frame itself; the object is as it was seen, not perturbed.
 
     Args:
-        config: Has `data.mask_sigmas`.
+        data: How mask levels are made.
         records: Frames with masks, of videos that no model was trained on.
         out: Folder to make.
         apart: Frames between the two, at least; it ends the entries' ids.
@@ -190,7 +191,7 @@ def video(
     Raises:
         InputError: `out` is not empty, or no object is seen in two frames so far apart.
     """
-    pairs = make_pairs("video", records.index, config.data.window)
+    pairs = make_pairs("video", records.index, data.window)
     frames = records.index["frame"]
     chosen = []
     for k, target in enumerate(pairs.records):
@@ -205,7 +206,7 @@ def video(
             target, partners = chosen[k]
             source = int(np.random.default_rng([seed, target]).choice(partners))
             image, coverage = transforms.decode_view(records[target])
-            hole = _level(coverage >= geometry.FAINT, mask_level, config)
+            hole = _level(coverage >= geometry.FAINT, mask_level, data)
             pictures = {
                 "object": _cut_out(*transforms.decode_view(records[source])),
                 "background": geometry.fill_hole(image, hole[..., None], "grey", 128),
@@ -220,7 +221,7 @@ def video(
 
 
 def rendered(
-    config,
+    data: DataConfig,
     views: Path,
     scenes: Path,
     out: Path,
@@ -237,7 +238,7 @@ def rendered(
     background; the object is shown from a random one of the views that are `apart` from it.
 
     Args:
-        config: Has `data.mask_sigmas`.
+        data: How mask levels are made.
         views: What `imprint data render MODELS` wrote.
         scenes: What `imprint data render MODELS --scenes N` wrote of some of the same models.
         out: Folder to make.
@@ -281,7 +282,7 @@ def rendered(
             pictures = {
                 "object": images.read_image(next((views / object_id).glob(f"{view:03d}.*"))),
                 "background": read(f"{frame:03d}_background.*")[..., :3],
-                "mask": _level(hole, mask_level, config),
+                "mask": _level(hole, mask_level, data),
                 "target": target,
             }
             name = f"{object_id}_{scene.name}_{angle:.0f}deg"
@@ -400,12 +401,12 @@ def _scaled_mask(path: Path, height: int, width: int) -> np.ndarray:
 
 
 def _perturbed_object(
-    config, image: np.ndarray, coverage: np.ndarray, rng: np.random.Generator
+    data: DataConfig, image: np.ndarray, coverage: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """P(T(.)) of an object at its own size, with its soft mask as transparency, (h w 4) uint8."""
     cut = _cut_out(image, coverage)
-    image = transforms.recolor(cut[..., :3], transforms.random_colors(rng, config.data.color))
-    matrix = transforms.random_affine(rng, **config.data.affine)
+    image = transforms.recolor(cut[..., :3], transforms.random_colors(rng, data.color))
+    matrix = transforms.random_affine(rng, **vars(data.affine))
     return np.dstack(transforms.warp(image, cut[..., 3], matrix))
 
 
@@ -415,8 +416,8 @@ def _cut_out(image: np.ndarray, coverage: np.ndarray) -> np.ndarray:
     return np.dstack([image, coverage])[y0:y1, x0:x1]
 
 
-def _level(hole: np.ndarray, level: int, config) -> np.ndarray:
-    return geometry.mask_level(hole, level, config.data.mask_sigmas)
+def _level(hole: np.ndarray, level: int, data: DataConfig) -> np.ndarray:
+    return geometry.mask_level(hole, level, data.mask_sigmas)
 
 
 def _spread(numbers: np.ndarray, limit: int | None) -> Iterable[int]:

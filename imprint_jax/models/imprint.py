@@ -8,13 +8,23 @@ nested dict of arrays with string keys: {dinov2, adapter, unet, vae}. `bind` put
 inside a jitted function.
 """
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from imprint_jax import geometry
+from imprint_jax.config.fields import (
+    AdapterConfig,
+    CLIPConfig,
+    DINOv2Config,
+    KLConfig,
+    LappedConfig,
+    MapperConfig,
+    ModelConfig,
+    RematConfig,
+    UNetConfig,
+)
+from imprint_jax.config.section import Section
 from imprint_jax.models.adapter import Adapter, Mapper
 from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.clip import CLIPVision
@@ -32,14 +42,13 @@ FILL_MARGIN = 3
 
 
 class Imprint(nnx.Module):
-    """DINOv2, content adapter, UNet and VAE, built from `config.model`.
+    """DINOv2, content adapter, UNet and VAE.
 
-    The component called `dinov2` is CLIP's vision tower where `config.model.encoder` says so.
+    The component called `dinov2` is CLIP's vision tower where `config.encoder` says so.
 
     Args:
-        config: The `model` section of a configuration (see `imprint_jax.config`).
-        remat: {"dinov2": ..., "unet": ...}: whose blocks' activations are recomputed in the
-            backward pass, the adapter's with DINOv2's; None: nobody's.
+        config: What they are.
+        remat: Whose blocks' activations are recomputed in the backward pass; None: nobody's.
         attention: Computes attention in all of them.
         dtype: Dtype of the computation; parameters stay float32. The VAE always runs in float32:
             its activations overflow half precision.
@@ -48,21 +57,20 @@ class Imprint(nnx.Module):
 
     def __init__(
         self,
-        config,
+        config: ModelConfig,
         *,
         dtype=jnp.float32,
-        remat: Mapping[str, bool] | None = None,
+        remat: RematConfig | None = None,
         attention: Attention = PORTABLE,
         rngs: Rngs,
     ):
-        remat = remat or {"dinov2": False, "unet": False}
-        # As with the encoder: a model's config.json may be older than the choice.
-        self.object_tokens = config.get("object_tokens", "all")
+        remat = remat or RematConfig(dinov2=False, unet=False)
+        self.object_tokens = config.object_tokens
         make = dict(attention=attention, dtype=dtype, rngs=rngs)
-        self.dinov2 = build("dinov2", config, remat=remat["dinov2"], **make)
-        self.adapter = build("adapter", config, remat=remat["dinov2"], **make)
-        self.unet = build("unet", config, remat=remat["unet"], **make)
-        self.vae = build("vae", config, **make | dict(dtype=jnp.float32))
+        self.dinov2 = build(config.dinov2, remat=remat.dinov2, **make)
+        self.adapter = build(config.adapter, remat=remat.dinov2, **make)
+        self.unet = build(config.unet, remat=remat.unet, **make)
+        self.vae = build(config.vae, **make | dict(dtype=jnp.float32))
 
     def encode_object(self, objects: jax.Array) -> jax.Array:
         """The object's tokens: class and patches, without the registers; or the class alone.
@@ -112,26 +120,25 @@ def _widened(mask: jax.Array) -> jax.Array:
     )
 
 
-def build(component: str, config, **make) -> nnx.Module:
-    """One of `COMPONENTS`, from the `model` section of a configuration.
+NETWORKS = {
+    DINOv2Config: DINOv2,
+    CLIPConfig: CLIPVision,
+    AdapterConfig: Adapter,
+    MapperConfig: Mapper,
+    UNetConfig: UNet,
+    KLConfig: AutoencoderKL,
+    LappedConfig: LappedCodec,
+}
+
+
+def build(section: Section, **make) -> nnx.Module:
+    """The network that a section of `config.model` describes.
 
     Args:
-        component: Its name.
-        config: The section.
+        section: Of one component.
         **make: `attention`, `dtype`, `rngs`, and but for the VAE `remat`.
     """
-    match component:
-        case "dinov2":  # models released before there was a choice do not name theirs
-            maker = {"dinov2": DINOv2, "clip": CLIPVision}[config.get("encoder", "dinov2")]
-        case "vae":
-            makers = {"kl": AutoencoderKL, "lapped": LappedCodec}
-            maker = makers[config.autoencoder]
-        case "adapter":
-            makers = {"imprint": Adapter, "mapper": Mapper}
-            maker = makers[config.get("adapter_kind", "imprint")]
-        case _:
-            maker = {"unet": UNet}[component]
-    return maker(**config[component], **make)
+    return NETWORKS[type(section)](**vars(section), **make)
 
 
 def abstract_params(make, *args, **arguments) -> dict:
@@ -144,27 +151,21 @@ def abstract_params(make, *args, **arguments) -> dict:
     return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
 
 
-def abstract(component: str, config) -> dict:
-    """The shapes of one component's parameters; arguments as `build`."""
-    return abstract_params(build, component, config, dtype=jnp.float32)
-
-
-def latent_factor(config) -> int:
-    """Pixels a latent in each direction, by the `model` section of a configuration."""
-    vae = config["vae"]
-    return vae["patch"] if "patch" in vae else 2 ** (len(vae["block_widths"]) - 1)
+def abstract(section: Section) -> dict:
+    """The shapes of the parameters of `build`'s network."""
+    return abstract_params(build, section, dtype=jnp.float32)
 
 
 def split(
-    config,
+    config: ModelConfig,
     dtype=jnp.float32,
-    remat: Mapping[str, bool] | None = None,
+    remat: RematConfig | None = None,
     attention: Attention = PORTABLE,
 ):
     """The model's graph definition and the shapes of its parameters; allocates nothing.
 
     Args:
-        config: The `model` section of a configuration.
+        config: As `Imprint` takes it.
         dtype: Dtype of the computation.
         remat: As `Imprint` takes it.
         attention: As `Imprint` takes it.

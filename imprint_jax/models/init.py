@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from flax import traverse_util
 
+from imprint_jax.config.fields import LappedConfig, ModelConfig
 from imprint_jax.models import imprint
 from imprint_jax.models.vae import lapped_codec_params
 
@@ -48,20 +49,21 @@ INITIAL: tuple[tuple[str, Draw], ...] = (
 )
 
 
-def draw(component: str, config, seed: int) -> dict:
+def draw(component: str, config: ModelConfig, seed: int) -> dict:
     """One component's initial parameters.
 
     Args:
         component: One of `imprint.COMPONENTS`.
-        config: The `model` section of a configuration.
+        config: The whole model's.
         seed: Decides all values.
 
     Returns:
         Nested dict of float32 NumPy arrays.
     """
-    if component == "vae" and config.autoencoder == "lapped":
-        return lapped_codec_params(**config.vae)
-    flat = traverse_util.flatten_dict(imprint.abstract(component, config), sep="/")
+    section = getattr(config, component)
+    if isinstance(section, LappedConfig):
+        return lapped_codec_params(**vars(section))
+    flat = traverse_util.flatten_dict(imprint.abstract(section), sep="/")
 
     def values(path: str) -> np.ndarray:
         initializer = next(f for p, f in INITIAL if re.fullmatch(p, path.rpartition("/")[2]))
@@ -79,6 +81,6 @@ def draw(component: str, config, seed: int) -> dict:
     return traverse_util.unflatten_dict(drawn, sep="/")
 
 
-def draw_all(config, seed: int) -> dict:
+def draw_all(config: ModelConfig, seed: int) -> dict:
     """{component: `draw`} of the whole model."""
     return {component: draw(component, config, seed) for component in imprint.COMPONENTS}

@@ -157,7 +157,7 @@ class Traced:
     program: jax.stages.Traced
     arguments: tuple
     forward: jax.extend.core.Jaxpr
-    config: configs.ConfigDict
+    config: configs.Config
     state: dict[str, int]
     inputs: int
     flops: int
@@ -166,11 +166,14 @@ class Traced:
 
 def trace_training_step(request: Request, mesh: jax.sharding.Mesh, chip: Target) -> Traced:
     """The training step of `Request.compiled`, with as many samples a device as requested."""
-    config = configs.load(request.recipe, request.overrides).copy_and_resolve_references().unlock()
-    config.fsdp = request.compiled["fsdp"]
-    config.batch_size = config.batch_size * mesh.size // math.prod(request.mesh.values())
-    if not chip.flash_width and config.attention == "cudnn":
-        config.attention = "auto"
+    config = configs.Config.of(configs.load(request.recipe, request.overrides))
+    falls_back = not chip.flash_width and config.attention == "cudnn"
+    config = replace(
+        config,
+        fsdp=request.compiled["fsdp"],
+        batch_size=config.batch_size * mesh.size // math.prod(request.mesh.values()),
+        attention="auto" if falls_back else config.attention,
+    )
     trainer = Trainer(config, mesh, chip)
     batch = batches.batch_spec(config, config.batch_size)
     spread = sharding.batch_sharding(mesh)
@@ -197,8 +200,8 @@ def trace_training_step(request: Request, mesh: jax.sharding.Mesh, chip: Target)
 
 def trace_sampler(request: Request, mesh: jax.sharding.Mesh, chip: Target) -> Traced:
     """The sampler as `Compositor` runs it, with the recipe's steps, for one view of the object."""
-    config = configs.load(request.recipe, request.overrides).copy_and_resolve_references().unlock()
-    config.batch_size = request.sampling_batch
+    config = configs.Config.of(configs.load(request.recipe, request.overrides))
+    config = replace(config, batch_size=request.sampling_batch)
     dtype = jnp.dtype(config.dtype)
     attention = Attention(chip, "auto" if config.attention == "cudnn" else config.attention)
     graphdef, params = imprint.split(config.model, dtype, attention=attention)
@@ -214,10 +217,11 @@ def trace_sampler(request: Request, mesh: jax.sharding.Mesh, chip: Target) -> Tr
         jax.ShapeDtypeStruct((b, side, side, 3), jnp.uint8),
         jax.ShapeDtypeStruct((b, side, side, 1), jnp.bool_),
     )
-    choices = config.sampling.num_steps, config.sampling.sampler, 0.0, 1.0
+    sampling = config.sampling
+    choices = sampling.num_steps, sampling.sampler, 0.0, 1.0, sampling.spacing
     whole = NamedSharding(mesh, P())
     arguments = jax.tree.map(lambda x: _placed(x, whole), (params, *inputs))
-    program = jax.jit(partial(generate, graphdef, config, choices)).trace(*arguments)
+    program = jax.jit(partial(generate, graphdef, config.diffusion, choices)).trace(*arguments)
     count = flops.count_jaxpr(program.jaxpr.jaxpr)
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     return Traced(

@@ -12,7 +12,7 @@ from imprint_jax import config as configs
 from imprint_jax.errors import InputError
 from imprint_jax.planning.hlo import Collective
 from imprint_jax.runtime.accelerators import ACCELERATORS, TPU
-from imprint_jax.training.checks import check_config
+from imprint_jax.training.sharding import check_batch_size
 
 # Meshes up to this are compiled as they are. Larger ones are planned from one of `SMALL` devices,
 # or twice as many: compile time grows with devices, a device's program hardly changes. Ours.
@@ -176,9 +176,9 @@ def training_request(
         InputError: The mesh, the batch or the configuration does not fit, or nobody makes a slice
             of so many TPUs.
     """
-    config = configs.load(recipe, overrides)
+    config = configs.Config.of(configs.load(recipe, overrides))
     shape = read_mesh(mesh, devices, config.fsdp)
-    check_config(config, devices)
+    check_batch_size(config.batch_size, config.accumulation, devices)
     compiled = small_mesh(shape)
     _check_slice(accelerator, math.prod(compiled.values()))
     return Request(recipe, tuple(overrides), shape, compiled, accelerator)
@@ -192,7 +192,8 @@ def sampling_request(
     Raises:
         InputError: The configuration does not fit, or the batch is not 1 or more.
     """
-    check_config(configs.load(recipe, overrides), 1)
+    config = configs.Config.of(configs.load(recipe, overrides))
+    check_batch_size(config.batch_size, config.accumulation, 1)
     if batch < 1:
         raise InputError(f"A batch of {batch} pictures cannot be sampled; it must be 1 or more.")
     one = {"data": 1, "fsdp": 1}
@@ -233,8 +234,6 @@ def read_mesh(text: str | None, devices: int, fsdp: int) -> Mesh:
     """
     if devices < 1:
         raise InputError(f"--devices must be 1 or more, not {devices}.")
-    if fsdp < 0:
-        raise InputError(f"config.fsdp = {fsdp} must be 0 or more.")
     mesh = {} if text else {"fsdp": fsdp or devices}
     for part in text.split(",") if text else ():
         axis, _, size = part.partition("=")

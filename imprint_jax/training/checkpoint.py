@@ -21,8 +21,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
+from imprint_jax.config import Config
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.runtime import distributed
@@ -301,7 +301,7 @@ def _frozen_is_damaged(folder: Path, damage: str) -> InputError:
     )
 
 
-def load_params(workdir: Path, *, ema: bool = True) -> tuple[ConfigDict, dict]:
+def load_params(workdir: Path, *, ema: bool = True) -> tuple[Config, dict]:
     """A run's configuration and its newest parameters, float32 NumPy arrays.
 
     Args:
@@ -335,12 +335,12 @@ def load_component(workdir: Path, component: str, *, ema: bool = True) -> dict:
     return _load(workdir.resolve(), load_config(workdir), (component,), ema=ema)[component]
 
 
-def _load(workdir: Path, config: ConfigDict, components: Sequence[str], *, ema: bool) -> dict:
+def _load(workdir: Path, config: Config, components: Sequence[str], *, ema: bool) -> dict:
     """Components of one checkpoint: the newest in which they all are whole."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-        {name: imprint.abstract(name, config.model) for name in components},
+        {name: imprint.abstract(getattr(config.model, name)) for name in components},
     )
     trained, frozen = optimizer.partition(abstract, optimizer.label_params(abstract, config.groups))
     checkpoint = _newest_whole(workdir, {"ema"} if ema and trained else set(trained))

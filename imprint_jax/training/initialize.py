@@ -2,13 +2,12 @@
 
 import json
 import logging
-from collections.abc import Mapping
 
 import jax
 import numpy as np
 from flax import traverse_util
 
-from imprint_jax.config import RANDOM
+from imprint_jax.config.fields import RANDOM, Config, InitFromConfig
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.training import checkpoint, run_directory
@@ -19,13 +18,13 @@ log = logging.getLogger(__name__)
 SHOWN = 8  # names of tensors in a message
 
 
-def check_sources(config, abstract_params: dict) -> None:
+def check_sources(config: Config, abstract_params: dict) -> None:
     """Refuses a run whose weights nobody chose, or whose sources do not have them.
 
     Reads names and shapes, no weights.
 
     Args:
-        config: A whole configuration.
+        config: The whole configuration.
         abstract_params: {component: nested dict of the shapes it must have}.
 
     Raises:
@@ -38,7 +37,7 @@ def check_sources(config, abstract_params: dict) -> None:
             f"Nothing says what {', '.join(missing)} should start from: add {fields}, where SOURCE"
             ' is a folder of weights, a run, or the word "random".'
         )
-    for component, source in config.init_from.items():
+    for component, source in vars(config.init_from).items():
         if source not in ("", RANDOM):
             shapes = _shapes(source, component)
             if component == "unet":
@@ -46,19 +45,21 @@ def check_sources(config, abstract_params: dict) -> None:
             _check_shapes(shapes, abstract_params[component], component, source)
 
 
-def unchosen(config) -> list[str]:
+def unchosen(config: Config) -> list[str]:
     """The components that nothing says the start of; the closed-form codec has none to choose."""
     closed_form = {"vae"} if config.model.autoencoder != "kl" else set()
     return [
-        name for name, source in config.init_from.items() if not source and name not in closed_form
+        name
+        for name, source in vars(config.init_from).items()
+        if not source and name not in closed_form
     ]
 
 
-def load_initial(config, abstract_params: dict) -> dict:
-    """The components that `config.init_from` names a source for.
+def load_initial(init_from: InitFromConfig, abstract_params: dict) -> dict:
+    """The components that a source is named for.
 
     Args:
-        config: A whole configuration, checked by `check_sources`.
+        init_from: The sources, checked by `check_sources`.
         abstract_params: {component: nested dict of the shapes it must have}.
 
     Returns:
@@ -68,7 +69,7 @@ def load_initial(config, abstract_params: dict) -> dict:
         InputError: As `load_component`.
     """
     loaded = {}
-    for component, source in config.init_from.items():
+    for component, source in vars(init_from).items():
         if source == RANDOM:
             log.info("%s starts at random", component)
         elif source:
@@ -111,7 +112,7 @@ def _shapes(source: str, component: str) -> dict:
     """As `load_component`, with `jax.ShapeDtypeStruct`s in place of arrays."""
     folder = release.resolve(source)
     if (folder / "checkpoints").is_dir():
-        return imprint.abstract(component, run_directory.load_config(folder).model)
+        return imprint.abstract(getattr(run_directory.load_config(folder).model, component))
     if component == "dinov2" and release.component_file(folder, "clip").is_file():
         return release.clip_shapes(folder)
     return release.component_shapes(release.model_folder(folder), component)
@@ -159,15 +160,15 @@ def load_licences(source: str) -> dict[str, str]:
     return json.loads(path.read_text())
 
 
-def inherited_licences(init_from: Mapping[str, str]) -> dict[str, str]:
+def inherited_licences(init_from: InitFromConfig) -> dict[str, str]:
     """The licences that a run's weights stand under: {component: licence}, of those that have one.
 
     Args:
-        init_from: {component: source}, the section of a configuration.
+        init_from: The sources.
     """
     licences = {
         name: load_licences(source).get(name)
-        for name, source in init_from.items()
+        for name, source in vars(init_from).items()
         if source not in ("", RANDOM)
     }
     return {name: licence for name, licence in licences.items() if licence}

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
+from imprint_jax.config import Config
 from imprint_jax.runtime import accelerators, distributed
 from imprint_jax.runtime.files import atomic_file
 
@@ -34,13 +35,13 @@ class Meter:
 
     Args:
         workdir: The run's folder.
-        config: A whole configuration.
+        config: The whole configuration.
         console: A rich console for the progress bar.
         start: Steps done before.
         model_flops: FLOPs of a step, or None where the device's peak is not known.
     """
 
-    def __init__(self, workdir: Path, config, console, start: int, model_flops: int | None):
+    def __init__(self, workdir: Path, config: Config, console, start: int, model_flops: int | None):
         self.workdir, self.config, self.model_flops = workdir, config, model_flops
         self.main = distributed.is_main()  # the others look too, so that all stop at a bad loss
         self.board = SummaryWriter(

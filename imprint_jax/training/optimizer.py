@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from imprint_jax.config.fields import FROZEN, OptimConfig
 from imprint_jax.errors import InputError
-
-FROZEN = "frozen"
 
 
 def label_params(params: dict, groups) -> dict[str, str]:
@@ -23,9 +22,8 @@ def label_params(params: dict, groups) -> dict[str, str]:
         {path: name of the group}, FROZEN where the rate is None; paths joined by "/".
 
     Raises:
-        InputError: A row that is none, or parameters that no pattern matches; lists them all.
+        InputError: Parameters that no pattern matches; lists them all.
     """
-    check_groups(groups)
     labels, orphans = {}, []
     for path in traverse_util.flatten_dict(params, sep="/"):
         for name, pattern, rate in groups:
@@ -38,46 +36,6 @@ def label_params(params: dict, groups) -> dict[str, str]:
         listed = ", ".join(sorted(orphans))
         raise InputError(f"{len(orphans)} parameters match no pattern of config.groups: {listed}")
     return labels
-
-
-def check_groups(groups) -> None:
-    """Refuses a table of groups that means something else than it says, or nothing.
-
-    Raises:
-        InputError: A row that is no (name, pattern, rate), a pattern that is no regular expression,
-            or a trained group whose name is another row's or `FROZEN`.
-    """
-    names = []
-    for row in groups:
-        if not _is_row(row):
-            raise InputError(
-                f"config.groups: {row!r} is no (name, pattern, rate), whose rate is a number from 0"
-                " on, a tuple of such, or None for frozen."
-            )
-        try:
-            re.compile(row[1])
-        except re.error as error:
-            raise InputError(
-                f"config.groups: {row[1]!r} is no regular expression: {error}."
-            ) from error
-        names.append(row[0])
-    for name, _, rate in groups:
-        if rate is not None and name == FROZEN:
-            raise InputError(f"config.groups: {FROZEN!r} is the name of what has the rate None.")
-        if rate is not None and names.count(name) > 1:
-            raise InputError(
-                f"config.groups: several rows are called {name!r}; each trained group needs its own"
-                " name."
-            )
-
-
-def _is_row(row) -> bool:
-    if not isinstance(row, tuple | list) or [*map(type, row[:2])] != [str, str] or len(row) != 3:
-        return False
-    if row[2] is None:
-        return True
-    rates = row[2] if isinstance(row[2], tuple | list) else (row[2],)
-    return len(rates) > 0 and all(type(x) in (int, float) and x >= 0 for x in rates)
 
 
 def partition(params: dict, labels: dict[str, str]) -> tuple[dict, dict]:
@@ -99,43 +57,52 @@ def merge(*trees: dict) -> dict:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def learning_rate(rate, config) -> optax.Schedule:
+def learning_rate(rate, total_steps: int, warmup_steps: int) -> optax.Schedule:
     """Linear warm-up to a constant rate, or to one rate for each equal share of the steps."""
     rates = jnp.atleast_1d(jnp.asarray(rate, jnp.float32))
-    warmup = max(config.optim.warmup_steps, 1)
+    warmup = max(warmup_steps, 1)
 
     def schedule(step):
-        phase = jnp.minimum(step * len(rates) // config.total_steps, len(rates) - 1)
+        phase = jnp.minimum(step * len(rates) // total_steps, len(rates) - 1)
         return rates[phase] * jnp.minimum((step + 1) / warmup, 1.0)
 
     return schedule
 
 
-def schedules(config) -> dict[str, optax.Schedule]:
+def schedules(groups, total_steps: int, warmup_steps: int) -> dict[str, optax.Schedule]:
     """The learning rate of each trained group."""
     return {
-        name: learning_rate(rate, config) for name, _, rate in config.groups if rate is not None
+        name: learning_rate(rate, total_steps, warmup_steps)
+        for name, _, rate in groups
+        if rate is not None
     }
 
 
-def make_optimizer(config, labels: dict[str, str]) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, rates: dict[str, optax.Schedule], labels: dict[str, str]
+) -> optax.GradientTransformation:
     """AdamW with each group's learning rate, for the trained sub-tree of `partition`.
 
     Gradients are clipped by one norm over all trained parameters.
+
+    Args:
+        config: The optimizer's.
+        rates: From `schedules`.
+        labels: From `label_params`.
     """
     adamw = {
         name: optax.adamw(
             schedule,
-            b1=config.optim.b1,
-            b2=config.optim.b2,
-            weight_decay=config.optim.weight_decay,
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
             mask=_is_kernel,
         )
-        for name, schedule in schedules(config).items()
+        for name, schedule in rates.items()
     }
     trained = {path: label for path, label in labels.items() if label != FROZEN}
     return optax.chain(
-        optax.clip_by_global_norm(config.optim.clip_norm),
+        optax.clip_by_global_norm(config.clip_norm),
         optax.multi_transform(adamw, traverse_util.unflatten_dict(trained, sep="/")),
     )
 
@@ -145,13 +112,13 @@ def _is_kernel(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def parameter_table(params: dict, labels: dict[str, str], config) -> list[tuple]:
+def parameter_table(params: dict, labels: dict[str, str], groups) -> list[tuple]:
     """What a run prints first: one row for each two-part path prefix and group.
 
     Returns:
         Rows of (prefix, number of tensors, number of parameters, dtype, group, learning rate).
     """
-    rates = {name: rate for name, _, rate in config.groups}
+    rates = {name: rate for name, _, rate in groups}
     rows = {}
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         prefix = "/".join(path.split("/")[:2])

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flax import traverse_util
-from ml_collections import ConfigDict
 
 from imprint_jax import config as configs
+from imprint_jax.config.fields import Config, InitFromConfig
 from imprint_jax.data.records import content_hash
 from imprint_jax.errors import InputError
 from imprint_jax.runtime import distributed
@@ -42,39 +42,22 @@ def holds_run(workdir: Path) -> bool:
     return (workdir / "config.json").exists()
 
 
-def load_config(workdir: Path) -> ConfigDict:
-    """The configuration a run was started with, locked; fields that are newer have their defaults.
+def load_config(workdir: Path) -> Config:
+    """The configuration a run was started with; fields that are newer have their defaults.
 
     Raises:
         InputError: It cannot be read.
     """
     path = workdir / "config.json"
     try:
-        content = json.loads(path.read_text())
-        default = configs.default().to_dict()
-        config = ConfigDict(_with_tuples(_filled(content, default)))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return Config.of(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({error}): put back a copy of it, or start another run."
         ) from error
-    return config.lock()
 
 
-def _filled(content: dict, default: dict) -> dict:
-    sections = {k: v for k, v in default.items() if isinstance(v, dict) and k != "model"}
-    return default | content | {k: v | content.get(k, {}) for k, v in sections.items()}
-
-
-def _with_tuples(value):
-    """JSON's lists as the tuples they were."""
-    if isinstance(value, list):
-        return tuple(_with_tuples(x) for x in value)
-    if isinstance(value, dict):
-        return {key: _with_tuples(x) for key, x in value.items()}
-    return value
-
-
-def config_to_resume(workdir: Path, recipe: str | None, overrides: Sequence[str]) -> ConfigDict:
+def config_to_resume(workdir: Path, recipe: str | None, overrides: Sequence[str]) -> Config:
     """The run's own configuration, with overrides of what may change.
 
     Args:
@@ -85,7 +68,7 @@ def config_to_resume(workdir: Path, recipe: str | None, overrides: Sequence[str]
     Raises:
         InputError: The recipe is of another stage, or an override is none.
     """
-    config = load_config(workdir).unlock()
+    config = load_config(workdir).recipe()
     if recipe and (stage := configs.load(recipe, overrides).stage) != config.stage:
         raise InputError(
             f"{workdir} holds a run of stage {config.stage}, and {recipe} is stage {stage}; use"
@@ -93,10 +76,10 @@ def config_to_resume(workdir: Path, recipe: str | None, overrides: Sequence[str]
         )
     for override in overrides:
         configs.apply(config, override)
-    return config.lock()
+    return Config.of(config)
 
 
-def check(workdir: Path, config, *, resume: bool, overwrite: bool) -> bool:
+def check(workdir: Path, config: Config, *, resume: bool, overwrite: bool) -> bool:
     """Whether there is a checkpoint to go on from; changes nothing.
 
     Raises:
@@ -133,8 +116,8 @@ def check(workdir: Path, config, *, resume: bool, overwrite: bool) -> bool:
     return saved
 
 
-def _check_sources_outlive(workdir: Path, init_from: Mapping[str, str]) -> None:
-    for component, source in init_from.items():
+def _check_sources_outlive(workdir: Path, init_from: InitFromConfig) -> None:
+    for component, source in vars(init_from).items():
         if source not in ("", configs.RANDOM) and release.resolve(source).resolve().is_relative_to(
             workdir.resolve()
         ):
@@ -144,31 +127,34 @@ def _check_sources_outlive(workdir: Path, init_from: Mapping[str, str]) -> None:
             )
 
 
-def _differences(before: ConfigDict, after: ConfigDict) -> list[str]:
+def _differences(before: Config, after: Config) -> list[str]:
     """The fields that differ and may not, as dotted paths."""
-    before, after = (json.loads(config.to_json()) for config in (before, after))
-    for config in (before, after):
-        for source in config["data"]["sources"]:
+
+    def flat(config: Config) -> dict:
+        content = config.to_dict()
+        for source in content["data"]["sources"]:
             for field in PATHS:
                 source.pop(field, None)
-    before, after = (traverse_util.flatten_dict(x, sep=".") for x in (before, after))
+        return traverse_util.flatten_dict(content, sep=".")
+
+    before, after = flat(before), flat(after)
     changed = {key for key in before | after if before.get(key) != after.get(key)}
     return sorted(changed - MAY_CHANGE)
 
 
-def _checksums(config) -> list[dict[str, str]]:
+def _checksums(config: Config) -> list[dict[str, str]]:
     """Of the records of each source, by field.
 
     Raises:
         InputError: There are none, or they have no checksums.
     """
     return [
-        {field: content_hash(source[field]) for field in PATHS if source.get(field)}
+        {field: content_hash(path) for field in PATHS if (path := getattr(source, field))}
         for source in config.data.sources
     ]
 
 
-def _check_records(workdir: Path, config) -> None:
+def _check_records(workdir: Path, config: Config) -> None:
     path = workdir / "records.json"
     if not path.is_file():  # the run was stopped as it began, or is of a time before
         return
@@ -177,8 +163,8 @@ def _check_records(workdir: Path, config) -> None:
         for field in before:
             if before[field] != now.get(field):
                 raise InputError(
-                    f"{source[field]} holds other records than those {workdir} was started with:"
-                    " their checksums differ. Go on with the same, wherever they are"
+                    f"{getattr(source, field)} holds other records than those {workdir} was started"
+                    " with: their checksums differ. Go on with the same, wherever they are"
                     " (--config.data.sources=...), or start another run."
                 )
 
@@ -215,7 +201,7 @@ def locked(workdir: Path) -> Iterator[None]:
                 workdir.rmdir()
 
 
-def begin(workdir: Path, config, licences: Mapping[str, str], *, overwrite: bool) -> None:
+def begin(workdir: Path, config: Config, licences: Mapping[str, str], *, overwrite: bool) -> None:
     """Writes what a new run is started with; with `overwrite` deletes the run that is there."""
     if overwrite:
         for path in workdir.iterdir():
@@ -224,13 +210,13 @@ def begin(workdir: Path, config, licences: Mapping[str, str], *, overwrite: bool
     _forget_steps(workdir, after=0)  # of a run that ended before its first checkpoint
     _write(workdir / "licences.json", json.dumps(licences, indent=2))
     _write(workdir / "records.json", json.dumps(_checksums(config), indent=2))
-    _write(workdir / "config.json", config.to_json(indent=2))
+    _write(workdir / "config.json", json.dumps(config.to_dict(), indent=2))
 
 
-def go_on(workdir: Path, config, step: int) -> None:
+def go_on(workdir: Path, config: Config, step: int) -> None:
     """Prepares the folder for a run to go on after a step: metrics of later ones are taken out."""
     _forget_steps(workdir, after=step)
-    _write(workdir / "config.json", config.to_json(indent=2))
+    _write(workdir / "config.json", json.dumps(config.to_dict(), indent=2))
 
 
 def _forget_steps(workdir: Path, *, after: int) -> None:

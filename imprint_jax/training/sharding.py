@@ -30,6 +30,19 @@ def make_mesh(fsdp: int) -> Mesh:
     return Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"))
 
 
+def check_batch_size(batch_size: int, accumulation: int, devices: int) -> None:
+    """Checks that a batch can be cut into a part for each device and step of accumulation.
+
+    Raises:
+        InputError: It does not divide.
+    """
+    if batch_size % (devices * accumulation):
+        raise InputError(
+            f"config.batch_size = {batch_size} does not divide over {devices} devices"
+            f" times config.accumulation = {accumulation}."
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, P())

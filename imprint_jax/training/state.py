@@ -8,6 +8,7 @@ import optax
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
+from imprint_jax.config import Config
 from imprint_jax.data import batch as batches
 from imprint_jax.diffusion import losses, process, sampling
 from imprint_jax.models import imprint, init
@@ -34,12 +35,12 @@ class Trainer:
     """What stays the same during a run: model, labels, optimizer, shardings.
 
     Args:
-        config: A whole configuration.
+        config: The whole configuration.
         mesh: From `sharding.make_mesh`.
         target: The chips that programs are traced for; the mesh's if None.
     """
 
-    def __init__(self, config, mesh: jax.sharding.Mesh, target: Target | None = None):
+    def __init__(self, config: Config, mesh: jax.sharding.Mesh, target: Target | None = None):
         target = target or Target.of(mesh.devices.flat[0])
         self.config = config
         self.mesh = mesh
@@ -48,10 +49,15 @@ class Trainer:
             config.model, self.dtype, config.remat, Attention(target, config.attention)
         )
         self.labels = optimizer.label_params(self.abstract_params, config.groups)
-        self.tx = optimizer.make_optimizer(config, self.labels)
+        self.tx = optimizer.make_optimizer(config.optim, self.rates(), self.labels)
         self.abstract_state = jax.eval_shape(self._new_state, self.abstract_params)
         self.state_sharding = sharding.state_sharding(mesh, self.abstract_state)
         self.alphas_cumprod = process.noise_schedule(config.diffusion)
+
+    def rates(self) -> dict[str, optax.Schedule]:
+        """The learning rate of each trained group."""
+        config = self.config
+        return optimizer.schedules(config.groups, config.total_steps, config.optim.warmup_steps)
 
     def _new_state(self, params: dict) -> TrainState:
         trained, frozen = optimizer.partition(params, self.labels)
@@ -125,9 +131,10 @@ class Trainer:
 
     def _losses(self, model: imprint.Imprint, batch: dict, key: jax.Array) -> losses.Losses:
         shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
-        draws = losses.draw(key, batch["index"], shape, self.config)
-        loss_fn = losses.STAGE_LOSS[self.config.stage]
-        values = loss_fn(model, batch, draws, jnp.asarray(self.alphas_cumprod), self.config)
+        config, timesteps = self.config, len(self.alphas_cumprod)
+        draws = losses.draw(key, batch["index"], shape, timesteps, config.drop_probability)
+        loss_fn, alphas = losses.STAGE_LOSS[config.stage], jnp.asarray(self.alphas_cumprod)
+        values = loss_fn(model, batch, draws, alphas, config.diffusion, config.min_snr_gamma)
         return losses.Losses(values, draws.timesteps)
 
     def gradients(
@@ -159,8 +166,7 @@ class Trainer:
 
         Metrics are those of `step.metrics`, and the learning rate of each group.
         """
-        config = self.config
-        rates = optimizer.schedules(config)
+        config, rates = self.config, self.rates()
 
         def train(state: TrainState, batch: dict):
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -204,8 +210,10 @@ class Trainer:
                     jax.random.key(config.seed), batch["index"]
                 ),
                 guidance_scale,
-                config=config,
+                diffusion=config.diffusion,
                 num_steps=config.sampling.num_steps,
+                sampler=config.sampling.sampler,
+                spacing=config.sampling.spacing,
             )
             return imprint.to_uint8(pictures)
 

@@ -1,5 +1,6 @@
 """What a run is going to do, as tables: what trains, what it needs, where each parameter lies."""
 
+import json
 import math
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from flax import traverse_util
 from rich.console import Console
 from rich.table import Table
 
+from imprint_jax.config import Config
 from imprint_jax.data import pipeline
 from imprint_jax.training import optimizer
 from imprint_jax.training.state import Trainer
@@ -15,11 +17,11 @@ from imprint_jax.training.state import Trainer
 GIB = 2**30
 
 
-def show(config, trainer: Trainer, console: Console, *, verbose: bool) -> None:
+def show(config: Config, trainer: Trainer, console: Console, *, verbose: bool) -> None:
     """Prints what `--dry-run` found.
 
     Args:
-        config: A whole configuration, whose weights and records have been checked.
+        config: The whole configuration, whose weights and records have been checked.
         trainer: Of the same.
         console: Where to.
         verbose: Also the configuration, and each parameter's place where it is cut.
@@ -29,13 +31,13 @@ def show(config, trainer: Trainer, console: Console, *, verbose: bool) -> None:
     for line in _lines(config, trainer):
         console.print(line, **plain)
     if verbose:
-        console.print(config.to_json(indent=2), **plain)
+        console.print(json.dumps(config.to_dict(), indent=2), **plain)
         if trainer.mesh.shape["fsdp"] > 1:
             console.print(sharding_table(trainer))
     console.print("Nothing was written. --verbose shows the configuration.", **plain)
 
 
-def _lines(config, trainer: Trainer):
+def _lines(config: Config, trainer: Trainer):
     samples = config.total_steps * config.batch_size
     yield (
         f"steps    {config.total_steps:,} of {config.batch_size} samples: {samples:,} in all;"
@@ -50,14 +52,14 @@ def _lines(config, trainer: Trainer):
     )
     for source in config.data.sources:
         count = len(pipeline.make_transform(config, source))
-        yield f"data     {source['records']}: {count:,} pairs of kind {source['kind']}"
-    for component, source in config.init_from.items():
+        yield f"data     {source.records}: {count:,} pairs of kind {source.kind}"
+    for component, source in vars(config.init_from).items():
         yield f"weights  {component}: {source or 'its closed form'}"
 
 
-def say_what_next(config, workdir: Path, console: Console) -> None:
+def say_what_next(stage: int, workdir: Path, console: Console) -> None:
     """Prints which commands a finished run leads to."""
-    if config.stage == 1:
+    if stage == 1:
         lines = [
             "Stage 2 starts from this run:",
             "  imprint train --config stage2 --workdir WORKDIR"
@@ -80,7 +82,7 @@ def group_table(trainer: Trainer) -> Table:
     for name in ("parameters", "tensors", "size", "dtype", "group", "learning rate"):
         justify = "right" if name in ("tensors", "size") else "left"
         table.add_column(name, justify=justify)
-    rows = optimizer.parameter_table(trainer.abstract_params, trainer.labels, trainer.config)
+    rows = optimizer.parameter_table(trainer.abstract_params, trainer.labels, trainer.config.groups)
     for prefix, tensors, size, dtype, group, rate in rows:
         rate = "-" if rate is None else str(rate)
         table.add_row(prefix, str(tensors), f"{size:,}", dtype, group, rate)

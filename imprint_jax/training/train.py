@@ -8,18 +8,12 @@ from pathlib import Path
 import jax
 
 from imprint_jax import images
+from imprint_jax.config import Config
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
 from imprint_jax.runtime import accelerators, distributed, host_memory
 from imprint_jax.runtime.files import atomic_file
-from imprint_jax.training import (
-    checks,
-    initialize,
-    optimizer,
-    run_directory,
-    sharding,
-    summary,
-)
+from imprint_jax.training import initialize, optimizer, run_directory, sharding, summary
 from imprint_jax.training.checkpoint import Checkpoints
 from imprint_jax.training.metrics import Meter
 from imprint_jax.training.profiler import Profiler
@@ -30,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config,
+    config: Config,
     workdir: Path,
     *,
     resume: bool = False,
@@ -43,7 +37,7 @@ def train(
     """Trains one stage.
 
     Args:
-        config: A whole, locked configuration.
+        config: The whole configuration.
         workdir: The run's folder, see run_directory.py.
         resume: Continue the run in `workdir` exactly; start one if there is none.
         overwrite: Delete the run in `workdir` first.
@@ -65,7 +59,7 @@ def train(
     mesh = sharding.make_mesh(config.fsdp)
     if jax.default_backend() == "cpu":
         host_memory.keep_freed()
-    checks.check_config(config, mesh.size)
+    sharding.check_batch_size(config.batch_size, config.accumulation, mesh.size)
     pipeline.check_sources(config)
     trainer = Trainer(config, mesh)
     if not resuming:
@@ -82,12 +76,12 @@ def train(
         code = _loop(config, workdir, trainer, checkpoints, state, position, profile, console)
         checkpoints.close()
     if code == 0:
-        summary.say_what_next(config, workdir, console)
+        summary.say_what_next(config.stage, workdir, console)
     return code
 
 
 def _start(
-    config, workdir: Path, trainer: Trainer, licences: dict | None, *, overwrite: bool
+    config: Config, workdir: Path, trainer: Trainer, licences: dict | None, *, overwrite: bool
 ) -> tuple[Checkpoints, TrainState, int]:
     """The first state, or with `licences` None the last one saved; and its place in the data."""
     if licences is None:
@@ -96,7 +90,8 @@ def _start(
         if distributed.is_main():
             run_directory.go_on(workdir, config, int(state.step))
         return checkpoints, state, position
-    params = trainer.initial_params(initialize.load_initial(config, trainer.abstract_params))
+    loaded = initialize.load_initial(config.init_from, trainer.abstract_params)
+    params = trainer.initial_params(loaded)
     distributed.wait_for_all("loaded")
     if distributed.is_main():
         run_directory.begin(workdir, config, licences, overwrite=overwrite)
@@ -107,7 +102,7 @@ def _start(
 
 
 def _loop(
-    config,
+    config: Config,
     workdir: Path,
     trainer: Trainer,
     checkpoints: Checkpoints,

@@ -1,12 +1,14 @@
 """Every so many steps: the validation loss, and pictures, of the averaged weights."""
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from imprint_jax import images
+from imprint_jax.config import Config
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
 from imprint_jax.runtime import distributed
@@ -23,7 +25,7 @@ class Validation:
     """The first samples of the split "validation", and what is done with them.
 
     Args:
-        config: A whole configuration.
+        config: The whole configuration.
         workdir: The run's folder; pictures go to its previews/.
         trainer: The run's.
 
@@ -31,7 +33,7 @@ class Validation:
         InputError: The data has no split "validation".
     """
 
-    def __init__(self, config, workdir: Path, trainer: Trainer):
+    def __init__(self, config: Config, workdir: Path, trainer: Trainer):
         self.config, self.workdir = config, workdir
         self.loss, self.preview = trainer.validation_step(), trainer.preview_step()
         self.batch_sharding = sharding.batch_sharding(trainer.mesh)
@@ -45,9 +47,9 @@ class Validation:
     def _first_batches(self, count: int) -> list[dict]:
         """The first batches of the validation split, on the host."""
         held_out = pipeline.held_out(self.config)
-        held_out.data.num_workers = 0
+        in_this_process = replace(held_out, data=replace(held_out.data, num_workers=0))
         dataset = pipeline.make_dataset(
-            held_out, process_index=jax.process_index(), process_count=jax.process_count()
+            in_this_process, process_index=jax.process_index(), process_count=jax.process_count()
         )
         with closing(iter(dataset)) as host_batches:
             return [next(host_batches) for _ in range(count)]

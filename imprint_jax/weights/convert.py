@@ -13,13 +13,12 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from imprint_jax import config
+from imprint_jax.config.fields import Config, ModelConfig
 from imprint_jax.errors import InputError
-from imprint_jax.models import imprint
 from imprint_jax.runtime.files import atomic_folder
 from imprint_jax.weights import clip, detect, dinov2, mapping, peers, release, stable_diffusion
 from imprint_jax.weights.detect import Component, Source, find
-from imprint_jax.weights.tensors import write_tensors
+from imprint_jax.weights.tensors import read_json, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +96,10 @@ def _released(source: Source, dst: Path, licence: str | None) -> dict:
     if "clip" in settings:
         return {"clip": settings["clip"], "licences": licences}
     if (dst / "config.json").is_file():
-        released = release.load_config(dst).to_dict()
+        kept = read_json(dst / "config.json").get("licences", {})
+        released = release.load_config(dst).to_dict() | {"licences": kept}
     else:
-        released = release.released_fields(config.default())
+        released = Config().released().to_dict()
     released["model"] |= settings
     for name, value in source.released.items():
         released[name] = released[name] | value if isinstance(value, dict) else value
@@ -169,7 +169,7 @@ def _torch_target(part: Component, released: dict) -> Target:
             orders = {polarity: order for order, polarity in stable_diffusion.INPAINTING.values()}
             concatenates = diffusion["background_mode"] == "concat"
             order = orders[diffusion["mask_channel"]] if concatenates else ()
-            side = released["image_size"] // imprint.latent_factor(released["model"])
+            side = released["image_size"] // ModelConfig.of(released["model"]).vae.factor
             table = stable_diffusion.diffusers_table(part.abstract, order)
             return Target("unet", file, table, stable_diffusion.unet_config(part.settings, side))
         case "vae":

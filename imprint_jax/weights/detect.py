@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from imprint_jax.config.fields import KLConfig, network
 from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
@@ -23,7 +24,7 @@ PUBLISHED = {
     "clip": ("MIT", dict(width=(768, 1024), patch_size=(14, 16, 32))),
 }
 # The fields of `config.model` that say which network a component is.
-CHOICES = {"encoder": "dinov2", "autoencoder": "kl", "adapter_kind": "imprint"}
+CHOICES = ("encoder", "autoencoder", "adapter_kind")
 # Families that are not read, by a tensor that only they have.
 OTHER_FAMILIES = (
     (r"conditioner\.embedders\..*", "Stable Diffusion XL"),
@@ -190,11 +191,14 @@ def _component(
 
     `choices` are the fields of `config.model` that say which network it is.
     """
-    model = CHOICES | choices
     slot = name
     if name == "clip":  # by itself, for metrics, or to start a training from
-        model["encoder"], slot = "clip", "dinov2"
-    abstract = release.abstract(slot, model | {slot: settings}, source)
+        choices, slot = {"encoder": "clip"}, "dinov2"
+    try:
+        section = network(slot, settings, choices)
+    except InputError as error:
+        raise InputError(f"The settings of {source} describe no network: {error}") from error
+    abstract = release.abstract(section, source)
     return Component(name, settings, tensors, make_table(abstract), abstract, source)
 
 
@@ -272,8 +276,7 @@ def _find_peer(path: Path, kind: str, clip_folder: Path | None) -> Source:
     if not path.is_file():
         side = read_json(path / "unet" / "config.json").get("sample_size")
         if isinstance(side, int):
-            factor = imprint.latent_factor({"vae": networks["vae"].settings})
-            released["image_size"] = side * factor
+            released["image_size"] = side * KLConfig.of(networks["vae"].settings).factor
     components = [encoder_part, adapter_part, networks["unet"], networks["vae"]]
     return Source(kind, "torch", components, released)
 
@@ -358,9 +361,9 @@ def _find_imprint(path: Path) -> Source:
     if (path / "imprint.json").is_file():
         return _find_torch_export(path)
     released = read_json(path / "config.json")
-    if "model" in released:
-        released = release.load_config(path).to_dict()
     sections = released.get("model", released)
+    if not isinstance(sections, dict):
+        raise InputError(f"{path / 'config.json'} is damaged: 'model' is no section.")
     choices = {key: sections[key] for key in CHOICES if key in sections}
     components = []
     for name in (*imprint.COMPONENTS, "clip"):
@@ -373,6 +376,9 @@ def _find_imprint(path: Path) -> Source:
                 name, sections[name], tensors, mapping.own_table, str(file), **choices
             )
             components.append(part)
+    if "model" in released:
+        licences = released.get("licences", {})
+        released = release.load_config(path).to_dict() | {"licences": licences}
     return Source("imprint", "imprint", components, released)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from imprint_jax.config.fields import ReleasedConfig
 from imprint_jax.errors import InputError
 from imprint_jax.weights import hub, release
 
@@ -36,7 +37,9 @@ def push(
     release.check_whole(folder)
     if picture is not None and (picture.suffix.lower() != ".png" or not picture.is_file()):
         raise InputError(f"The picture {picture} must be a .png file.")
-    card = _card(repository, config.to_dict(), trained, licence, picture is not None)
+    card = _card(
+        repository, config, release.load_licences(folder), trained, licence, picture is not None
+    )
     files = {path.name: path for pattern in hub.MODEL_FILES for path in folder.glob(pattern)}
     files |= {"README.md": card.encode()} | ({"picture.png": picture} if picture else {})
     with hub.errors_of_the_hub(repository):
@@ -53,10 +56,14 @@ def push(
 
 
 def _card(
-    repository: str, released: dict, trained: str, licence: str | None, has_picture: bool
+    repository: str,
+    config: ReleasedConfig,
+    licences: dict[str, str],
+    trained: str,
+    licence: str | None,
+    has_picture: bool,
 ) -> str:
     """The model card: what it is, how it was trained, its licence."""
-    licences = released.get("licences", {})
     if unstated := [name for name, text in licences.items() if "not stated" in text]:
         raise InputError(
             f"The licence of {', '.join(unstated)} is not stated: weights cannot be published"
@@ -66,8 +73,8 @@ def _card(
         licence = "creativeml-openrail-m"
     if licence is None:
         raise InputError("Say under which licence the weights are: --licence apache-2.0, ...")
-    model, side = released["model"], released["image_size"]
-    encoder = {"dinov2": "DINOv2", "clip": "CLIP"}[model["encoder"]]
+    side = config.image_size
+    encoder = {"dinov2": "DINOv2", "clip": "CLIP"}[config.model.encoder]
     lines = [
         *("---", "library_name: imprint_jax", "pipeline_tag: image-to-image"),
         *(f"license: {licence}", "tags:", "- image-compositing", "---", ""),

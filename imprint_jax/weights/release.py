@@ -14,11 +14,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from ml_collections import ConfigDict
 
-from imprint_jax import geometry
-from imprint_jax.config import default
-from imprint_jax.diffusion import process
+from imprint_jax.config.fields import CLIPConfig, ReleasedConfig
+from imprint_jax.config.section import Section
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.runtime.files import atomic_file
@@ -27,17 +25,6 @@ from imprint_jax.weights.tensors import file_hash, open_tensors, read_json, writ
 
 log = logging.getLogger(__name__)
 
-# What of a configuration a model needs to be used; the rest is how it was trained.
-RELEASED_FIELDS = (
-    "image_size",
-    "object_size",
-    "context",
-    "object_view",
-    "mask_sigmas",
-    "model",
-    "diffusion",
-    "sampling",
-)
 # The models that ship with the package.
 SHIPPED = Path(__file__).parent.parent / "released"
 LICENCES = Path(__file__).parent.parent / "licences"
@@ -86,20 +73,9 @@ def component_file(folder: Path, component: str) -> Path:
     return folder / f"{component}.safetensors"
 
 
-def released_fields(config: ConfigDict) -> dict:
-    """The part of a configuration that a released folder keeps.
-
-    A run's configuration may be older than a field, whose default it was trained by.
-    """
-    fields = default().to_dict() | config.to_dict()
-    if "data" in config:  # else it is that of a released folder already
-        fields["mask_sigmas"] = list(fields["data"]["mask_sigmas"])
-    return {name: fields[name] for name in RELEASED_FIELDS}
-
-
 def save(
     folder: Path,
-    config: ConfigDict,
+    config: ReleasedConfig,
     params: dict,
     licences: Mapping[str, str] | None = None,
     dtype=np.float16,
@@ -108,7 +84,7 @@ def save(
 
     Args:
         folder: Where to; created if it does not exist.
-        config: A whole configuration, of which `RELEASED_FIELDS` are kept.
+        config: What the model needs to be used.
         params: {component: nested dict of arrays}.
         licences: {component: licence} of the public weights it comes from, if any.
         dtype: Of the stored arrays.
@@ -118,7 +94,7 @@ def save(
         flat = traverse_util.flatten_dict(tree)
         half = {path: np.asarray(x, dtype) for path, x in flat.items()}
         write_component(folder, component, traverse_util.unflatten_dict(half))
-    write_config(folder, released_fields(config) | {"licences": dict(licences or {})})
+    write_config(folder, config.to_dict() | {"licences": dict(licences or {})})
 
 
 def write_component(folder: Path, component: str, params: dict) -> None:
@@ -174,44 +150,32 @@ def write_card(folder: Path, released: dict) -> None:
         file.write_text("\n".join(lines), encoding="utf-8")
 
 
-def load_config(folder: Path) -> ConfigDict:
-    """The content of a released folder's config.json.
-
-    Fields that came after the folder was written have their defaults, by which it was made.
+def load_config(folder: Path) -> ReleasedConfig:
+    """The configuration in a released folder's config.json.
 
     Raises:
-        InputError: It is damaged, or of a single encoder.
+        InputError: It is damaged, of a single encoder, or has values that cannot be.
     """
     path = folder / "config.json"
     content = read_json(path)
-    defaults = released_fields(default())
-    later = ("context", "object_view", "mask_sigmas")
-    content = {name: defaults[name] for name in later} | content
-    if lacking := [name for name in RELEASED_FIELDS if name not in content]:
-        raise InputError(f"{path} is no model's configuration: it lacks {', '.join(lacking)}.")
-    for section in ("model", "diffusion", "sampling", "object_view"):
-        if not isinstance(content[section], dict):
-            raise InputError(f"{path} is damaged: {section!r} is no section.")
-    for section in ("diffusion", "sampling", "object_view"):
-        content[section] = defaults[section] | content[section]
-    return ConfigDict(content)
+    try:
+        return ReleasedConfig.of({k: x for k, x in content.items() if k != "licences"})
+    except InputError as error:
+        raise InputError(f"{path} is no model's configuration: {error}") from error
 
 
-def load(folder: Path) -> tuple[ConfigDict, dict]:
+def load(folder: Path) -> tuple[ReleasedConfig, dict]:
     """A released folder's configuration and parameters, float32 on the default device.
 
     Raises:
         InputError: A file is missing or damaged, or holds other tensors than the model has.
     """
     config = load_config(folder)
-    process.check_config(config)
-    view = config.object_view
-    geometry.check_object_view(view.fit, view.background, view.resample)
     check_whole(folder)
     params = {}
     for name in imprint.COMPONENTS:
         # Placed one by one: NumPy's copy of a tensor is gone before the next is read.
-        arrays = _read(component_file(folder, name), name, config.model)
+        arrays = _read(component_file(folder, name), getattr(config.model, name))
         flat = {path: jnp.asarray(x) for path, x in arrays}
         params[name] = traverse_util.unflatten_dict(flat, sep="/")
     return config, params
@@ -238,59 +202,57 @@ def load_component(folder: Path, component: str) -> dict:
         InputError: A file is missing or damaged, or holds other tensors than the model has.
     """
     file = component_file(folder, component)
-    flat = dict(_read(file, component, load_config(folder).model))
+    flat = dict(_read(file, getattr(load_config(folder).model, component)))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def load_clip(folder: Path) -> dict:
     """As `load_component`, of a folder of converted CLIP weights: as the component "dinov2"."""
-    flat = dict(_read(component_file(folder, "clip"), "dinov2", _clip_model(folder)))
+    flat = dict(_read(component_file(folder, "clip"), _clip_section(folder)))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def component_shapes(folder: Path, component: str) -> dict:
     """As `load_component`, but reads no values: a nested dict of `jax.ShapeDtypeStruct`s."""
-    return _shapes(component_file(folder, component), component, load_config(folder).model)
+    return _shapes(component_file(folder, component), getattr(load_config(folder).model, component))
 
 
 def clip_shapes(folder: Path) -> dict:
     """As `load_clip`, but reads no values: a nested dict of `jax.ShapeDtypeStruct`s."""
-    return _shapes(component_file(folder, "clip"), "dinov2", _clip_model(folder))
+    return _shapes(component_file(folder, "clip"), _clip_section(folder))
 
 
-def _clip_model(folder: Path) -> ConfigDict:
-    settings = read_json(folder / "config.json")["clip"]
-    return ConfigDict({"encoder": "clip", "dinov2": settings})
+def _clip_section(folder: Path) -> CLIPConfig:
+    return CLIPConfig.of(read_json(folder / "config.json")["clip"])
 
 
-def _shapes(file: Path, component: str, model: ConfigDict) -> dict:
-    shapes = abstract(component, model, str(file))
+def _shapes(file: Path, section: Section) -> dict:
+    shapes = abstract(section, str(file))
     mapping.check(mapping.own_table(shapes), open_tensors(file), shapes, str(file))
     return shapes
 
 
-def _read(file: Path, component: str, model: ConfigDict) -> Iterator[tuple[str, np.ndarray]]:
+def _read(file: Path, section: Section) -> Iterator[tuple[str, np.ndarray]]:
     """Paths and float32 arrays of a component's file, one by one; as `mapping.parameters`."""
-    abstract_params = abstract(component, model, str(file))
+    abstract_params = abstract(section, str(file))
     table = mapping.own_table(abstract_params)
     dtype = np.dtype(np.float32)
     return mapping.parameters(table, open_tensors(file), abstract_params, str(file), dtype)
 
 
-def abstract(component: str, model: Mapping, source: str) -> dict:
+def abstract(section: Section, source: str) -> dict:
     """The shapes of one component's parameters, by settings that come from a file.
 
     Args:
-        component: One of `imprint.COMPONENTS`.
-        model: The `model` section of a configuration.
+        section: The component's.
         source: Where it is from, for the error.
 
     Raises:
         InputError: The settings describe no such network.
     """
     try:
-        return imprint.abstract(component, ConfigDict(model))
-    # Whatever a wrong number or a missing field does to a network's constructor.
+        return imprint.abstract(section)
+    # Whatever numbers that do not fit each other do to a network's constructor.
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise InputError(f"The settings of {source} describe no network: {error}.") from error
 
@@ -303,7 +265,7 @@ def load_licences(folder: Path) -> dict[str, str]:
     """
     if component_file(folder, "clip").is_file():  # which takes the place of DINOv2
         return {"dinov2": read_json(folder / "config.json")["licences"]["clip"]}
-    return load_config(model_folder(folder)).to_dict().get("licences", {})
+    return read_json(model_folder(folder) / "config.json").get("licences", {})
 
 
 def model_hash(folder: Path) -> str:

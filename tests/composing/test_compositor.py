@@ -2,6 +2,7 @@
 
 import io
 import logging
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -264,8 +265,8 @@ def test_low_strength_keeps_the_object_as_it_is(compositor, sampler):
 
 def test_a_model_may_have_its_own_strength(compositor):
     assert Settings().filled(compositor.config).strength == 1.0
-    own = compositor.config.copy_and_resolve_references()
-    own.sampling.strength = 0.5
+    sampling = replace(compositor.config.sampling, strength=0.5)
+    own = replace(compositor.config, sampling=sampling)
     assert Settings().filled(own).strength == 0.5
     assert Settings(strength=1.0).filled(own).strength == 1.0
 
@@ -420,8 +421,7 @@ def test_mask_levels_are_those_the_model_was_trained_with(compositor):
     ellipse = np.zeros((90, 140), np.uint8)
     rows, columns = np.mgrid[:90, :140]
     ellipse[((rows - 45) / 20) ** 2 + ((columns - 70) / 30) ** 2 <= 1] = 255
-    own = compositor.config.copy_and_resolve_references()
-    own.mask_sigmas = (0.1, 0.3)
+    own = replace(compositor.config, mask_sigmas=(0.1, 0.3))
     wider = Compositor(own, compositor.params)
     areas = [changed(c(OBJECT, PHOTO, ellipse, mask_level=2)).sum() for c in (compositor, wider)]
     assert areas[1] > 1.05 * areas[0]

@@ -7,21 +7,23 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 import imprint_jax
+from imprint_jax.config.fields import DataConfig
 from imprint_jax.data import batch as batches
 from imprint_jax.data.pipeline import check_sources, make_dataset, make_stream
 from imprint_jax.data.records import RecordWriter
 from imprint_jax.errors import InputError
 from imprint_jax.images import encode_png
 from tests.data.test_records import record, view
+from tests.tiny import tiny_config
 
 OBJECTS, FRAMES = 5, 6
 
@@ -55,42 +57,38 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def stage1(data):
-    c = ConfigDict(dict(stage=1, seed=0, batch_size=8, image_size=32, object_size=28))
-    c.data = ConfigDict(
-        dict(
-            sources=(dict(kind="views", records=str(data / "views"), weight=1.0),),
-            split="train",
-            num_workers=0,
-            window=2,
-            color=0.0,
-            affine=dict(rotate=15.0, scale=0.1, shear=5.0, flip=0.5),
-            share=(0.05, 0.4),
-            brightness_match=0.5,
-            mask_sigmas=(0.05, 0.15),
-        )
+    data = DataConfig(
+        sources=(dict(kind="views", records=str(data / "views"), weight=1.0),),
+        num_workers=0,
+        window=2,
+        affine=dict(rotate=15.0, scale=0.1, shear=5.0, flip=0.5),
+        share=(0.05, 0.4),
+        mask_sigmas=(0.05, 0.15),
     )
-    return c
+    return replace(tiny_config(1), data=data)
 
 
 @pytest.fixture
 def stage2(data, stage1):
-    stage1.stage = 2
-    stage1.data.color = 0.5
     source = dict(kind="pasted", records=str(data / "views"), weight=1.0)
-    stage1.data.sources = (source | dict(backgrounds=str(data / "photos")),)
-    return stage1
+    source |= dict(backgrounds=str(data / "photos"))
+    return replace(stage1, stage=2, data=replace(stage1.data, color=0.5, sources=(source,)))
+
+
+def with_data(config, **changes):
+    return replace(config, data=replace(config.data, **changes))
 
 
 @pytest.fixture
 def mixed(data, stage2):
     """Stage 2 of photos, videos and pasted views."""
     clips = str(data / "clips")
-    stage2.data.sources = (
+    sources = (
         dict(kind="photo", records=clips, weight=2.0),
         dict(kind="video", records=clips, weight=1.0),
-        dict(stage2.data.sources[0], weight=1.0),
+        *stage2.data.sources,
     )
-    return stage2
+    return with_data(stage2, sources=sources)
 
 
 def take(config, count, **options):
@@ -130,8 +128,7 @@ def test_stage_1_pairs_two_views_of_one_object(stage1):
 
 
 def test_stage_1_gives_both_views_the_same_colours(stage1):
-    stage1.data.color = 1.0
-    (batch,) = take(stage1, 1)
+    (batch,) = take(with_data(stage1, color=1.0), 1)
     for sample in range(8):
         blue_in, blue_out = (
             batch[key][sample, 14:17, 14:17, 2].mean() for key in ("object", "target")
@@ -152,9 +149,8 @@ def test_stage_2_pastes_the_other_view(stage2):
 
 
 def test_stage_2_draws_every_mask_level(stage2):
-    stage2.image_size = 128
     fills = []  # of their boxes, by discs: 0.79 exactly, more when blurred, 1 for the box
-    for batch in take(stage2, 20):
+    for batch in take(replace(stage2, image_size=128), 20):
         for mask in batch["mask"][..., 0]:
             fills.append(mask.sum() / (mask.any(axis=1).sum() * mask.any(axis=0).sum()))
     counts, _ = np.histogram(fills, [0.7, 0.84, 0.999, 1.001])
@@ -164,9 +160,9 @@ def test_stage_2_draws_every_mask_level(stage2):
 
 @pytest.mark.parametrize("kind", ["video", "pair", "photo"])
 def test_stage_2_finds_the_object_in_place(stage2, data, kind):
-    stage2.data.color = 0.0
-    stage2.data.affine.rotate = 0.0
-    stage2.data.sources = (dict(kind=kind, records=str(data / "clips"), weight=1.0),)
+    affine = replace(stage2.data.affine, rotate=0.0)
+    source = dict(kind=kind, records=str(data / "clips"), weight=1.0)
+    stage2 = with_data(stage2, color=0.0, affine=affine, sources=(source,))
     seen = set()
     for batch in take(stage2, 12):
         batches.check_batch(batch, stage2)
@@ -189,9 +185,8 @@ def test_stage_2_finds_the_object_in_place(stage2, data, kind):
 
 
 def test_kinds_mix_by_weight_and_keep_every_epoch_whole(mixed):
-    mixed.data.color = 0.0
     kinds = []
-    for batch in take(mixed, 16):
+    for batch in take(with_data(mixed, color=0.0), 16):
         blue = batch["object"][:, 14, 14, 2]
         kinds += (blue > 100).tolist()  # a pasted view; else of the clips
     counts = [sum(kinds[start : start + 4]) for start in range(0, 128, 4)]
@@ -220,9 +215,8 @@ def test_every_number_of_hosts_sees_the_same_batches(mixed, hosts):
 
 def test_workers_change_nothing_and_end_with_the_iterator(mixed):
     expected = take(mixed, 4, start=8)
-    mixed.data.num_workers = 2
     before = set(multiprocessing.active_children())
-    iterator = iter(make_dataset(mixed, start=8))
+    iterator = iter(make_dataset(with_data(mixed, num_workers=2), start=8))
     got = [next(iterator), next(iterator)]  # one of each worker: both have begun
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
@@ -237,24 +231,22 @@ def test_workers_change_nothing_and_end_with_the_iterator(mixed):
 
 
 def test_seed_and_epoch_change_order_and_perturbation(stage1):
-    stage1.data.color = 1.0
+    stage1 = with_data(stage1, color=1.0)
     first = take(stage1, 1)[0]
-    stage1.seed = 1
-    second = take(stage1, 1)[0]
+    second = take(replace(stage1, seed=1), 1)[0]
     assert (first["object"] != second["object"]).any()
-    stage1.seed = 0
-    stage1.batch_size = OBJECTS * FRAMES
-    one, two = take(stage1, 2)
+    one, two = take(replace(stage1, batch_size=OBJECTS * FRAMES), 2)
     assert (one["target"] != two["target"]).any(axis=(1, 2, 3)).all()
 
 
 def test_sources_mix_by_weight(stage1, data):
     names = ("views", "other")
-    stage1.data.sources = tuple(
+    sources = tuple(
         dict(kind="views", records=str(data / name), weight=weight)
         for name, weight in zip(names, (3.0, 1.0), strict=True)
     )
-    blue = np.concatenate([batch["target"][:, 16, 16, 2] for batch in take(stage1, 8)])
+    taken = take(with_data(stage1, sources=sources), 8)
+    blue = np.concatenate([batch["target"][:, 16, 16, 2] for batch in taken])
     for start in range(0, 64, 4):
         assert sorted(blue[start : start + 4]) == [100, 200, 200, 200]
 
@@ -272,7 +264,7 @@ def test_the_stream_is_endless_and_far_away_is_near(stage1):
 def test_mistakes_in_the_config_are_refused(stage1, stage2, data, tmp_path):
     with pytest.raises(InputError, match="does not divide by 3"):
         make_dataset(stage2, process_count=3)
-    good = dict(stage2.data.sources[0])
+    (good,) = stage2.data.sources
     for change, message in [
         (dict(kind="views"), r"'views' in stage 2"),
         (dict(kind="film"), r"'film' in stage 2"),
@@ -282,12 +274,10 @@ def test_mistakes_in_the_config_are_refused(stage1, stage2, data, tmp_path):
         (dict(backgrounds=str(tmp_path)), "no prepared data set"),
         (dict(records=str(data / "photos")), "No object has two views"),
     ]:
-        stage2.data.sources = (good | change,)
         with pytest.raises(InputError, match=message):
-            check_sources(stage2)
-    stage2.data.sources = ()
+            check_sources(with_data(stage2, sources=(replace(good, **change),)))
     with pytest.raises(InputError, match="sources is empty"):
-        check_sources(stage2)
+        check_sources(with_data(stage2, sources=()))
 
 
 def test_check_batch_names_what_is_wrong(stage1):
@@ -307,8 +297,7 @@ def test_check_batch_names_what_is_wrong(stage1):
 
 def test_one_sample_a_process(stage1):
     wanted = take(stage1, 2)
-    alone = stage1.copy_and_resolve_references().unlock()
-    alone.batch_size = 1
+    alone = replace(stage1, batch_size=1)
     for k, batch in enumerate(take(alone, 3)):
         np.testing.assert_array_equal(batch["target"][0], wanted[0]["target"][k])
     (third,) = take(stage1, 1, process_index=3, process_count=8)
@@ -362,6 +351,6 @@ import imprint_jax.data.preparation.prepare
 import imprint_jax.data.preparation.show
 
 loaded = {name.split(".")[1] for name in sys.modules if name.startswith("imprint_jax.")}
-assert loaded == {"errors", "geometry", "images", "data", "runtime"}, loaded
+assert loaded == {"config", "errors", "geometry", "images", "data", "runtime"}, loaded
 """
     subprocess.run([sys.executable, "-c", script], check=True)

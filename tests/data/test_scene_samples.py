@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imprint_jax.config.fields import Config, SourceConfig
 from imprint_jax.data import batch as batches
 from imprint_jax.data.pairs import make_pairs
 from imprint_jax.data.pipeline import make_dataset, make_stream, make_transform
@@ -13,7 +14,7 @@ from imprint_jax.data.records import RecordSource
 from imprint_jax.data.transforms import with_shadow
 from imprint_jax.errors import InputError
 from imprint_jax.images import decode_image
-from tests.tiny import tiny_config
+from tests.tiny import tiny_recipe
 
 SIDE, SHADOW = 64, 120
 
@@ -44,11 +45,11 @@ def records(tmp_path):
 
 @pytest.fixture
 def settings(records):
-    c = tiny_config(2)
+    c = tiny_recipe(2)
     c.image_size, c.batch_size = 64, 16
     c.data.color, c.data.share = 0.0, (0.1, 0.2)
     c.data.sources = (dict(kind="scenes", records=str(records), weight=1.0),)
-    return c
+    return Config.of(c)
 
 
 def test_scenes_become_records(tmp_path, records):
@@ -162,7 +163,7 @@ def test_the_shadow_next_to_the_object_is_found_and_no_other():
 
 def test_records_without_background_are_refused(tmp_path, settings):
     write_scenes(tmp_path / "more", objects=1, scenes=1, views=2)
-    source = dict(kind="scenes", records=str(tmp_path / "bare"), weight=1.0)
+    source = SourceConfig(kind="scenes", records=str(tmp_path / "bare"), weight=1.0)
     frames = tmp_path / "frames"
     frames.mkdir()
     Image.open(tmp_path / "more" / "object0" / "000" / "000_target.png").save(frames / "0.png")

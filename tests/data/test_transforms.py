@@ -2,10 +2,10 @@ import io
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 from scipy.interpolate import RegularGridInterpolator
 
+from imprint_jax.config.fields import DataConfig
 from imprint_jax.data.pairs import WindowPartners, make_pairs
 from imprint_jax.data.transforms import (
     AsComposed,
@@ -406,10 +406,10 @@ def test_large_photos_are_decoded_smaller_to_the_same_object(rng):
         small, small_mask = open_shrunk(large, mask, scale)
         assert small.size[::-1] == small_mask.shape == (900 // factor, 1200 // factor)
     np.testing.assert_allclose(small.getpixel((700, 450)), image[450, 700], atol=6)
-    config = ConfigDict(dict(object_size=28, data=dict(color=0.7, affine=AFFINE)))
-    change = random_perturbation(config.data, np.random.default_rng(3))
-    crop = object_of(config, large, change)
+    data = DataConfig(color=0.7, affine=AFFINE)
+    change = random_perturbation(data, np.random.default_rng(3))
+    crop = object_of(large, change, 28)
     png = large | {"image": encode_png(image)}  # never decoded smaller
-    whole = object_of(config, png, change)
+    whole = object_of(png, change, 28)
     assert np.abs(crop.astype(int) - whole).mean() < 5  # edges differ a little
     assert crop.max() > 100 and not crop[0].any()

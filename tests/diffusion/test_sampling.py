@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from imprint_jax import config
+from imprint_jax.config.fields import Config, DiffusionConfig
 from imprint_jax.diffusion import process, sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint, init
 from imprint_jax.models.unet import CrossAttention, TimestepMLP
-from tests.tiny import random_batch, tiny_config
+from tests.tiny import random_batch, tiny_config, tiny_recipe
 
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 SHAPE = (2, 4, 4, 3)
@@ -24,7 +24,7 @@ def ddim_scheduler(**settings):
 
 
 def schedule():
-    return process.noise_schedule(config.default().diffusion).astype(np.float64)
+    return process.noise_schedule(DiffusionConfig()).astype(np.float64)
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 20, 50, 999])
@@ -206,9 +206,9 @@ def compose(model, c, objects, images, mask, scale, num_steps, **options):
     keys = jax.random.split(jax.random.key(1), len(objects))
     context = model.encode_object(objects)
     background, cells = model.encode_background(images, mask, c.diffusion.hole_fill)
-    return sampling.sample(
-        model, context, background, cells, keys, scale, num_steps=num_steps, config=c, **options
-    )
+    options = dict(sampler="ddim", spacing=c.sampling.spacing) | options
+    options |= dict(diffusion=c.diffusion, num_steps=num_steps)
+    return sampling.sample(model, context, background, cells, keys, scale, **options)
 
 
 @pytest.fixture(scope="module")
@@ -251,11 +251,11 @@ def test_the_background_comes_back_as_the_codec_sees_it(tiny):
 
 
 def test_concatenated_channels_reach_the_unet_at_every_step():
-    c = tiny_config(2)
+    c = tiny_recipe(2)
     latent = c.model.unet.out_channels
     c.model.unet.in_channels = 2 * latent + 1
     c.diffusion.background_mode = "concat"
-    process.check_config(c)
+    c = Config.of(c)
     graphdef, _ = imprint.split(c.model)
     params = init.draw_all(c.model, 0)
     batch = random_batch(c)

@@ -17,12 +17,10 @@ from imprint_jax.config import config_file
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
 from imprint_jax.data.records import RecordSource
-from imprint_jax.diffusion import process
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import ablations, evaluate
 from imprint_jax.models import imprint, init
 from imprint_jax.training import initialize, sharding
-from imprint_jax.training.checks import check_config
 from imprint_jax.training.state import Trainer
 from imprint_jax.weights import release
 from tests.tiny import write_scale
@@ -51,7 +49,7 @@ def test_an_ablation_changes_something_and_leaves_a_whole_configuration(name, sc
         if c is None:
             assert (name, stage) == ("single_stage", 1)
             continue
-        process.check_config(c)
+        c = config.Config.of(c)
         if scale == "mini":
             imprint.split(c.model)
         changed |= differences(name, scale, stage)
@@ -100,7 +98,7 @@ def test_single_stage_has_the_steps_of_both():
     assert full.stage1.total_steps == full.stage2.total_steps == 100
     assert single.stage1 is None and single.stage2.total_steps == 200
     assert single.inherits == () and full.inherits == ("dinov2", "adapter", "unet")
-    assert {*single.stage2.init_from.values()} == {"", config.RANDOM}
+    assert {*vars(single.stage2.init_from).values()} == {"", config.RANDOM}
 
 
 def test_at_full_size_the_unet_starts_from_stable_diffusion():
@@ -148,10 +146,10 @@ def test_every_ablation_can_train(tmp_path, monkeypatch):
         if workdir.exists():
             return 0  # shared
         trainer = Trainer(c, sharding.make_mesh(c.fsdp))
-        check_config(c, trainer.mesh.size)
+        sharding.check_batch_size(c.batch_size, c.accumulation, trainer.mesh.size)
         loaded = {
             name: initialize.load_component(source, name, trainer.abstract_params[name])
-            for name, source in c.init_from.items()
+            for name, source in vars(c.init_from).items()
             if source not in ("", config.RANDOM)
         }
         pipeline.check_sources(c)
@@ -160,7 +158,7 @@ def test_every_ablation_can_train(tmp_path, monkeypatch):
         batches.check_batch(host_batch, c)
         step = trainer.train_step()
         assert jax.eval_shape(step, trainer.abstract_state, host_batch)[1]["loss"].shape == ()
-        release.save(workdir, c, init.draw_all(c.model, 0))
+        release.save(workdir, c.released(), init.draw_all(c.model, 0))
         runs[workdir.name.rpartition("-")[0]] = set(loaded)
         return 0
 
@@ -183,7 +181,7 @@ def test_variants_share_the_trainings_they_have_in_common(tmp_path, monkeypatch,
         assert resume
         trained.append(workdir.name.rpartition("-")[0])
         (workdir / "checkpoints" / str(c.total_steps)).mkdir(parents=True)
-        (workdir / "config.json").write_text(c.to_json())
+        (workdir / "config.json").write_text(json.dumps(c.to_dict()))
         return 0
 
     monkeypatch.setattr(ablations, "train", fake)
@@ -220,8 +218,7 @@ def test_a_set_is_drawn_anew_for_other_data_or_options(tmp_path):
     first = draw(stage2)
     assert draw(stage2) == first and {entry.num for entry in first} == {2}
     assert len(draw(stage2, limit=2)) == 2 and draw(stage2, seeds=3)[0].num == 3
-    other = stage2.copy_and_resolve_references()
-    other.data.share = (0.5, 0.6)
+    other = dataclasses.replace(stage2, data=dataclasses.replace(stage2.data, share=(0.5, 0.6)))
     assert draw(other)[0].background != first[0].background
     assert draw(stage2) == first
     (tmp_path / "object_records" / "SHA256SUMS").write_text("other records in the same place")
@@ -280,7 +277,7 @@ def test_with_several_trainings_the_spread_is_theirs():
 
 def test_a_run_that_was_trained_anew_is_exported_anew(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(ablations.checkpoint, "load_params", lambda run: (run, None))
+    monkeypatch.setattr(ablations.checkpoint, "load_params", lambda run: (config.Config(), None))
     monkeypatch.setattr(ablations.initialize, "load_licences", lambda run: {})
 
     def save(folder, *_):
@@ -311,7 +308,7 @@ def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, capl
             ablations.variants(names, scale, steps=2),
             out,
             test_set=test_set,
-            records=RecordSource(stage1.data.sources[0]["records"], "test"),
+            records=RecordSource(stage1.data.sources[0].records, "test"),
             measures=evaluate.load_measures(encoder=tiny_release),
             settings=Settings(num_steps=2),
             command="imprint ablate",

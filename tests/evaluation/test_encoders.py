@@ -1,6 +1,7 @@
 """Encoders from what users have: converted or not, ours or public; CLIP in our own model."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import torch
 from flax import traverse_util
 from safetensors.numpy import save_file
 
+from imprint_jax.config.fields import Config, RematConfig
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import encoders, perceptual
 from imprint_jax.models import imprint, init
@@ -17,7 +19,7 @@ from imprint_jax.models.clip import CLIPVision
 from imprint_jax.weights import release
 from imprint_jax.weights.convert import convert
 from tests.evaluation.test_perceptual import head_widths, torch_backbone
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_recipe
 
 CLIP = dict(
     image_size=28,
@@ -33,9 +35,7 @@ CLIP = dict(
 
 def clip_config(stage: int):
     c = tiny_config(stage)
-    c.model.encoder = "clip"
-    c.model.dinov2 = CLIP
-    return c
+    return replace(c, model=replace(c.model, encoder="clip", dinov2=CLIP))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_clip_gives_its_embedding(clip_folder):
 
 def test_converted_and_original_weights_give_the_same(tmp_path):
     model = tmp_path / "public"
-    c = tiny_config(2)
+    c = tiny_recipe(2)
     c.model.autoencoder, c.model.vae = (
         "kl",
         dict(
@@ -98,7 +98,8 @@ def test_converted_and_original_weights_give_the_same(tmp_path):
         ),
     )
     c.model.unet.update(in_channels=4, out_channels=4)
-    release.save(model, c, init.draw_all(c.model, 0), dtype=np.float32)
+    c = Config.of(c)
+    release.save(model, c.released(), init.draw_all(c.model, 0), dtype=np.float32)
     convert(model, tmp_path / "torch", to="torch")
     items = pictures(2, 224)
     found = []
@@ -122,7 +123,7 @@ def test_what_is_no_encoder_is_refused(tmp_path, tiny_release):
 
 def test_clip_in_the_place_of_dinov2_reaches_the_context():
     c = clip_config(2)
-    graphdef, abstract = imprint.split(c.model, remat={"dinov2": True, "unet": False})
+    graphdef, abstract = imprint.split(c.model, remat=RematConfig(dinov2=True, unet=False))
     params = init.draw_all(c.model, 0)
     shapes = lambda tree: {k: x.shape for k, x in traverse_util.flatten_dict(tree).items()}
     assert shapes(params) == shapes(abstract)
@@ -147,7 +148,7 @@ def test_clip_in_the_place_of_dinov2_reaches_the_context():
 
 def test_a_model_with_clip_is_released_and_found_again(tmp_path):
     c = clip_config(2)
-    release.save(tmp_path / "model", c, init.draw_all(c.model, 0))
+    release.save(tmp_path / "model", c.released(), init.draw_all(c.model, 0))
     assert release.load(tmp_path / "model")[0].model.encoder == "clip"
     encoder = encoders.load(tmp_path / "model")
     assert encoder.name == "imprint"

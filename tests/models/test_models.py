@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
-from imprint_jax import config
+from imprint_jax.config import Config
 from imprint_jax.models import imprint, init
 from imprint_jax.models.vae import AT_ONCE, AutoencoderKL, LappedCodec, in_parts
 from tests.tiny import tiny_config
@@ -26,7 +26,7 @@ def test_full_size_parameter_counts(full_size):
 
 
 def test_full_size_shapes():
-    graphdef, abstract = imprint.split(config.default().model, jnp.bfloat16)
+    graphdef, abstract = imprint.split(Config().model, jnp.bfloat16)
 
     def forward(params, objects, images, mask):
         model = imprint.bind(graphdef, params)

@@ -9,10 +9,9 @@ import pytest
 import torch
 from flax import nnx
 
-from imprint_jax import config
+from imprint_jax.config.fields import CLIPConfig, DiffusionConfig, network
 from imprint_jax.diffusion import process
 from imprint_jax.models import imprint
-from imprint_jax.models.clip import CLIPVision
 from imprint_jax.models.dinov2 import DINOv2
 from imprint_jax.weights import mapping, stable_diffusion
 from imprint_jax.weights.detect import find
@@ -25,12 +24,10 @@ def converted(model: torch.nn.Module, folder: Path, kind: str = "auto"):
     (part,) = find(folder, kind).components
     params = mapping.read(part.table, part.tensors, part.abstract, part.source)
     if part.name == "clip":
-        make = lambda: CLIPVision(**part.settings, rngs=nnx.Rngs(0))
+        section = CLIPConfig.of(part.settings)
     else:
-        model = config.default().model
-        with model.unlocked():
-            model[part.name] = part.settings
-        make = lambda: imprint.build(part.name, model, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        section = network(part.name, part.settings, {})
+    make = lambda: imprint.build(section, dtype=jnp.float32, rngs=nnx.Rngs(0))
     graphdef, _ = nnx.split(nnx.eval_shape(make), nnx.Param)
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, params))
 
@@ -125,8 +122,7 @@ def test_inpainting_unets_see_the_same(tmp_path, kind):
     timesteps = np.array([3, 981])
     want = theirs(x_torch, torch.from_numpy(timesteps), torch.from_numpy(context)).sample
 
-    settings = config.default().diffusion
-    settings.update(find(tmp_path, kind).released["diffusion"])
+    settings = DiffusionConfig(**find(tmp_path, kind).released["diffusion"])
     seen = process.network_input(settings, latents, background, hole, latents, jnp.float32(0.5))
     got = jax.jit(lambda x: ours(x, timesteps, ours.keys_values(context)))(seen)
     assert_close(got, nhwc(want))

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from imprint_jax import config
+from imprint_jax.config import Config
 from imprint_jax.errors import InputError
 from imprint_jax.planning import compile as compiling
 from imprint_jax.planning import compile_process, kept_plans, plan, report
@@ -24,11 +25,11 @@ from tests.tiny import tiny_config
 TINY = """
 import sys
 sys.path.insert(0, {root!r})
-from tests.tiny import tiny_config
+from tests.tiny import tiny_recipe
 
 
 def get_config():
-    c = tiny_config(2)
+    c = tiny_recipe(2)
     c.accumulation = 2
     c.model.adapter.mlp_width = 4096  # two arrays large enough to be cut
     return c
@@ -50,8 +51,10 @@ def tiny_plan(recipe) -> Plan:
 
 def test_a_whole_step(tiny_plan):
     c = tiny_config(2)
-    c.model.adapter.mlp_width = 4096
-    state = Trainer(c, sharding.make_mesh(1)).abstract_state
+    model = dataclasses.replace(
+        c.model, adapter=dataclasses.replace(c.model.adapter, mlp_width=4096)
+    )
+    state = Trainer(dataclasses.replace(c, model=model), sharding.make_mesh(1)).abstract_state
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     assert tiny_plan.trained == size(state.trained) - 2 * 16 * 4096 * 4 // 2
     assert tiny_plan.moments == pytest.approx(2 * tiny_plan.trained, rel=0.01)
@@ -176,9 +179,8 @@ def test_full_size_equals_the_hand_count():
         # estimate was about 4.2, as the loss is with one encoding.
         ("stage2", 0.608 + 3 * 0.020 + 2 * 1.117 + 3 * 0.819),
     ):
-        c = config.load(name).unlock()
-        c.batch_size = 1
-        trainer = Trainer(c, sharding.make_mesh(1))
+        c = Config.of(config.load(name))
+        trainer = Trainer(dataclasses.replace(c, batch_size=1), sharding.make_mesh(1))
         assert trainer.model_flops() / 1e12 == pytest.approx(by_hand, rel=0.01)
         sizes = {k: sum(x.size for x in jax.tree.leaves(v))
                  for k, v in trainer.abstract_params.items()}  # fmt: skip

@@ -1,10 +1,12 @@
 """Checkpoints that were damaged, and parts of them."""
 
 import errno
+import json
 import os
 import resource
 import shutil
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -21,10 +23,10 @@ from tests.tiny import tiny_config
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run's folder with checkpoints of steps 2, 4, 6, whose only trained part is the adapter."""
-    c = tiny_config(1)
-    c.groups = (("adapter", "adapter/", 1e-3), ("frozen", "(dinov2|unet|vae)/", None))
+    groups = (("adapter", "adapter/", 1e-3), ("frozen", "(dinov2|unet|vae)/", None))
+    c = replace(tiny_config(1), groups=groups)
     workdir = tmp_path_factory.mktemp("run")
-    (workdir / "config.json").write_text(c.to_json())
+    (workdir / "config.json").write_text(json.dumps(c.to_dict()))
     trainer = Trainer(c, sharding.make_mesh(1))
     params = jax.device_get(trainer.initial_params({}))
     checkpoints = Checkpoints(workdir, keep=3)
@@ -236,14 +238,14 @@ def test_parameters_are_read_from_the_newest_checkpoint_that_is_whole(tmp_path, 
 
 
 def test_a_run_without_checkpoints(tmp_path):
-    (tmp_path / "config.json").write_text(tiny_config(1).to_json())
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(1).to_dict()))
     with pytest.raises(InputError, match="has no checkpoint yet"):
         checkpoint.load_component(tmp_path, "adapter")
 
 
 def test_some_checkpoints_stay(tmp_path):
-    c = tiny_config(1)
-    c.groups = (("adapter", "adapter/", 1e-3), ("frozen", "(dinov2|unet|vae)/", None))
+    groups = (("adapter", "adapter/", 1e-3), ("frozen", "(dinov2|unet|vae)/", None))
+    c = replace(tiny_config(1), groups=groups)
     trainer = Trainer(c, sharding.make_mesh(1))
     state = trainer.init(trainer.initial_params({}))
     checkpoints = Checkpoints(tmp_path, keep=2, keep_every=4)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from imprint_jax import config
+from imprint_jax.config import Config
 from imprint_jax.models import imprint
 from imprint_jax.models.attention import Attention, Target, tracing_for
 from imprint_jax.training import flops
@@ -49,7 +49,7 @@ def test_cudnns_attention_counts_as_the_plain_one():
 
 def test_the_full_size_networks_cost_what_was_counted_by_hand():
     """GFLOP a forward pass and image: UNet 819, VAE 1,117 and 2,515, DINOv2-g 608 at 224 px."""
-    graphdef, params = imprint.split(config.default().model)
+    graphdef, params = imprint.split(Config().model)
     spec = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     call = lambda f: lambda params, *args: f(imprint.bind(graphdef, params), *args)
     unet = lambda m, x, c: m.unet(x, jnp.zeros(1, jnp.int32), m.unet.keys_values(c))

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import Mesh
 
 from imprint_jax import config
+from imprint_jax.config import Config
 from imprint_jax.data import batch as batches
 from imprint_jax.models.attention import Target, tracing_for
 from imprint_jax.training import sharding
@@ -26,14 +27,14 @@ NUMBERS = ("seed", "total_steps", "drop_probability", "init_from", "data", "opti
 NUMBERS += ("save_every", "keep_every", "log_every", "validation", "preview", "context")
 
 
-def programs() -> dict[str, config.ConfigDict]:
+def programs() -> dict[str, Config]:
     """The full-size recipes, of those whose programs are the same the first."""
-    recipes = {name: config.load(name) for name in RECIPES}
+    recipes = {name: Config.of(config.load(name)) for name in RECIPES}
     for name in ABLATIONS:
         for stage in (1, 2):
             c = config.load_recipe(f"ablations/{name}", "paper", stage)
             if c is not None:
-                recipes[f"{name}, stage {stage}"] = c
+                recipes[f"{name}, stage {stage}"] = Config.of(c)
     distinct = {}
     for name, c in recipes.items():
         program = {key: value for key, value in c.to_dict().items() if key not in NUMBERS}
@@ -75,7 +76,7 @@ def test_every_program_traces(c, target):
 
 
 def test_a_whole_step_traces():
-    c = config.load("stage2")
+    c = Config.of(config.load("stage2"))
     trainer = Trainer(c, sharding.make_mesh(8), TARGETS["TPU"])
     state, batch = trainer.abstract_state, batches.batch_spec(c, c.batch_size)
     new_state, metrics = jax.eval_shape(trainer.train_step(), state, batch)

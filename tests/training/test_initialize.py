@@ -1,12 +1,13 @@
 """What a run may start from."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from imprint_jax import config
-from imprint_jax.diffusion import process
+from imprint_jax.config.fields import Config, InitFromConfig
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint, init
 from imprint_jax.training import initialize, optimizer
@@ -27,52 +28,50 @@ CLIP = dict(
 
 def test_a_four_channel_unet_starts_one_with_nine(tmp_path):
     c = tiny_config(2)
-    release.save(tmp_path, c, init.draw_all(c.model, 0), {"unet": "CreativeML OpenRAIL-M"})
-    load = lambda: initialize.load_component(
-        str(tmp_path), "unet", imprint.abstract("unet", c.model)
-    )
-    few = load()["conv_in"]["kernel"]
+    params = init.draw_all(c.model, 0)
+    release.save(tmp_path, c.released(), params, {"unet": "CreativeML OpenRAIL-M"})
     channels = c.model.unet.out_channels
-    c.model.unet.in_channels = 2 * channels + 1
-    many = load()["conv_in"]["kernel"]
+
+    def load(in_channels):
+        abstract = imprint.abstract(replace(c.model.unet, in_channels=in_channels))
+        return initialize.load_component(str(tmp_path), "unet", abstract)
+
+    few = load(channels)["conv_in"]["kernel"]
+    many = load(2 * channels + 1)["conv_in"]["kernel"]
     np.testing.assert_array_equal(many[:, :, :channels], few)
     assert many.shape[2] == 2 * channels + 1 and not many[:, :, channels:].any()
-    c.model.unet.in_channels = channels + 3
     with pytest.raises(InputError, match=rf"conv_in.kernel \(3, 3, {channels}, 16\)"):
-        load()
-    licences = initialize.inherited_licences({"unet": str(tmp_path), "adapter": ""})
+        load(channels + 3)
+    licences = initialize.inherited_licences(InitFromConfig(unet=str(tmp_path)))
     assert licences == {"unet": "CreativeML OpenRAIL-M"}
 
 
 def test_converted_clip_takes_the_place_of_dinov2(tmp_path):
-    c = tiny_config(2)
-    c.model.encoder = "clip"
-    with c.model.unlocked():
-        c.model.dinov2 = CLIP
-    params = init.draw("dinov2", c.model, 0)
+    model = replace(tiny_config(2).model, encoder="clip", dinov2=CLIP)
+    params = init.draw("dinov2", model, 0)
     release.write_component(tmp_path, "clip", params)
     settings = {"clip": CLIP, "licences": {"clip": "MIT"}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    loaded = initialize.load_component(str(tmp_path), "dinov2", imprint.abstract("dinov2", c.model))
+    load = lambda abstract: initialize.load_component(str(tmp_path), "dinov2", abstract)
+    loaded = load(imprint.abstract(model.dinov2))
     kernel = lambda params: params["blocks"]["attn"]["qkv"]["kernel"]
     np.testing.assert_array_equal(kernel(loaded), kernel(params))
-    assert initialize.inherited_licences({"dinov2": str(tmp_path)}) == {"dinov2": "MIT"}
+    start = InitFromConfig(dinov2=str(tmp_path))
+    assert initialize.inherited_licences(start) == {"dinov2": "MIT"}
     with pytest.raises(InputError, match="does not fit the configuration"):
-        abstract = imprint.abstract("dinov2", tiny_config(2).model)
-        initialize.load_component(str(tmp_path), "dinov2", abstract)
+        load(imprint.abstract(tiny_config(2).model.dinov2))
 
 
 def test_recipes_from_public_compositors():
     """Which parts of the UNet train, at which rate."""
-    recipe = lambda name, part: config.load(f"finetune_from_{name}:{part}")
+    recipe = lambda name, part: Config.of(config.load(f"finetune_from_{name}:{part}"))
     model = recipe("objectstitch", "unet").model
-    params = {component: imprint.abstract(component, model) for component in ("adapter", "unet")}
+    params = {"adapter": imprint.abstract(model.adapter), "unet": imprint.abstract(model.unet)}
     block = "unet/mid_block/attentions/0/transformer_blocks/0"
     for name in ("objectstitch", "paint_by_example"):
         for part in ("adapter", "unet"):
             c = recipe(name, part)
             assert c.model == model
-            process.check_config(c)
             labels = optimizer.label_params(params, c.groups)
             rates = {path: config.rate(c.groups, label) for path, label in labels.items()}
             assert all(rate for path, rate in rates.items() if path.startswith("adapter/"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from imprint_jax import config
+from imprint_jax.config.fields import OptimConfig, check_groups
 from imprint_jax.errors import InputError
 from imprint_jax.training import optimizer
 
@@ -18,11 +18,11 @@ PARAMS = {
 GROUPS = (("a", "adapter/", 1e-3), ("u", "unet/", (1e-3, 1e-5)), ("d", "dinov2/", None))
 
 
-def settings():
-    c = config.default()
-    c.groups, c.total_steps = GROUPS, 100
-    c.optim.warmup_steps = 10
-    return c
+def transformation(warmup_steps: int = 10, weight_decay: float = 0.01):
+    """The optimizer of 100 steps, and the labels it is for."""
+    labels = optimizer.label_params(PARAMS, GROUPS)
+    rates = optimizer.schedules(GROUPS, 100, warmup_steps)
+    return optimizer.make_optimizer(OptimConfig(weight_decay=weight_decay), rates, labels), labels
 
 
 def test_first_match_decides_and_everything_is_covered():
@@ -50,7 +50,7 @@ def test_first_match_decides_and_everything_is_covered():
 )
 def test_a_table_that_does_not_mean_what_it_says_is_refused(groups, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        optimizer.label_params(PARAMS, groups)
+        check_groups(groups)
 
 
 def test_partition_and_merge_are_inverse():
@@ -61,25 +61,21 @@ def test_partition_and_merge_are_inverse():
 
 
 def test_rates_warm_up_and_swap_at_half():
-    rates = optimizer.schedules(settings())
+    rates = optimizer.schedules(GROUPS, total_steps=100, warmup_steps=10)
     assert set(rates) == {"a", "u"}
     got = [float(rates["u"](step)) for step in (0, 4, 9, 49, 50, 99, 500)]
     np.testing.assert_allclose(got, [1e-4, 5e-4, 1e-3, 1e-3, 1e-5, 1e-5, 1e-5], rtol=1e-6)
 
 
 def test_each_group_moves_at_its_rate_and_only_kernels_decay():
-    c = settings()
-    c.optim.warmup_steps, c.optim.weight_decay = 0, 0.5
-    labels = optimizer.label_params(PARAMS, c.groups)
+    tx, labels = transformation(warmup_steps=0, weight_decay=0.5)
     trained, _ = optimizer.partition(PARAMS, labels)
-    tx = optimizer.make_optimizer(c, labels)
     zero = jax.tree.map(jnp.zeros_like, trained)
     updates, _ = tx.update(zero, tx.init(trained), trained)
     np.testing.assert_allclose(updates["adapter"]["proj"]["kernel"], -1e-3 * 0.5, rtol=1e-6)
     np.testing.assert_array_equal(updates["adapter"]["null_token"], 0)
 
-    c.optim.weight_decay = 0.0
-    tx = optimizer.make_optimizer(c, labels)
+    tx, _ = transformation(warmup_steps=0, weight_decay=0.0)
     ones = jax.tree.map(jnp.ones_like, trained)
     state = tx.init(trained)
     moments = [x for x in jax.tree.leaves(state) if x.ndim]
@@ -92,10 +88,8 @@ def test_each_group_moves_at_its_rate_and_only_kernels_decay():
 
 
 def test_one_norm_clips_all_trained_gradients():
-    c = settings()
-    labels = optimizer.label_params(PARAMS, c.groups)
+    tx, labels = transformation()
     trained, _ = optimizer.partition(PARAMS, labels)
-    tx = optimizer.make_optimizer(c, labels)
     gradients = jax.tree.map(lambda x: 100.0 * jnp.ones_like(x), trained)
     _, state = tx.update(gradients, tx.init(trained), trained)
     first_moments = state[1].inner_states["a"].inner_state[0].mu["adapter"]["proj"]["kernel"]

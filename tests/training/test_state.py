@@ -3,6 +3,7 @@
 import collections
 import functools
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from imprint_jax.config.fields import OptimConfig, SamplingConfig
 from imprint_jax.data import batch as batches
 from imprint_jax.errors import InputError
 from imprint_jax.models import attention
@@ -23,11 +25,7 @@ KEY = jax.random.key(0)
 
 
 def settings(stage: int = 2, **changes):
-    c = tiny_config(stage)
-    c.batch_size = 16
-    c.drop_probability = 0.3
-    c.update(changes)
-    return c
+    return replace(tiny_config(stage), batch_size=16, drop_probability=0.3, **changes)
 
 
 def mesh(devices: int = 1, fsdp: int = 1) -> Mesh:
@@ -124,8 +122,7 @@ def test_kernels_are_sent_in_the_computations_dtype_and_gradients_summed_in_floa
 
 def test_activations_stay_where_they_are_when_the_average_is_looked_at(small_parts):
     """Parameters are gathered; else only the mean loss travels, and the finished pictures."""
-    c = settings()
-    c.sampling.num_steps = 1
+    c = settings(sampling=SamplingConfig(num_steps=1))
     trainer = Trainer(c, mesh(8, 4))
     place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     spread = sharding.batch_sharding(trainer.mesh)
@@ -195,14 +192,13 @@ def test_frozen_parameters_are_stored_in_the_computations_dtype_and_have_no_mome
 
 def test_which_leaves_change_in_each_phase_of_the_swap():
     """Rates of 0 make the swap visible: first only the adapter moves, then only the UNet."""
-    c = settings(total_steps=4)
-    c.groups = (
+    groups = (
         ("dinov2", "dinov2/", None),
         ("adapter", "adapter/", (1e-3, 0.0)),
         ("unet", "unet/", (0.0, 1e-3)),
         ("vae", "vae/", None),
     )
-    c.optim.warmup_steps = 1
+    c = settings(total_steps=4, groups=groups, optim=OptimConfig(warmup_steps=1))
     trainer = Trainer(c, sharding.make_mesh(1))
     state = trainer.init(trainer.initial_params({}))
     step, where = trainer.train_step(), sharding.batch_sharding(trainer.mesh)
@@ -229,8 +225,7 @@ def test_which_leaves_change_in_each_phase_of_the_swap():
 
 
 def test_the_average_follows_its_formula():
-    c = settings()
-    c.optim.ema_decay = 0.15
+    c = settings(optim=OptimConfig(ema_decay=0.15))
     trainer = Trainer(c, sharding.make_mesh(1))
     state = trainer.init(trainer.initial_params({}))
     step, where = trainer.train_step(), sharding.batch_sharding(trainer.mesh)

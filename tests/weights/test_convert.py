@@ -19,7 +19,7 @@ import transformers
 from diffusers.loaders import single_file_utils
 from flax import traverse_util
 
-from imprint_jax import config
+from imprint_jax.config import Config
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint, init
 from imprint_jax.weights import detect, dinov2, mapping, release, stable_diffusion
@@ -32,7 +32,7 @@ from imprint_jax.weights.tensors import (
     write_tensors,
 )
 from tests.parity import reference
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_recipe
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_licences_travel(tmp_path, sd_folder):
     licence = (tmp_path / "ours/LICENCE-CreativeML-OpenRAIL-M.txt").read_text()
     assert "Attachment A" in licence
     assert release.load_licences(tmp_path / "ours")["unet"] == "CreativeML OpenRAIL-M"
-    published = config.default().model.to_dict()
+    published = Config().model.to_dict()
     for name, settings, expected in (
         ("unet", published["unet"], "CreativeML OpenRAIL-M"),
         ("vae", published["vae"], "CreativeML OpenRAIL-M"),
@@ -275,20 +275,20 @@ def test_licences_travel(tmp_path, sd_folder):
 
 def test_a_whole_model_to_torch_and_back(tmp_path):
     """A model with all four components; the adapter as docs/weights.md describes it."""
-    c = tiny_config(2)
-    with c.model.unlocked():
-        c.model.autoencoder = "kl"
-        c.model.vae = dict(
-            latent_channels=4,
-            block_widths=(16, 32, 32),
-            layers_per_block=1,
-            norm_groups=8,
-            scaling_factor=0.18215,
-        )
-        c.model.unet.update(in_channels=4, out_channels=4)
+    c = tiny_recipe(2)
+    c.model.autoencoder = "kl"
+    c.model.vae = dict(
+        latent_channels=4,
+        block_widths=(16, 32, 32),
+        layers_per_block=1,
+        norm_groups=8,
+        scaling_factor=0.18215,
+    )
+    c.model.unet.update(in_channels=4, out_channels=4)
+    c = Config.of(c)
     params = init.draw_all(c.model, 0)
     params = jax.tree.map(lambda x: x + 0.1, params)
-    release.save(tmp_path / "ours", c, params)
+    release.save(tmp_path / "ours", c.released(), params)
     convert(tmp_path / "ours", tmp_path / "torch", to="torch")
     convert(tmp_path / "torch", tmp_path / "again")
     assert_equal(tensors_of(tmp_path / "again"), tensors_of(tmp_path / "ours"))
@@ -337,9 +337,9 @@ def test_a_folder_of_an_older_version_gets_todays_defaults(tmp_path, tiny_releas
     assert (released.sampling.sampler, released.diffusion.background_mode) == ("ddim", "blend")
     assert released.sampling.num_steps == content["sampling"]["num_steps"]
     # Likewise of a run that began before there was the field.
-    c = tiny_config(2)
-    del c["object_view"]
-    assert release.released_fields(c)["object_view"]["fit"] == "pad"
+    content = tiny_config(2).to_dict()
+    del content["object_view"]
+    assert Config.of(content).released().object_view.fit == "pad"
 
 
 def test_dtype_option(tmp_path, sd_folder):
@@ -355,7 +355,7 @@ def test_dtype_option(tmp_path, sd_folder):
 
 def test_full_size_names_and_shapes_are_the_references():
     """At full size, without weights: every name and shape of the published models."""
-    model = config.default().model
+    model = Config().model
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel(cross_attention_dim=768)
         vae = diffusers.AutoencoderKL(
@@ -369,9 +369,9 @@ def test_full_size_names_and_shapes_are_the_references():
         )
         encoder = transformers.Dinov2WithRegistersModel(settings)
     for name, theirs in (("unet", unet), ("vae", vae)):
-        abstract = imprint.abstract(name, model)
+        abstract = imprint.abstract(getattr(model, name))
         check_shapes(stable_diffusion.diffusers_table(abstract), abstract, theirs.state_dict())
-    abstract = imprint.abstract("dinov2", model)
+    abstract = imprint.abstract(model.dinov2)
     flat = traverse_util.flatten_dict(abstract, sep="/")
     pieces = dinov2.hf_table(abstract).pieces
     ours = sorted(piece.shape(flat[piece.path].shape) for piece in pieces)

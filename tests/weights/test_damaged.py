@@ -131,7 +131,7 @@ def test_numbers_that_are_not_finite(tiny_release, tmp_path, value):
     params = init.draw_all(c.model, 0)
     params["unet"]["conv_in"]["kernel"].flat[0] = value
     with pytest.raises(InputError, match=r"unet holds numbers that are not finite, in conv_in"):
-        release.save(tmp_path / "saved", c, params)
+        release.save(tmp_path / "saved", c.released(), params)
 
 
 def test_a_number_too_large_for_half_precision(sd, tmp_path):

@@ -19,6 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from imprint_jax.composing.compositor import Compositor
+from imprint_jax.config.fields import CLIPConfig, MapperConfig
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
@@ -174,7 +175,7 @@ def test_all_names_give_the_same(pipeline, converted, tmp_path):
         assert peers.mapper_settings(parts[1], "x") == model.adapter.to_dict()
         tables = (clip.hf_table, peers.mapper_table)
         for name, make_table, part in zip(("dinov2", "adapter"), tables, parts, strict=True):
-            abstract = imprint.abstract(name, model)
+            abstract = imprint.abstract(getattr(model, name))
             arrays = mapping.parameters(make_table(abstract), part, abstract, "x")
             read = {f"{name}.{path.replace('/', '.')}": array for path, array in arrays}
             assert_equal(read, tensors_of(converted / f"{name}.safetensors"))
@@ -321,13 +322,12 @@ def test_full_size_names_and_shapes():
     tower = dict(image_size=224, patch_size=14, width=1024, depth=24, num_heads=16, mlp_width=4096)
     tower |= dict(projection=0, activation="quick_gelu")
     adapter = dict(width_in=1024, width=768, depth=5, num_heads=1, mlp_width=4096)
-    model = dict(encoder="clip", dinov2=tower, adapter_kind="mapper", adapter=adapter)
-    for name, make_table, is_tower in (
-        ("dinov2", peers.tower_table, True),
-        ("adapter", peers.mapper_table, False),
+    for section, make_table, is_tower in (
+        (CLIPConfig(**tower), peers.tower_table, True),
+        (MapperConfig(**adapter), peers.mapper_table, False),
     ):
         part = {key: x for key, x in state.items() if key.startswith("model.") == is_tower}
-        abstract = release.abstract(name, model, "x")
+        abstract = imprint.abstract(section)
         check_shapes(make_table(abstract), abstract, part)
 
 

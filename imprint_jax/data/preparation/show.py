@@ -5,11 +5,13 @@ import io
 import json
 import os
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from imprint_jax.config import Config
 from imprint_jax.data.pipeline import make_transform
 from imprint_jax.data.records import RecordSource
 from imprint_jax.data.transforms import Scene, decode_view, make_sample
@@ -44,7 +46,7 @@ td, th { text-align: left; padding: .1em 1.5em .1em 0; vertical-align: top }
 
 
 def show(
-    config,
+    config: Config,
     folder: str | os.PathLike,
     out: str | os.PathLike,
     *,
@@ -56,7 +58,7 @@ def show(
     """Writes OUT/index.html and OUT/images: `num` records, and `num` training samples.
 
     Args:
-        config: As `imprint_jax.config.default()`; `stage` and `data.sources` are not read.
+        config: Its `stage` and `data.sources` are not read.
         folder: A prepared data set.
         out: Folder to make.
         num: How many of each, evenly spread; fewer if there are no more.
@@ -124,13 +126,12 @@ def _record(records: RecordSource, number: int, building: Path) -> str:
 
 
 def _samples(config, kind, folder, split, backgrounds, records, num, building) -> list[str]:
-    settings = config.copy_and_resolve_references()
-    settings.unlock()
-    settings.stage = 1 if kind == "views" else 2
-    settings.data.split = split
-    source = dict(kind=kind, records=str(folder), backgrounds=str(backgrounds or ""))
+    stage = 1 if kind == "views" else 2
+    source = dict(kind=kind, records=str(folder), weight=1.0, backgrounds=str(backgrounds or ""))
     try:
-        transform = make_transform(settings, source)
+        data = replace(config.data, split=split, sources=(source,))
+        settings = replace(config, stage=stage, data=data)
+        transform = make_transform(settings, *settings.data.sources)
     except InputError as error:
         return ["<h2>Training samples</h2>", f"<p>None: {html.escape(str(error))}</p>"]
     figures = []
@@ -144,7 +145,9 @@ def _samples(config, kind, folder, split, backgrounds, records, num, building) -
     return [f"<h2>{html.escape(heading)}</h2>", f"<p>From left: {columns}.</p>", *figures]
 
 
-def _sample(number: int, scene: Scene, records: RecordSource, settings, building: Path) -> str:
+def _sample(
+    number: int, scene: Scene, records: RecordSource, settings: Config, building: Path
+) -> str:
     parts = {"object": scene.object, "target": scene.target}
     if settings.stage == 2:
         levels = [mask_level(scene.hole, k, settings.data.mask_sigmas) for k in range(4)]

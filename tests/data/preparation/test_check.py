@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imprint_jax import config
+from imprint_jax.config import Config
 from imprint_jax.data.preparation.check import check
 from imprint_jax.data.preparation.prepare import prepare
 from imprint_jax.data.preparation.show import show
@@ -145,7 +145,7 @@ def read_page(path):
 
 
 def test_page_of_views(sets, tmp_path):
-    page = read_page(show(config.default(), sets / "object_records", tmp_path / "page", num=4))
+    page = read_page(show(Config(), sets / "object_records", tmp_path / "page", num=4))
     assert len(page.sources) == 4 + 4 * 2
     assert "stage 1, kind views" in page.text
     assert "record 0: object0, instance 0, frame 0; 40x40, object 27.3%" in page.text
@@ -157,7 +157,7 @@ def test_page_of_composites(sets, tmp_path):
         ("video_records", "video", None),
         ("object_records", "pasted", sets / "photo_records"),
     ]:
-        path = show(config.default(), sets / name, tmp_path / name, num=3, backgrounds=backgrounds)
+        path = show(Config(), sets / name, tmp_path / name, num=3, backgrounds=backgrounds)
         page = read_page(path)
         assert len(page.sources) == 3 + 3 * 7 and f"stage 2, kind {kind}" in page.text
         load = lambda n, path=path: np.asarray(Image.open(path.parent / f"images/sample_0_{n}"))
@@ -172,7 +172,7 @@ def test_page_of_composites(sets, tmp_path):
 
 
 def test_page_of_backgrounds_shows_rejects_harmlessly(sets, tmp_path):
-    path = show(config.default(), sets / "photo_records", tmp_path / "page")
+    path = show(Config(), sets / "photo_records", tmp_path / "page")
     page = read_page(path)
     assert len(page.sources) == 2 and "None: No picture has an object marked." in page.text
     assert "text.png is not a picture" in page.text and "<b>" not in path.read_text()
@@ -188,9 +188,9 @@ def test_show_refuses_what_it_cannot_do(sets, tmp_path):
         (sets / "object_records", dict(split="test"), "no prepared data set with a split 'test'"),
     ]:
         with pytest.raises(InputError, match=message):
-            show(config.default(), folder, tmp_path / "page", **options)
+            show(Config(), folder, tmp_path / "page", **options)
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "index.html").write_text("precious")
     with pytest.raises(InputError, match="exists already"):
-        show(config.default(), sets / "object_records", tmp_path / "page")
+        show(Config(), sets / "object_records", tmp_path / "page")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["own", "page"]
