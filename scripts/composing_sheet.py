@@ -18,24 +18,26 @@ TILE = 144
 SHOWN = 1.8  # times the hole's longer side, of the photo
 HEADINGS = ("object", "hole", "result")
 
-# Object, its view, photo, and the box in its pixels.
+# Object, its view, the view whose outline is the hole, photo, and a box in its pixels for the hole.
 COMPOSITIONS = (
-    ("puzzle_cube", 6, "fig", (140, 240, 390, 490)),
-    ("cap", 30, "mountains", (250, 330, 530, 540)),
-    ("doll", 2, "room", (40, 390, 270, 630)),
-    ("bulldog", 22, "meadow", (280, 250, 540, 480)),
-    ("cardboard_box", 10, "creek", (220, 240, 520, 470)),
-    ("chicken", 8, "coffee", (320, 150, 530, 380)),
+    ("puzzle_cube", 6, 20, "fig", (140, 240, 390, 490)),
+    ("cap", 30, 28, "mountains", (250, 330, 530, 540)),
+    ("doll", 2, 4, "room", (40, 390, 270, 630)),
+    ("bulldog", 22, 20, "meadow", (280, 250, 540, 480)),
+    ("cardboard_box", 10, 12, "creek", (220, 240, 520, 470)),
+    ("chicken", 8, 10, "coffee", (320, 150, 530, 380)),
 )
 
 
-def tiles(compositor: Compositor, name: str, view: int, photo_name: str, box: geometry.Box) -> list:
+def tiles(
+    compositor: Compositor, name: str, view: int, outline: int, photo_name: str, box: geometry.Box
+) -> list[np.ndarray]:
     """A composition: object, photo with its hole and result, (TILE TILE 3) uint8 each."""
     thing = images.read_image(mini_sheet.SAMPLES / "objects" / name / f"{view:03d}.webp")
     photo = images.read_image(mini_sheet.SAMPLES / "photos" / f"{photo_name}.jpg")
-    hole = geometry.box_mask(box, *photo.shape[:2])
+    hole = mini_sheet.outline_mask(name, outline, box, photo.shape[:2])
     marked = geometry.fill_hole(photo, hole[..., None], "grey", grey=128)
-    result = np.asarray(compositor(thing, photo, box=box, seed=0))
+    result = np.asarray(compositor(thing, photo, hole, seed=0))
     crop = geometry.context_crop(hole, SHOWN)
     shown = [geometry.extract(picture, crop, TILE) for picture in (marked, result)]
     return [mini_sheet.object_tile(thing, TILE), *shown]
