@@ -1,10 +1,11 @@
 """Draws docs/mini/levels.png: held-out objects in held-out photos, in holes of all four levels.
 
-    python scripts/mini_sheet.py [--out OUT] [--model MODEL]
+    python scripts/mini_sheet.py [--out OUT] [--model MODEL] [--strength S]
 
 Under headings, one row an object: the object, and for each photo the photo with the outline of
 another of the object's views as hole, and what the model composes into it at the mask levels 0 (the
-outline) to 3 (its box), from pure noise: the paper's way, and no help from what is pasted.
+outline) to 3 (its box). The strength is the model's own; docs/mini/noise.png is of 1.0, pure noise:
+the paper's way, and no help from what is pasted.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def compositions() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
             yield image, photo, outline_mask(name, seen, box, photo.shape[:2])
 
 
-def main(out: Path, model: str) -> None:
+def main(out: Path, model: str, strength: float | None) -> None:
     """Composes every row and writes the sheet."""
     compositor = Compositor.from_pretrained(model)
     tiles = []
@@ -84,7 +85,7 @@ def main(out: Path, model: str) -> None:
         requests = [
             Request(photo, [Placement(image, outline)], mask_level=level) for level in range(4)
         ]
-        results = compositor.run(requests, Settings(strength=1.0))
+        results = compositor.run(requests, Settings(strength=strength))
         pictures = [np.asarray(result.picture) for result in results]
         tiles[-1] += [geometry.extract(x, crop, TILE) for x in (marked, *pictures)]
     sheet = np.concatenate(
@@ -98,5 +99,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "mini" / "levels.png")
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--strength", type=float)
     options = parser.parse_args()
-    main(options.out, options.model)
+    main(options.out, options.model, options.strength)
