@@ -53,7 +53,7 @@ def perturbed(
     seed: Annotated[int, typer.Option(help="Decides the perturbations.")] = 0,
 ) -> None:
     """Photos whose object is perturbed and to be put back; the photo is the truth."""
-    from imprint_jax.config import DataConfig
+    from imprint_jax.config.fields import DataConfig
     from imprint_jax.data.records import RecordSource
     from imprint_jax.evaluation import test_sets
 
@@ -100,7 +100,7 @@ def video(
     seed: Annotated[int, typer.Option(help="Decides which frames.")] = 0,
 ) -> None:
     """The object of one frame into another frame of the same video, which is the truth."""
-    from imprint_jax.config import DataConfig
+    from imprint_jax.config.fields import DataConfig
     from imprint_jax.data.records import RecordSource
     from imprint_jax.evaluation import test_sets
 
@@ -122,7 +122,7 @@ def rendered(
     seed: Annotated[int, typer.Option(help="Decides which views.")] = 0,
 ) -> None:
     """Views of objects, and rendered scenes with and without them; the former is the truth."""
-    from imprint_jax.config import DataConfig
+    from imprint_jax.config.fields import DataConfig
     from imprint_jax.evaluation import test_sets
 
     least, most = parse_numbers("--apart", apart, 2)
