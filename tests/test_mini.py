@@ -21,7 +21,6 @@ from imprint_jax.diffusion import losses, process
 from imprint_jax.evaluation.background import overlap
 from imprint_jax.geometry import fill_hole, ring_around
 from imprint_jax.models import imprint
-from imprint_jax.models.vae import LappedCodec
 from imprint_jax.training import sharding
 from imprint_jax.weights import release
 
@@ -81,7 +80,7 @@ def test_the_right_objects_tokens_help(mini, held_out):
 def test_the_codec_keeps_photographs(mini):
     """At least 28 dB on crops of the held-out photos at its own size."""
     settings, *_ = mini
-    codec, size = LappedCodec(**settings.model.vae), settings.image_size
+    codec, size = imprint.build(settings.model.vae), settings.image_size
     names = json.loads((SAMPLES / "splits.json").read_text())["photos"]["test"]
     rng = np.random.default_rng(0)
     crops = []

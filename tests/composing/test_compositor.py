@@ -141,16 +141,17 @@ def test_bitwise_at_the_same_place_whatever_the_neighbours(compositor):
 
 def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):
     """Before it is rounded to grey levels: 1e-4 of a range of 2."""
-    choices = (4, "ddim", 0.0, 1.0)
+    config = compositor.config
+    choices = (4, "ddim", 0.0, 1.0, config.sampling.spacing)
     rng = np.random.default_rng(0)
-    b, size = 5, compositor.config.image_size
+    b, size = 5, config.image_size
     square = lambda s: rng.integers(0, 256, (b, s, s, 3), dtype=np.uint8)
     batch = [np.array([(7, k, 0) for k in range(b)], np.uint32), square(28)[:, None], square(size)]
     batch.append(rng.random((b, size, size, 1)) < 0.5)
 
     @jax.jit
     def run(*batch):
-        bound = compositor.graphdef, compositor.config, choices, compositor.params
+        bound = compositor.graphdef, config.diffusion, choices, compositor.params
         return composing.generate(*bound, 3.0, *batch)[0]
 
     together = run(*batch)
@@ -163,9 +164,9 @@ def test_nothing_recompiles_in_a_long_job(compositor, monkeypatch):
     traced = []
     original = composing.generate
 
-    def counted(graphdef, config, choices, params, scale, draws, objects, *args):
+    def counted(graphdef, diffusion, choices, params, scale, draws, objects, *args):
         traced.append(objects.shape[:2])
-        return original(graphdef, config, choices, params, scale, draws, objects, *args)
+        return original(graphdef, diffusion, choices, params, scale, draws, objects, *args)
 
     monkeypatch.setattr(composing, "generate", counted)
     fresh = Compositor(compositor.config, compositor.params, max_batch=2)

@@ -18,7 +18,7 @@ from imprint_jax import images
 from imprint_jax.cli import app
 from imprint_jax.composing import manifest
 from imprint_jax.composing.compositor import Settings
-from imprint_jax.config import load
+from imprint_jax.config import Config, load
 from imprint_jax.data.records import RecordSource
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import (
@@ -53,7 +53,8 @@ def folder(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("evaluate")
     records = [RecordSource(r, "train") for r in write_records(folder / "records")]
-    test_sets.pasted(load("mini_stage2"), *records, folder / "set", size=96, num=2, limit=6)
+    recipe = Config.of(load("mini_stage2"))
+    test_sets.pasted(recipe.data, *records, folder / "set", size=96, num=2, limit=6)
     for entry in manifest.read(folder / "set" / "manifest.jsonl"):
         target = images.read_image(entry.target)
         hole = entry.request().parts[0].hole

@@ -113,7 +113,8 @@ def test_paint_by_example_equals_diffusers(pipeline, converted):
         # In the place of the decoder, which clips: a power of two loses nothing.
         undecoded = SimpleNamespace(decode=lambda latents: latents / 64)
         parts = SimpleNamespace(unet=model.unet, adapter=model.adapter, vae=undecoded)
-        how = dict(num_steps=STEPS, config=config)
+        how = dict(diffusion=config.diffusion, num_steps=STEPS, sampler="ddim")
+        how["spacing"] = config.sampling.spacing
         latents = 64 * sampling.sample(parts, context, background, cells, key, GUIDANCE, **how)
         picture = jnp.clip(model.vae.decode(latents), -1.0, 1.0)
         return context, model.adapter.null_context(context), background, latents, picture
