@@ -15,6 +15,7 @@ from imprint_jax.data.preparation.prepare import prepare
 from imprint_jax.data.records import RecordSource
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import test_sets
+from tests.commands import run
 from tests.tiny import write_photos, write_records
 
 
@@ -25,7 +26,7 @@ def records(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def photos_with_masks(tmp_path_factory):
+def folder_of_photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     write_photos(folder / "src", photos=3)
     (folder / "src" / "masks").mkdir()
@@ -35,7 +36,12 @@ def photos_with_masks(tmp_path_factory):
         Image.fromarray(mask).save(folder / "src" / "masks" / f"photo{k}.png")
     options = ["min_sharpness=0"]
     prepare("photos", folder / "src", folder / "records", filters=options)
-    return RecordSource(folder / "records", "train")
+    return folder / "records"
+
+
+@pytest.fixture(scope="module")
+def photos_with_masks(folder_of_photos):
+    return RecordSource(folder_of_photos, "train")
 
 
 def files(folder):
@@ -89,6 +95,18 @@ def test_frames_of_a_video_are_the_truth_for_other_frames(records, tmp_path):
     assert files(tmp_path / "a") == files(tmp_path / "b")
     with pytest.raises(InputError, match="in two frames that are 10 or more apart"):
         test_sets.video(c, videos, tmp_path / "c", apart=10)
+
+
+def test_the_commands_make_them(folder_of_photos, tmp_path):
+    objects, photos = write_records(tmp_path / "records")
+    for name, sources in {
+        "pasted": [objects, photos, tmp_path / "pasted", "--config", "mini_stage2", "--size", 64],
+        "video": [objects, tmp_path / "video", "--apart", 4],
+        "perturbed": [folder_of_photos, tmp_path / "perturbed"],
+    }.items():
+        code, said = run("testset", name, *sources, "--split", "train", "--limit", 2)
+        assert code == 0 and f"{name}/manifest.jsonl: 2 entries" in said.replace("\n", ""), said
+        assert len(manifest.read(tmp_path / name / "manifest.jsonl")) == 2
 
 
 def test_a_set_is_written_whole_or_not_at_all(records, tmp_path, monkeypatch):
