@@ -1,6 +1,6 @@
 """Stage 1 of the shipped `mini`, continued at 144 px: twice as many cells and tokens a side.
 
-    data/recipes/mini.sh WORK REAL
+    data/recipes/mini144.sh WORK REAL START
 
 Starts from the networks that `mini_stage1` and `mini_stage2` trained at 96 px. The same codec and
 the same patches meet larger pictures: 24x24 latents instead of 16x16, 16x16 object tokens instead
@@ -16,7 +16,7 @@ def get_config():
     c.image_size = 144
     c.object_size = 224
     c.context = 1.3
-    c.total_steps = 1500
+    c.total_steps = 1500  # the shipped model: 96, data/recipes/mini144.sh
     for component in ("dinov2", "adapter", "unet"):
         c.init_from[component] = "mini"
     c.data.share = ()
@@ -27,5 +27,5 @@ def get_config():
         ("unet", "unet/", 2e-4),
         ("vae", "vae/", None),
     )
-    c.optim.warmup_steps = 100
+    c.optim.warmup_steps = 60
     return c.lock()

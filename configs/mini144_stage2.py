@@ -1,6 +1,6 @@
 """Stage 2 of the shipped `mini`, continued at 144 px; starts from a run of mini144_stage1.
 
-data/recipes/mini.sh WORK REAL
+data/recipes/mini144.sh WORK REAL START
 """
 
 from imprint_jax import config
@@ -9,7 +9,7 @@ from imprint_jax import config
 def get_config():
     c = config.load("mini144_stage1").unlock()
     c.stage = 2
-    c.total_steps = 2500
+    c.total_steps = 3000  # the shipped model: 527, data/recipes/mini144.sh
     c.drop_probability = 0.1
     for component in ("dinov2", "adapter", "unet"):
         c.init_from[component] = "runs/mini144_stage1"
@@ -27,8 +27,9 @@ def get_config():
     )
     c.groups = (
         ("dinov2", "dinov2/", None),
-        ("adapter", "adapter/", (2e-4, 1e-4)),
-        ("unet", "unet/", (2e-4, 2e-4)),
+        ("adapter", "adapter/", 2e-4),
+        ("unet", "unet/", 2e-4),
         ("vae", "vae/", None),
     )
+    c.optim.warmup_steps = 50
     return c.lock()

@@ -69,6 +69,6 @@ prepare davis "$real/davis2016_val" davis "$here/davis_splits.json"
 if [ "$until" = data ]; then exit; fi
 
 from="--config.init_from.dinov2=$start --config.init_from.adapter=$start --config.init_from.unet=$start"
-imprint train --config mini144_stage1 --workdir runs/mini144_stage1 --resume $from
-imprint train --config mini144_stage2 --workdir runs/mini144_stage2 --resume
+imprint train --config mini144_stage1 --workdir runs/mini144_stage1 --resume --config.total_steps=96 $from
+imprint train --config mini144_stage2 --workdir runs/mini144_stage2 --resume --config.total_steps=527
 [ -d mini ] || imprint export runs/mini144_stage2 mini
