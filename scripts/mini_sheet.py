@@ -4,8 +4,8 @@
 
 Under headings, one row an object: the object, and for each photo the photo with the outline of
 another of the object's views as hole, and what the model composes into it at the mask levels 0 (the
-outline) to 3 (its box). The strength is the model's own; 1.0 is pure noise, the paper's way, with no
-help from what is pasted.
+outline) to 3 (its box). The strength is the model's own; 1.0 is pure noise, the paper's way, and
+no help from what is pasted.
 """
 
 import argparse
