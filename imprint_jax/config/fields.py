@@ -25,8 +25,8 @@ Sampler = Literal["ddim", "dpm++2m"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DINOv2Config(Section):
-    """DINOv2's network."""
+class EncoderConfig(Section):
+    """What the networks that see the object have in common."""
 
     NAME: ClassVar[str] = "config.model.dinov2"
     image_size: Positive
@@ -34,21 +34,21 @@ class DINOv2Config(Section):
     width: Positive
     depth: Count
     num_heads: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOv2Config(EncoderConfig):
+    """DINOv2's network."""
+
     mlp: Literal["gelu", "swiglu"]
     mlp_width: Positive
     num_registers: Count
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPConfig(Section):
+class CLIPConfig(EncoderConfig):
     """CLIP's vision tower, in the place of DINOv2."""
 
-    NAME: ClassVar[str] = "config.model.dinov2"
-    image_size: Positive
-    patch_size: Positive
-    width: Positive
-    depth: Count
-    num_heads: Positive
     mlp_width: Positive
     projection: Count  # channels of the space that pictures share with texts; 0: none
     activation: Literal["quick_gelu", "gelu"]
