@@ -186,7 +186,7 @@ def _compose_many(
 
     how = describe()
     todo = job.unfinished(entries, out, how, inputs, shard)
-    share = len(range(shard[0] - 1, len(entries), shard[1]))
+    share = len(job.share(entries, shard))
     if len(todo) < share:
         note(f"{share - len(todo)} of {share} were done before")
     if not todo:

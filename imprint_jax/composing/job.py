@@ -149,6 +149,12 @@ def parse_shard(text: str) -> tuple[int, int]:
     return number, count
 
 
+def share(entries: Iterable[Entry], shard: tuple[int, int]) -> list[Entry]:
+    """A process's part of a manifest's entries: of N processes each does every Nth."""
+    number, count = shard
+    return list(entries)[number - 1 :: count]
+
+
 def _list(folder: Path, kind: str, shard: tuple[int, int]) -> Path:
     """A process's own list, of "results" or "failures"."""
     number, count = shard
@@ -180,14 +186,13 @@ def unfinished(
         out: The folder; created if it does not exist.
         how: From `provenance`.
         inputs: Files that are read beside the entries', such as the manifest.
-        shard: From `parse_shard`. Of N processes each does every Nth entry.
+        shard: From `parse_shard`; decides the `share`.
 
     Raises:
         InputError: The folder holds pictures composed in another way, cannot be written to, or a
             file in it would be replaced that no job wrote.
     """
-    number, count = shard
-    entries = list(entries)[number - 1 :: count]
+    entries = share(entries, shard)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -196,7 +201,7 @@ def unfinished(
     path, failures = (_list(out, kind, shard) for kind in ("results", "failures"))
     lines = {listed: list(_results(listed)) for listed in _lists(out, "results")}
     # Others may be at work on theirs.
-    old_failures = [failures] if count > 1 else _lists(out, "failures")
+    old_failures = [failures] if shard[1] > 1 else _lists(out, "failures")
     for listed in old_failures:
         _check_failures(listed)
     done = [line for listed in lines.values() for line, _ in listed]
