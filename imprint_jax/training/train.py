@@ -53,6 +53,7 @@ def train(
         InputError: The folder holds a run already, or the configuration, weights or data do not
             fit.
         FloatingPointError: The loss became infinite or NaN.
+        ConnectionError: Another process of the run is gone.
     """
     # Whatever can be wrong is found before anything is written, or an old run deleted.
     resuming = run_directory.check(workdir, config, resume=resume, overwrite=overwrite)
@@ -69,12 +70,13 @@ def train(
         return 0
     licences = None if resuming else initialize.inherited_licences(config.init_from)
     console.print(summary.group_table(trainer))
-    with run_directory.locked(workdir):
+    with distributed.losses_named(), run_directory.locked(workdir):
         checkpoints, state, position = _start(
             config, workdir, trainer, licences, overwrite=overwrite
         )
         code = _loop(config, workdir, trainer, checkpoints, state, position, profile, console)
         checkpoints.close()
+        distributed.wait_for_all("done")  # at their exit they wait for each other only briefly
     if code == 0:
         summary.say_what_next(config.stage, workdir, console)
     return code
@@ -186,4 +188,7 @@ def _compiled(trainer: Trainer, state: TrainState, meter: Meter) -> jax.stages.C
         lowered = trainer.train_step().lower(state, batch)
     seconds = COMPILE_TO_TRACE * (time.monotonic() - begin)
     with meter.paused(f"compiling (about {seconds:.0f} s)"):
-        return lowered.compile()
+        compiled = lowered.compile()
+    # On CPU the devices of a step find each other when it first runs, and wait half a minute.
+    distributed.wait_for_all("compiled")
+    return compiled

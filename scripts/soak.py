@@ -1,0 +1,558 @@
+"""Disturbs trainings in several processes at random, and checks that nothing is lost.
+
+    python scripts/soak.py CONFIG FOLDER [--events 100] [--processes 2,4] [--seed 0]
+        [--only kill_all,kill_one] [--config.a.b=value ...]
+
+One run is left alone. Then events happen to others, one run after the other, until there were
+enough; `EVENTS` says which, and what must come of each. After an event a run must go on from exactly
+the newest whole checkpoint, and when it has ended, losses, positions in the data and all parameters,
+averaged and not, must equal those of the run left alone, bit for bit. Events and their moments
+follow from the seed; how fast the machine is does not.
+
+FOLDER gets `alone/`, `logs/` (one file a process and start), `compiled/` (so that a start takes
+seconds), `records/` (a copy, to damage) and `events.jsonl`; called again with the same FOLDER it
+keeps the run left alone and appends events. The table of what happened comes last. The disturbed
+runs lie in `disk/`, which root makes a small disk of its own (tmpfs); without root the full disk and
+the read-only one are left out. The clock jumps where libfaketime is installed, for the trainings
+only. All processes are forked from one that has imported everything.
+"""
+
+import argparse
+import atexit
+import collections
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+POLL = 0.1  # seconds between two looks at a run
+MOVED = 0.2  # so many starts are in another number of processes, perhaps
+EARLY = 5  # every so many kills of all come at any moment of the start
+PATIENCE = 600  # seconds without a step, or an end, after which a run counts as hung
+TOGETHER = 60  # seconds in which one process's end must have ended the others
+DISK = "48m"  # of the small disk; a tiny checkpoint has some megabytes
+FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+# Runs' processes have so many devices together, however many processes there are.
+DEVICES = 4
+
+
+class Lost(Exception):
+    """Something is not as it must be after an event."""
+
+
+def saved(workdir: Path) -> list[int]:
+    """The steps of a run's checkpoints."""
+    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal())
+
+
+def result(workdir: Path) -> dict[str, np.ndarray]:
+    """A run's losses, its positions in the data and its final parameters, by name."""
+    from flax import traverse_util
+
+    from imprint_jax.training import checkpoint
+
+    lines = (json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines())
+    values = {f"loss {x['step']}": np.float64(x["loss"]) for x in lines if "loss" in x}
+    last = saved(workdir)[-1]
+    data = json.loads((workdir / "checkpoints" / str(last) / "data/metadata").read_text())
+    values["position"] = np.int64(data["position"])
+    for ema in (True, False):
+        params = checkpoint.load_params(workdir, ema=ema)[1]
+        flat = traverse_util.flatten_dict(params, sep="/")
+        values |= {f"{path} {'averaged' if ema else ''}": x for path, x in flat.items()}
+    return values
+
+
+def differing(want: dict, got: dict) -> list[str]:
+    """Names of what is not equal, bit for bit."""
+    if want.keys() != got.keys():
+        return sorted(want.keys() ^ got.keys())
+    return [name for name in want if not np.array_equal(got[name], want[name])]
+
+
+def _train(arguments: list[str], devices: int, log: Path) -> None:
+    """`imprint train` in a process that has imported everything."""
+    with log.open("wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    import jax
+
+    from imprint_jax import cli
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    sys.argv = ["imprint", "train", *arguments]
+    try:
+        cli.main()
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    finally:  # a forked process does not do by itself what all others do at their end
+        sys.stdout.flush()
+        atexit._run_exitfuncs()
+
+
+@dataclass
+class Start:
+    """The processes of one start of a run, and where they write."""
+
+    processes: list
+    logs: list[Path]
+
+    def said(self, number: int = 0) -> str:
+        """What a process has written so far."""
+        return self.logs[number].read_text(errors="replace") if self.logs[number].exists() else ""
+
+    def resumed(self) -> int | None:
+        """The step it went on from, 0 for a new run; None: not yet known."""
+        found = re.findall(r"resumed from step (\d+)|(starts at random)", self.said())
+        return int(found[-1][0] or 0) if found else None
+
+    def step(self) -> int | None:
+        """The last step it has made; None: none yet."""
+        found = re.findall(r"^step (\d+) of", self.said(), re.MULTILINE)
+        return int(found[-1]) if found else None
+
+    def running(self) -> bool:
+        """Whether no process has ended."""
+        return all(process.exitcode is None for process in self.processes)
+
+    def signal(self, number: int, *processes: int) -> None:
+        """Sends a signal to some of the processes, or to all."""
+        for k in processes or range(len(self.processes)):
+            if self.processes[k].exitcode is None:
+                os.kill(self.processes[k].pid, number)
+
+    def ended(self, seconds: float) -> list[int]:
+        """Exit codes of all, which must end within so many seconds.
+
+        Raises:
+            Lost: They do not; they are killed.
+        """
+        until = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0, until - time.monotonic()))
+        codes = [process.exitcode for process in self.processes]
+        if None in codes:
+            self.kill()
+            raise Lost(f"not ended within {seconds} s: {codes}")
+        return codes
+
+    def kill(self) -> None:
+        """SIGKILL to all that is left."""
+        self.signal(signal.SIGKILL)
+        for process in self.processes:
+            process.join()
+
+
+class Soak:
+    """Where everything lies, and the trainings' processes.
+
+    Args:
+        config: A recipe.
+        folder: See the module's docstring.
+        overrides: Of the recipe.
+    """
+
+    def __init__(self, config: str, folder: Path, overrides: list[str]):
+        self.folder = folder.resolve()
+        self.disk, self.logs = self.folder / "disk", self.folder / "logs"
+        for path in (self.disk, self.logs):
+            path.mkdir(parents=True, exist_ok=True)
+        self.root = os.geteuid() == 0
+        os.environ |= {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "COLUMNS": "200",
+        }
+        from imprint_jax import config as configs
+
+        recipe = configs.load(config, overrides)
+        self.steps, self.save_every = recipe.total_steps, recipe.save_every
+        sources = [dict(source) for source in recipe.data.sources]
+        records = self.folder / "records"
+        if not records.exists():
+            shutil.copytree(sources[0]["records"], records)
+        sources[0]["records"] = str(records)
+        self.shard = min(records.glob("*-train.array_record-*"))
+        self.arguments = ["--config", config, "--resume", *overrides]
+        self.arguments += ["--config.log_every=1", f"--config.data.sources={tuple(sources)!r}"]
+        self.clock = self.folder / "clock"
+        self.starts = len(list(self.logs.glob("*-0.log")))
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["imprint_jax.cli", "imprint_jax.training.train"])
+        self._start_server()
+
+    def _start_server(self) -> None:
+        # Only the trainings' clock jumps, not this process's own.
+        self.set_clock(0)
+        fake = {
+            "LD_PRELOAD": str(FAKETIME[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(self.clock),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        os.environ |= fake if FAKETIME else {}
+        first = self.context.Process(target=int)
+        first.start()
+        first.join()
+        for name in fake:
+            os.environ.pop(name, None)
+
+    def set_clock(self, days: float) -> None:
+        """Makes the trainings' clock be wrong by so many days."""
+        self.clock.write_text(f"{days:+.3f}d\n")
+
+    def begin(self, workdir: Path, count: int) -> Start:
+        """Starts or resumes a run in so many processes."""
+        self.starts += 1
+        with socket.socket() as listener:
+            listener.bind(("localhost", 0))
+            port = listener.getsockname()[1]
+        where = ["--coordinator", f"localhost:{port}", "--num-processes", str(count)]
+        start = Start([], [])
+        for number in range(count):
+            log = self.logs / f"{self.starts:04d}-{number}.log"
+            arguments = [*self.arguments, "--workdir", str(workdir)]
+            arguments += [*where, "--process-id", str(number)] if count > 1 else []
+            process = self.context.Process(
+                target=_train, args=(arguments, DEVICES // count, log), daemon=True
+            )
+            process.start()
+            start.processes.append(process)
+            start.logs.append(log)
+        return start
+
+    def until_step(self, start: Start, step: int) -> bool:
+        """Returns when a start has made a step; false if it has made all before.
+
+        Raises:
+            Lost: It hangs, or ends by itself before its time.
+        """
+        seen, since = None, time.monotonic()
+        while (now := start.step() or start.resumed()) is None or now < min(step, self.steps):
+            if now != seen:
+                seen, since = now, time.monotonic()
+            if not start.running() and (start.step() or 0) < self.steps:
+                codes = start.ended(PATIENCE)
+                raise Lost(f"ended by itself with {codes}: {start.said()[-600:]}")
+            if time.monotonic() - since > PATIENCE:
+                start.kill()
+                raise Lost(f"no step for {PATIENCE} s after step {now}")
+            time.sleep(POLL)
+        return now < self.steps
+
+    @contextlib.contextmanager
+    def own_disk(self) -> Iterator[None]:
+        """Makes the folder of disturbed runs a disk of its own, where root may."""
+        if not self.root:
+            yield
+            return
+        size = f"size={DISK}"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", self.disk], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", self.disk], check=True)
+
+
+# What happens to a run at work. Each takes the soak, the run's folder, its start and a random
+# generator, and returns what is worth knowing of it. All but `clock` and `second_start` end the
+# processes; what comes next is the same for all: the run must go on from `newest`.
+
+
+def kill_all(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """SIGKILL of all processes, as when a machine room loses its power."""
+    start.kill()
+    return {}
+
+
+def kill_one(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """SIGKILL of one process: the others end within a minute, and say why."""
+    victim = rng.randrange(len(start.processes))
+    begin = time.monotonic()
+    start.signal(signal.SIGKILL, victim)
+    codes = start.ended(TOGETHER)
+    others = [k for k in range(len(codes)) if k != victim]
+    if 0 in codes and start.step() == soak.steps:  # they were done
+        return {"victim": victim}
+    if 0 in codes:
+        raise Lost(f"process {victim} was killed, and the exit codes are {codes}")
+    for k in others:
+        if not re.search("Another process of this run|another task died", start.said(k)):
+            raise Lost(f"process {k} says nothing of the killed one: {start.said(k)[-600:]}")
+    return {"victim": victim, "seconds": round(time.monotonic() - begin, 1)}
+
+
+def terminate(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """SIGTERM to one process, as a queue sends it: all save after the same step and end with 143."""
+    start.signal(signal.SIGTERM, rng.randrange(len(start.processes)))
+    codes = start.ended(PATIENCE)
+    last = start.step()
+    if set(codes) == {0}:
+        return {"late": True}
+    if set(codes) != {143} or max(saved(workdir), default=0) != last:
+        raise Lost(f"exit codes {codes}, step {last}, checkpoints {saved(workdir)}")
+    return {}
+
+
+def full_disk(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """The disk is full: all end, process 0 or another says it; then there is room again."""
+    filler = soak.disk / "filler"
+    before = saved(workdir)
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**16))
+    try:
+        codes = start.ended(PATIENCE)
+    finally:
+        filler.unlink()
+    said = "".join(start.said(k) for k in range(len(codes)))
+    if set(codes) == {0}:
+        return {"late": True}
+    if 0 in codes or "No space left on device" not in said:
+        raise Lost(f"exit codes {codes}: {said[-600:]}")
+    if before and not saved(workdir):
+        raise Lost("no checkpoint is left")
+    return {}
+
+
+def read_only(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """All are killed, and the disk can be read only: a start is refused in a sentence."""
+    start.kill()
+    mount = lambda how: subprocess.run(["mount", "-o", f"remount,{how}", soak.disk], check=True)
+    mount("ro")
+    try:
+        _refused(soak.begin(workdir, len(start.processes)), "Read-only file system")
+    finally:
+        mount("rw")
+    return {}
+
+
+def damaged_checkpoint(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """All are killed, and a file of the newest checkpoint is damaged: the one before is taken.
+
+    A byte changes, or the file is cut or missing. Of a checkpoint that no checksums vouch for yet a
+    changed byte could not be told, and only a cut is tried.
+    """
+    start.kill()
+    newest = workdir / "checkpoints" / str(saved(workdir)[-1])
+    vouched = (workdir / "checksums" / f"{newest.name}.json").exists()
+    files = [path for path in sorted(newest.rglob("*")) if path.is_file() and path.stat().st_size]
+    if not vouched:
+        files = [path for path in files if path.parent.name == "d"]  # the arrays
+    path = rng.choice(files)
+    kind = rng.choice(("changed", "cut", "missing")) if vouched else "cut"
+    content = bytearray(path.read_bytes())
+    if kind == "missing":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[rng.randrange(len(content))] ^= 255
+        path.write_bytes(content)
+    return {"how": kind, "file": str(path.relative_to(newest)), "vouched": vouched}
+
+
+def cut_shard(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """A shard of records loses its end: the run or its next start names it; then it is put back."""
+    content = soak.shard.read_bytes()
+    at_work = rng.random() < 0.5
+    if not at_work:
+        start.kill()
+    os.truncate(soak.shard, rng.randrange(len(content)))
+    try:
+        if at_work:
+            # What was read before may still be in memory; the run may also end in time.
+            with contextlib.suppress(Lost):
+                start.ended(20)
+            start.kill()
+        _refused(soak.begin(workdir, len(start.processes)), f"{soak.shard.name} is damaged")
+    finally:
+        soak.shard.write_bytes(content)
+    return {"at_work": at_work}
+
+
+def clock(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """The clock jumps by up to 400 days, forward or back: the run just goes on."""
+    days = rng.uniform(-400, 400)
+    soak.set_clock(days)
+    late = not soak.until_step(start, (start.step() or 0) + 3)
+    return {"days": round(days, 1), "late": late}
+
+
+def second_start(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """Someone starts the same run once more: refused, and the first goes on."""
+    if not start.running():
+        return {"late": True}
+    second = soak.begin(workdir, 1)
+    codes = second.ended(PATIENCE)
+    if not start.running():
+        return {"late": True}
+    if codes != [2] or "Another training is at work" not in second.said():
+        raise Lost(f"the second start ended with {codes}: {second.said()[-600:]}")
+    soak.until_step(start, (start.step() or 0) + 1)
+    return {}
+
+
+def _refused(start: Start, sentence: str) -> None:
+    codes = start.ended(PATIENCE)
+    said = "".join(start.said(k) for k in range(len(codes)))
+    if 0 in codes or sentence not in said:
+        raise Lost(f"not refused with {sentence!r}: {codes}: {said[-600:]}")
+
+
+EVENTS = {
+    event.__name__: event
+    for event in (
+        *(kill_all, kill_one, terminate, full_disk, read_only, damaged_checkpoint, cut_shard),
+        *(clock, second_start),
+    )
+}
+NEED_ROOT = {"full_disk", "read_only"}
+
+
+def happen(soak: Soak, workdir: Path, start: Start, kind: str, rng: random.Random) -> dict:
+    """One event in a run at work, at a random moment; what came of it.
+
+    Raises:
+        Lost: Not what must.
+    """
+    if kind == "kill_all" and rng.randrange(EARLY) == 0:
+        time.sleep(rng.uniform(0, 20))  # perhaps before its first step
+    else:
+        base = start.step() or start.resumed() or 0
+        if not soak.until_step(start, base + rng.randint(1, 2 * soak.save_every)):
+            return {"late": True}
+        time.sleep(rng.uniform(0, 1))  # at any moment of a step, or of writing
+    if kind == "damaged_checkpoint" and len(saved(workdir)) < 2:
+        kind = "kill_all"
+    found = {"kind": kind, "step": start.step()} | EVENTS[kind](soak, workdir, start, rng)
+    if kind in ("clock", "second_start") or found.get("late"):
+        return found
+    whole = saved(workdir)
+    if kind == "damaged_checkpoint":
+        whole = whole[:-1]
+    return found | {"newest": whole[-1] if whole else 0, "step": start.step()}
+
+
+def main() -> None:
+    """Reads the command line, runs, compares; exit code 1 if anything was lost."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="a recipe's name or file")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--events", type=int, default=100)
+    parser.add_argument("--processes", default="2,4", help="of the first start, and of some others")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="these events, of: " + ", ".join(EVENTS))
+    options, overrides = parser.parse_known_args()
+    counts = [int(word) for word in options.processes.split(",")]
+    soak = Soak(options.config, options.folder, overrides)
+    kinds = [kind for kind in options.only.split(",") if kind] or list(EVENTS)
+    kinds = [
+        kind
+        for kind in kinds
+        if (soak.root or kind not in NEED_ROOT) and (FAKETIME or kind != "clock")
+    ]
+    alone = soak.folder / "alone"
+    if saved(alone)[-1:] != [soak.steps]:
+        shutil.rmtree(alone, ignore_errors=True)
+        start = soak.begin(alone, counts[0])
+        soak.until_step(start, soak.steps)
+        if set(start.ended(PATIENCE)) != {0}:
+            sys.exit(f"The run that is left alone failed: {start.said()[-2000:]}")
+    want = result(alone)
+    log = soak.folder / "events.jsonl"
+    rng = random.Random(options.seed)
+    with soak.own_disk():
+        happened = 0
+        while happened < options.events:
+            happened += one_run(soak, kinds, counts, rng, want, log)
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    print(table(events))
+    sys.exit(any("lost" in event for event in events))
+
+
+def one_run(soak: Soak, kinds, counts, rng: random.Random, want: dict, log: Path) -> int:
+    """A run from its start to its end with all that happens to it; how many events there were."""
+
+    def note(**event) -> None:
+        event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S")} | event
+        with log.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+        print(json.dumps(event), flush=True)
+
+    workdir = soak.disk / "run"
+    shutil.rmtree(workdir, ignore_errors=True)
+    count, happened, done = counts[0], 0, False
+    start = soak.begin(workdir, count)
+    try:
+        while not done:
+            began = time.monotonic()
+            found = happen(soak, workdir, start, rng.choice(kinds), rng)
+            done = found.get("late", False)
+            if "kind" in found:
+                happened += 1
+                found |= {"processes": count, "took": round(time.monotonic() - began)}
+            if "newest" in found and not done:
+                count = rng.choice(counts) if rng.random() < MOVED else count
+                start = soak.begin(workdir, count)
+                found["resumed_by"] = count
+                found["steps_again"] = max(0, (found["step"] or 0) - found["newest"])
+                done = not soak.until_step(start, found["newest"] + 1)
+                if start.resumed() != found["newest"]:
+                    raise Lost(f"went on from {start.resumed()}: {found}")
+            if "kind" in found:
+                note(**found)
+        codes = start.ended(PATIENCE)
+        if set(codes) != {0}:
+            raise Lost(f"the end failed with {codes}: {start.said()[-600:]}")
+        differ = differing(want, result(workdir))
+        note(end=True, compared=len(want), differing=differ, **({"lost": True} if differ else {}))
+    except Lost as error:
+        start.kill()
+        note(lost=str(error))
+        # Kept for whoever looks for the reason.
+        shutil.copytree(workdir, soak.folder / f"lost-{soak.starts:04d}", dirs_exist_ok=True)
+    return happened
+
+
+def table(events: list[dict]) -> str:
+    """How often what happened, and what came of it, in Markdown."""
+    rows = collections.defaultdict(list)
+    for event in events:
+        if "kind" in event:
+            rows[event["kind"]].append(event)
+    lines = ["| event | times | steps made again, at most | seconds until all had ended, at most |"]
+    lines.append("|---|---:|---:|---:|")
+    for kind in EVENTS:
+        again = max((e.get("steps_again", 0) for e in rows[kind]), default=0)
+        seconds = max((e.get("seconds", 0) for e in rows[kind]), default=0)
+        meaning = EVENTS[kind].__doc__.split(":")[0].rstrip(".")
+        lines.append(f"| {meaning} | {len(rows[kind])} | {again} | {seconds or '-'} |")
+    moved = sum(e["processes"] != e.get("resumed_by", e["processes"]) for e in events if "kind" in e)
+    lines.append(f"| Another number of processes after it | {moved} | | |")
+    ends = [event for event in events if "end" in event]
+    equal = sum(not event["differing"] for event in ends)
+    lost = [event for event in events if "lost" in event]
+    lines.append(f"\n{sum(map(len, rows.values()))} events; {equal} of {len(ends)} runs ended equal;")
+    lines.append(f"{len(lost)} times something was lost.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
