@@ -6,8 +6,10 @@ Needs the extra `[benchmark]`.
 """
 
 import importlib.metadata
+import io
 import math
 import os
+import resource
 import tempfile
 import time
 from collections import defaultdict
@@ -19,10 +21,12 @@ from PIL import Image
 from imprint_jax import config
 from imprint_jax.data.pipeline import make_dataset, make_stream
 from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.records import RecordWriter
 from imprint_jax.data.transforms import OVERSIZE, random_colors, recolor
 from imprint_jax.geometry import FAINT, MIN_CONTEXT, OBJECT_MARGIN
 from imprint_jax.runtime import host_memory
 from imprint_jax.runtime.accelerators import ACCELERATORS, UTILISATION
+from imprint_jax.runtime.processes import in_processes
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
@@ -241,3 +245,72 @@ def data(workers: int, repeats: int) -> None:
     cores = {k: ASSUMED_RATE * v / 1e3 for k, v in times.items()}
     print(f"cores for {ASSUMED_RATE:.0f} samples/s: ", end="")
     print(", ".join(f"{loader} {count:.1f}" for loader, count in cores.items()))
+
+
+GROUP = 10  # records of one synthetic object
+READ = 200  # samples read at each place of the stream
+
+
+def write_records(folder: Path, count: int) -> float:
+    """So many records of one small picture, in groups of `GROUP`; returns seconds."""
+    picture, mask = io.BytesIO(), io.BytesIO()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (48, 48, 3), np.uint8)).save(picture, "JPEG")
+    Image.fromarray(np.pad(np.full((24, 24), 255, np.uint8), 12)).save(mask, "PNG")
+    record = dict(image=picture.getvalue(), mask=mask.getvalue(), background=b"", instance=0)
+    begin = time.perf_counter()
+    with RecordWriter(folder, "synthetic") as writer:
+        for k in range(count):
+            place = dict(group=f"object{k // GROUP:07d}", frame=k % GROUP, dataset="synthetic")
+            writer.write("train", record | place)
+    return time.perf_counter() - begin
+
+
+def records(count: int) -> None:
+    """Time and memory of listing, shuffling and resuming a set of so many records.
+
+    They are written by another process: this one's memory is that of reading.
+    """
+    memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    c = config.load("mini_stage1").unlock()
+    c.image_size, c.object_size, c.model.dinov2.image_size = 48, 28, 28
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "records"
+        # Two jobs, so that they leave this process; the second is small.
+        jobs = [(folder, count), (Path(name) / "few", 2 * GROUP)]
+        seconds = next(in_processes(write_records, jobs, 2))
+        size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+        print(f"{count} records, {size:.0f} MiB, written in {seconds:.0f} s\n")
+        print("| | seconds | peak memory, MiB |\n|---|---:|---:|")
+        rows = lambda what, since: print(
+            f"| {what} | {time.perf_counter() - since:.2f} | {memory():.0f} |", flush=True
+        )
+        begin = time.perf_counter()
+        rows("before", begin)
+
+        def stream(path: Path):
+            c.data.sources = (dict(kind="views", records=str(path), weight=1.0),)
+            return make_stream(config.Config.of(c))
+
+        begin = time.perf_counter()
+        few = stream(Path(name) / "few")
+        for k in range(READ):
+            few[k]
+        rows(f"{2 * GROUP} records: listed, {READ} samples", begin)
+        begin = time.perf_counter()
+        many = stream(folder)
+        rows(f"{count} records: listed", begin)
+        first = {}
+        for where, start in (("the first", 0), ("resumed 7 epochs later,", 7 * count + 1234)):
+            begin = time.perf_counter()
+            first[start] = [many[start + k]["object"] for k in range(READ)]
+            rows(f"{where} {READ} samples", begin)
+        begin = time.perf_counter()
+        again = stream(folder)
+        same = all(
+            np.array_equal(again[start + k]["object"], sample)
+            for start, samples in first.items()
+            for k, sample in enumerate(samples)
+        )
+        rows("listed and read anew", begin)
+        print(f"\nthe same samples in the second reading: {same}")

@@ -4,17 +4,17 @@
         [--only kill_all,kill_one] [--config.a.b=value ...]
 
 One run is left alone. Then events happen to others, one run after the other, until there were
-enough; `EVENTS` says which, and what must come of each. After an event a run must go on from exactly
-the newest whole checkpoint, and when it has ended, losses, positions in the data and all parameters,
-averaged and not, must equal those of the run left alone, bit for bit. Events and their moments
-follow from the seed; how fast the machine is does not.
+enough; `EVENTS` says which, and what must come of each. After an event a run must go on from
+exactly the newest whole checkpoint, and when it has ended, losses, position in the data and all
+parameters, averaged and not, must equal those of the run left alone, bit for bit. Events and their
+moments follow from the seed; how fast the machine is does not.
 
 FOLDER gets `alone/`, `logs/` (one file a process and start), `compiled/` (so that a start takes
 seconds), `records/` (a copy, to damage) and `events.jsonl`; called again with the same FOLDER it
 keeps the run left alone and appends events. The table of what happened comes last. The disturbed
-runs lie in `disk/`, which root makes a small disk of its own (tmpfs); without root the full disk and
-the read-only one are left out. The clock jumps where libfaketime is installed, for the trainings
-only. All processes are forked from one that has imported everything.
+runs lie in `disk/`, which root makes a small disk of its own (tmpfs); without root the full disk
+and the read-only one are left out. The clock jumps where libfaketime is installed, and for the
+trainings only. Their processes are forked from one that has imported everything.
 """
 
 import argparse
@@ -89,9 +89,13 @@ def _train(arguments: list[str], devices: int, log: Path) -> None:
     with log.open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    import logging
+
     import jax
 
     from imprint_jax import cli
+
+    logging.getLogger().handlers.clear()  # as in a process of its own
 
     jax.config.update("jax_num_cpu_devices", devices)
     sys.argv = ["imprint", "train", *arguments]
@@ -299,7 +303,7 @@ def kill_one(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dic
 
 
 def terminate(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
-    """SIGTERM to one process, as a queue sends it: all save after the same step and end with 143."""
+    """SIGTERM to one process, as a queue sends it: all save after one step and end with 143."""
     start.signal(signal.SIGTERM, rng.randrange(len(start.processes)))
     codes = start.ended(PATIENCE)
     last = start.step()
@@ -436,7 +440,7 @@ def happen(soak: Soak, workdir: Path, start: Start, kind: str, rng: random.Rando
         time.sleep(rng.uniform(0, 20))  # perhaps before its first step
     else:
         base = start.step() or start.resumed() or 0
-        if not soak.until_step(start, base + rng.randint(1, 2 * soak.save_every)):
+        if not soak.until_step(start, base + rng.randint(1, soak.save_every + 3)):
             return {"late": True}
         time.sleep(rng.uniform(0, 1))  # at any moment of a step, or of writing
     if kind == "damaged_checkpoint" and len(saved(workdir)) < 2:
@@ -544,13 +548,12 @@ def table(events: list[dict]) -> str:
         seconds = max((e.get("seconds", 0) for e in rows[kind]), default=0)
         meaning = EVENTS[kind].__doc__.split(":")[0].rstrip(".")
         lines.append(f"| {meaning} | {len(rows[kind])} | {again} | {seconds or '-'} |")
-    moved = sum(e["processes"] != e.get("resumed_by", e["processes"]) for e in events if "kind" in e)
+    moved = sum(e["resumed_by"] != e["processes"] for e in events if "resumed_by" in e)
     lines.append(f"| Another number of processes after it | {moved} | | |")
     ends = [event for event in events if "end" in event]
     equal = sum(not event["differing"] for event in ends)
-    lost = [event for event in events if "lost" in event]
-    lines.append(f"\n{sum(map(len, rows.values()))} events; {equal} of {len(ends)} runs ended equal;")
-    lines.append(f"{len(lost)} times something was lost.")
+    happened, lost = sum(map(len, rows.values())), sum("lost" in event for event in events)
+    lines.append(f"\n{happened} events; {equal} of {len(ends)} runs ended equal; {lost} losses.")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""`scripts/launch`: what ends a run for good and what restarts it, with stand-ins for the queues."""
+"""`scripts/launch`: what ends a run and what restarts it, with stand-ins for the queues."""
 
 import os
 import subprocess
@@ -49,9 +49,8 @@ def test_slurm_queues_again_what_was_stopped_or_killed(tmp_path, code, restarts,
         MAX_RESTARTS="3",
     )
     assert done.returncode == code
-    assert calls[0] == (
-        "srun --kill-on-bad-exit=0 imprint train --distributed --resume --config stage1 --workdir a b"
-    )
+    train = "imprint train --distributed --resume --config stage1 --workdir a b"
+    assert calls[0] == f"srun --kill-on-bad-exit=0 {train}"
     assert calls[1:] == (["scontrol requeue 7"] if queued else [])
     assert ("not queued again" in done.stderr) == (code == 134 and restarts == 3)
 

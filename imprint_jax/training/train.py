@@ -17,6 +17,7 @@ from imprint_jax.training import initialize, optimizer, run_directory, sharding,
 from imprint_jax.training.checkpoint import Checkpoints
 from imprint_jax.training.metrics import Meter
 from imprint_jax.training.profiler import Profiler
+from imprint_jax.training.startup import Startup
 from imprint_jax.training.state import Trainer, TrainState
 from imprint_jax.training.validation import Validation
 
@@ -55,6 +56,7 @@ def train(
         FloatingPointError: The loss became infinite or NaN.
         ConnectionError: Another process of the run is gone.
     """
+    startup = Startup()
     # Whatever can be wrong is found before anything is written, or an old run deleted.
     resuming = run_directory.check(workdir, config, resume=resume, overwrite=overwrite)
     mesh = sharding.make_mesh(config.fsdp)
@@ -70,11 +72,14 @@ def train(
         return 0
     licences = None if resuming else initialize.inherited_licences(config.init_from)
     console.print(summary.group_table(trainer))
+    startup.done("checks")
     with distributed.losses_named(), run_directory.locked(workdir):
         checkpoints, state, position = _start(
-            config, workdir, trainer, licences, overwrite=overwrite
+            config, workdir, trainer, licences, startup, overwrite=overwrite
         )
-        code = _loop(config, workdir, trainer, checkpoints, state, position, profile, console)
+        code = _loop(
+            config, workdir, trainer, checkpoints, state, position, startup, profile, console
+        )
         checkpoints.close()
         distributed.wait_for_all("done")  # at their exit they wait for each other only briefly
     if code == 0:
@@ -83,7 +88,13 @@ def train(
 
 
 def _start(
-    config: Config, workdir: Path, trainer: Trainer, licences: dict | None, *, overwrite: bool
+    config: Config,
+    workdir: Path,
+    trainer: Trainer,
+    licences: dict | None,
+    startup: Startup,
+    *,
+    overwrite: bool,
 ) -> tuple[Checkpoints, TrainState, int]:
     """The first state, or with `licences` None the last one saved; and its place in the data."""
     if licences is None:
@@ -91,8 +102,11 @@ def _start(
         state, position = checkpoints.restore(trainer.abstract_state, trainer.state_sharding)
         if distributed.is_main():
             run_directory.go_on(workdir, config, int(state.step))
+        jax.block_until_ready(state)
+        startup.done("checkpoint")
         return checkpoints, state, position
     loaded = initialize.load_initial(config.init_from, trainer.abstract_params)
+    startup.done("weights")
     params = trainer.initial_params(loaded)
     distributed.wait_for_all("loaded")
     if distributed.is_main():
@@ -100,7 +114,9 @@ def _start(
     distributed.wait_for_all("begun")
     checkpoints = Checkpoints(workdir, config.keep, config.keep_every)
     checkpoints.save_frozen(optimizer.partition(params, trainer.labels)[1])
-    return checkpoints, trainer.init(params), 0
+    state = jax.block_until_ready(trainer.init(params))
+    startup.done("placing them")
+    return checkpoints, state, 0
 
 
 def _loop(
@@ -110,6 +126,7 @@ def _loop(
     checkpoints: Checkpoints,
     state: TrainState,
     position: int,
+    startup: Startup,
     profile: int,
     console,
 ) -> int:
@@ -135,13 +152,18 @@ def _loop(
         distributed.StopSignal() as stop,
         Profiler(workdir / "profile", int(state.step) + 1, profile) as profiler,
     ):
-        train_step = _compiled(trainer, state, meter)
-        for step in range(int(state.step) + 1, config.total_steps + 1):
+        startup.done("data")
+        train_step = _compiled(trainer, state, meter, startup)
+        first = int(state.step) + 1
+        for step in range(first, config.total_steps + 1):
             asked = time.monotonic()
             host_batch = next(host_batches)
             # While the device is at the step before, nothing waits for data.
             idle = before is None or before["loss"].is_ready()
             waited = time.monotonic() - asked if idle else 0.0
+            if step == first:
+                startup.done("first batch")
+                log.info("%s", startup)
             if step == 1:
                 batches.check_batch(host_batch, config)
                 if distributed.is_main():
@@ -176,19 +198,22 @@ def _loop(
 COMPILE_TO_TRACE = 5.0
 
 
-def _compiled(trainer: Trainer, state: TrainState, meter: Meter) -> jax.stages.Compiled:
+def _compiled(
+    trainer: Trainer, state: TrainState, meter: Meter, startup: Startup
+) -> jax.stages.Compiled:
     """The step, compiled before the first batch; the screen says for how long."""
     where = sharding.batch_sharding(trainer.mesh)
     batch = {
         key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
         for key, x in batches.batch_spec(trainer.config, trainer.config.batch_size).items()
     }
-    begin = time.monotonic()
     with meter.paused("tracing"):
         lowered = trainer.train_step().lower(state, batch)
-    seconds = COMPILE_TO_TRACE * (time.monotonic() - begin)
+    startup.done("tracing")
+    seconds = COMPILE_TO_TRACE * startup.parts["tracing"]
     with meter.paused(f"compiling (about {seconds:.0f} s)"):
         compiled = lowered.compile()
     # On CPU the devices of a step find each other when it first runs, and wait half a minute.
     distributed.wait_for_all("compiled")
+    startup.done("compiling")
     return compiled
