@@ -6,7 +6,7 @@ steps    mini's composites by number of steps and sampler: distance to 200 steps
 shards   CPU time of a manifest with `mini` in two shards, beside one process that does all of it
 scaling  samples/s of mini's first stage in 1, 2 and 4 processes, and what is planned to be sent
 records  time and memory of listing, shuffling and resuming a million records
-data     samples/s of the input pipeline at 512 px, beside PyTorch's DataLoader with albumentations
+data     samples/s of the input pipeline at 512 px, beside PyTorch's, TFDS's and WebDataset
 
 Beside PyTorch: sampling and training by `gpu_check.py`, each full-size network by `full_size.py`.
 """

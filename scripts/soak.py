@@ -41,7 +41,7 @@ import numpy as np
 
 POLL = 0.1  # seconds between two looks at a run
 MOVED = 0.2  # so many starts are in another number of processes, perhaps
-EARLY = 5  # every so many kills of all come at any moment of the start
+EARLY = 0.5  # so many kills of all that nothing came before come at any moment of the start
 PATIENCE = 600  # seconds without a step, or an end, after which a run counts as hung
 TOGETHER = 60  # seconds in which one process's end must have ended the others
 DISK = "48m"  # of the small disk; a tiny checkpoint has some megabytes
@@ -52,6 +52,10 @@ DEVICES = 4
 
 class Lost(Exception):
     """Something is not as it must be after an event."""
+
+
+class Done(Exception):
+    """The run has made all its steps."""
 
 
 def saved(workdir: Path) -> list[int]:
@@ -221,8 +225,8 @@ class Soak:
         """Makes the trainings' clock be wrong by so many days."""
         self.clock.write_text(f"{days:+.3f}d\n")
 
-    def begin(self, workdir: Path, count: int) -> Start:
-        """Starts or resumes a run in so many processes."""
+    def begin(self, workdir: Path, count: int, *more: str) -> Start:
+        """Starts or resumes a run in so many processes, with further arguments."""
         self.starts += 1
         with socket.socket() as listener:
             listener.bind(("localhost", 0))
@@ -231,7 +235,7 @@ class Soak:
         start = Start([], [])
         for number in range(count):
             log = self.logs / f"{self.starts:04d}-{number}.log"
-            arguments = [*self.arguments, "--workdir", str(workdir)]
+            arguments = [*self.arguments, "--workdir", str(workdir), *more]
             arguments += [*where, "--process-id", str(number)] if count > 1 else []
             process = self.context.Process(
                 target=_train, args=(arguments, DEVICES // count, log), daemon=True
@@ -241,10 +245,11 @@ class Soak:
             start.logs.append(log)
         return start
 
-    def until_step(self, start: Start, step: int) -> bool:
-        """Returns when a start has made a step; false if it has made all before.
+    def until_step(self, start: Start, step: int) -> None:
+        """Returns when a start has made a step.
 
         Raises:
+            Done: It has made all its steps.
             Lost: It hangs, or ends by itself before its time.
         """
         seen, since = None, time.monotonic()
@@ -258,7 +263,8 @@ class Soak:
                 start.kill()
                 raise Lost(f"no step for {PATIENCE} s after step {now}")
             time.sleep(POLL)
-        return now < self.steps
+        if now >= self.steps:
+            raise Done
 
     @contextlib.contextmanager
     def own_disk(self) -> Iterator[None]:
@@ -274,9 +280,28 @@ class Soak:
             subprocess.run(["umount", "--lazy", self.disk], check=True)
 
 
-# What happens to a run at work. Each takes the soak, the run's folder, its start and a random
-# generator, and returns what is worth knowing of it. All but `clock` and `second_start` end the
-# processes; what comes next is the same for all: the run must go on from `newest`.
+# Each event takes the soak, the run's folder, its start and a random generator, and returns what is
+# worth knowing of it. The harmless ones leave the run at work, an ending one ends it, those at rest
+# happen to a run that has ended.
+
+
+def clock(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """The clock jumps by up to 400 days, forward or back: the run just goes on."""
+    days = rng.uniform(-400, 400)
+    soak.set_clock(days)
+    soak.until_step(start, (start.step() or 0) + 2)
+    return {"days": round(days, 1)}
+
+
+def second_start(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """A second start of the same run: refused in a sentence, and the first goes on."""
+    second = soak.begin(workdir, 1)
+    codes = second.ended(PATIENCE)
+    if not start.running():
+        raise Done
+    if codes != [2] or "Another training is at work" not in second.said():
+        raise Lost(f"the second start ended with {codes}: {second.said()[-600:]}")
+    return {}
 
 
 def kill_all(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
@@ -291,33 +316,31 @@ def kill_one(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dic
     begin = time.monotonic()
     start.signal(signal.SIGKILL, victim)
     codes = start.ended(TOGETHER)
-    others = [k for k in range(len(codes)) if k != victim]
-    if 0 in codes and start.step() == soak.steps:  # they were done
+    if 0 in codes and start.step() == soak.steps:
         return {"victim": victim}
     if 0 in codes:
         raise Lost(f"process {victim} was killed, and the exit codes are {codes}")
-    for k in others:
-        if not re.search("Another process of this run|another task died", start.said(k)):
-            raise Lost(f"process {k} says nothing of the killed one: {start.said(k)[-600:]}")
+    for k in range(len(codes)):
+        said = start.said(k)
+        if k != victim and not re.search("Another process of this run|another task died", said):
+            raise Lost(f"process {k} says nothing of the killed one: {said[-600:]}")
     return {"victim": victim, "seconds": round(time.monotonic() - begin, 1)}
 
 
 def terminate(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
-    """SIGTERM to one process, as a queue sends it: all save after one step and end with 143."""
+    """SIGTERM to one process: all save after the same step and end with 143."""
     start.signal(signal.SIGTERM, rng.randrange(len(start.processes)))
     codes = start.ended(PATIENCE)
-    last = start.step()
     if set(codes) == {0}:
-        return {"late": True}
-    if set(codes) != {143} or max(saved(workdir), default=0) != last:
-        raise Lost(f"exit codes {codes}, step {last}, checkpoints {saved(workdir)}")
+        raise Done
+    if set(codes) != {143} or saved(workdir)[-1:] != [start.step()]:
+        raise Lost(f"exit codes {codes}, step {start.step()}, checkpoints {saved(workdir)}")
     return {}
 
 
 def full_disk(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
-    """The disk is full: all end, process 0 or another says it; then there is room again."""
+    """A full disk: all end and it is named; then there is room again."""
     filler = soak.disk / "filler"
-    before = saved(workdir)
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(2**16))
@@ -325,19 +348,45 @@ def full_disk(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> di
         codes = start.ended(PATIENCE)
     finally:
         filler.unlink()
-    said = "".join(start.said(k) for k in range(len(codes)))
     if set(codes) == {0}:
-        return {"late": True}
+        raise Done
+    said = "".join(start.said(k) for k in range(len(codes)))
     if 0 in codes or "No space left on device" not in said:
         raise Lost(f"exit codes {codes}: {said[-600:]}")
-    if before and not saved(workdir):
-        raise Lost("no checkpoint is left")
+    return {}
+
+
+def cut_shard_at_work(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """A shard of records loses its end while the run reads it: it ends, or is killed at last."""
+    content = soak.shard.read_bytes()
+    os.truncate(soak.shard, rng.randrange(len(content)))
+    try:
+        codes = start.ended(TOGETHER)
+    except Lost:  # what it read before may still be in memory
+        codes = []
+    finally:
+        soak.shard.write_bytes(content)
+    said = "".join(start.said(k) for k in range(len(codes)))
+    if set(codes) == {0}:
+        raise Done
+    if codes and (0 in codes or f"{soak.shard.name} is damaged" not in said):
+        raise Lost(f"exit codes {codes}: {said[-600:]}")
+    return {"ended_by_itself": bool(codes)}
+
+
+def cut_shard(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
+    """A shard of records loses its end before a start: the start names it and is refused."""
+    content = soak.shard.read_bytes()
+    os.truncate(soak.shard, rng.randrange(len(content)))
+    try:
+        _refused(soak.begin(workdir, len(start.processes)), f"{soak.shard.name} is damaged")
+    finally:
+        soak.shard.write_bytes(content)
     return {}
 
 
 def read_only(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
-    """All are killed, and the disk can be read only: a start is refused in a sentence."""
-    start.kill()
+    """A disk that can only be read: a start is refused in a sentence."""
     mount = lambda how: subprocess.run(["mount", "-o", f"remount,{how}", soak.disk], check=True)
     mount("ro")
     try:
@@ -348,69 +397,29 @@ def read_only(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> di
 
 
 def damaged_checkpoint(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
-    """All are killed, and a file of the newest checkpoint is damaged: the one before is taken.
+    """A damaged file in the newest checkpoint: it is set aside, and the one before is taken.
 
     A byte changes, or the file is cut or missing. Of a checkpoint that no checksums vouch for yet a
     changed byte could not be told, and only a cut is tried.
     """
-    start.kill()
-    newest = workdir / "checkpoints" / str(saved(workdir)[-1])
+    steps = saved(workdir)
+    newest = workdir / "checkpoints" / str(steps[-1])
     vouched = (workdir / "checksums" / f"{newest.name}.json").exists()
     files = [path for path in sorted(newest.rglob("*")) if path.is_file() and path.stat().st_size]
     if not vouched:
         files = [path for path in files if path.parent.name == "d"]  # the arrays
     path = rng.choice(files)
-    kind = rng.choice(("changed", "cut", "missing")) if vouched else "cut"
+    how = rng.choice(("changed", "cut", "missing")) if vouched else "cut"
     content = bytearray(path.read_bytes())
-    if kind == "missing":
+    if how == "missing":
         path.unlink()
-    elif kind == "cut":
+    elif how == "cut":
         path.write_bytes(content[: len(content) // 2])
     else:
         content[rng.randrange(len(content))] ^= 255
         path.write_bytes(content)
-    return {"how": kind, "file": str(path.relative_to(newest)), "vouched": vouched}
-
-
-def cut_shard(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
-    """A shard of records loses its end: the run or its next start names it; then it is put back."""
-    content = soak.shard.read_bytes()
-    at_work = rng.random() < 0.5
-    if not at_work:
-        start.kill()
-    os.truncate(soak.shard, rng.randrange(len(content)))
-    try:
-        if at_work:
-            # What was read before may still be in memory; the run may also end in time.
-            with contextlib.suppress(Lost):
-                start.ended(20)
-            start.kill()
-        _refused(soak.begin(workdir, len(start.processes)), f"{soak.shard.name} is damaged")
-    finally:
-        soak.shard.write_bytes(content)
-    return {"at_work": at_work}
-
-
-def clock(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
-    """The clock jumps by up to 400 days, forward or back: the run just goes on."""
-    days = rng.uniform(-400, 400)
-    soak.set_clock(days)
-    late = not soak.until_step(start, (start.step() or 0) + 3)
-    return {"days": round(days, 1), "late": late}
-
-
-def second_start(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
-    """Someone starts the same run once more: refused, and the first goes on."""
-    if not start.running():
-        return {"late": True}
-    second = soak.begin(workdir, 1)
-    codes = second.ended(PATIENCE)
-    if not start.running():
-        return {"late": True}
-    if codes != [2] or "Another training is at work" not in second.said():
-        raise Lost(f"the second start ended with {codes}: {second.said()[-600:]}")
-    soak.until_step(start, (start.step() or 0) + 1)
-    return {}
+    file = str(path.relative_to(newest))
+    return {"how": how, "file": file, "vouched": vouched, "newest": steps[-2]}
 
 
 def _refused(start: Start, sentence: str) -> None:
@@ -420,38 +429,19 @@ def _refused(start: Start, sentence: str) -> None:
         raise Lost(f"not refused with {sentence!r}: {codes}: {said[-600:]}")
 
 
-EVENTS = {
-    event.__name__: event
-    for event in (
-        *(kill_all, kill_one, terminate, full_disk, read_only, damaged_checkpoint, cut_shard),
-        *(clock, second_start),
-    )
-}
+HARMLESS = (clock, second_start)
+ENDING = (kill_all, kill_one, terminate, full_disk, cut_shard_at_work)
+AT_REST = (cut_shard, read_only, damaged_checkpoint)
+EVENTS = {event.__name__: event for event in (*HARMLESS, *ENDING, *AT_REST)}
 NEED_ROOT = {"full_disk", "read_only"}
 
 
-def happen(soak: Soak, workdir: Path, start: Start, kind: str, rng: random.Random) -> dict:
-    """One event in a run at work, at a random moment; what came of it.
-
-    Raises:
-        Lost: Not what must.
-    """
-    if kind == "kill_all" and rng.randrange(EARLY) == 0:
-        time.sleep(rng.uniform(0, 20))  # perhaps before its first step
-    else:
-        base = start.step() or start.resumed() or 0
-        if not soak.until_step(start, base + rng.randint(1, soak.save_every + 3)):
-            return {"late": True}
-        time.sleep(rng.uniform(0, 1))  # at any moment of a step, or of writing
-    if kind == "damaged_checkpoint" and len(saved(workdir)) < 2:
-        kind = "kill_all"
-    found = {"kind": kind, "step": start.step()} | EVENTS[kind](soak, workdir, start, rng)
-    if kind in ("clock", "second_start") or found.get("late"):
-        return found
-    whole = saved(workdir)
-    if kind == "damaged_checkpoint":
-        whole = whole[:-1]
-    return found | {"newest": whole[-1] if whole else 0, "step": start.step()}
+def planned(kinds: list[str], rng: random.Random) -> tuple[list[str], list[str]]:
+    """What happens to a run at work, the last of it ending it, and then at rest."""
+    chosen = lambda events: [x.__name__ for x in events if x.__name__ in kinds]
+    at_work = [kind for kind in chosen(HARMLESS) if rng.random() < 0.5]
+    at_work.append(rng.choice(chosen(ENDING) or ["kill_all"]))
+    return at_work, [kind for kind in chosen(AT_REST) if rng.random() < 0.4]
 
 
 def main() -> None:
@@ -475,7 +465,7 @@ def main() -> None:
     alone = soak.folder / "alone"
     if saved(alone)[-1:] != [soak.steps]:
         shutil.rmtree(alone, ignore_errors=True)
-        start = soak.begin(alone, counts[0])
+        start = soak.begin(alone, counts[0], f"--config.save_every={soak.steps}")
         soak.until_step(start, soak.steps)
         if set(start.ended(PATIENCE)) != {0}:
             sys.exit(f"The run that is left alone failed: {start.said()[-2000:]}")
@@ -500,32 +490,46 @@ def one_run(soak: Soak, kinds, counts, rng: random.Random, want: dict, log: Path
             file.write(json.dumps(event) + "\n")
         print(json.dumps(event), flush=True)
 
+    def happen(kind: str) -> int:
+        found = {"kind": kind, "processes": count, "step": start.step()}
+        found |= EVENTS[kind](soak, workdir, start, rng)
+        note(**found)
+        return found.get("newest", max(saved(workdir), default=0))
+
     workdir = soak.disk / "run"
     shutil.rmtree(workdir, ignore_errors=True)
-    count, happened, done = counts[0], 0, False
+    count, happened = counts[0], 0
     start = soak.begin(workdir, count)
     try:
-        while not done:
-            began = time.monotonic()
-            found = happen(soak, workdir, start, rng.choice(kinds), rng)
-            done = found.get("late", False)
-            if "kind" in found:
+        while True:
+            at_work, at_rest = planned(kinds, rng)
+            if at_work == ["kill_all"] and rng.random() < EARLY:
+                time.sleep(rng.uniform(0, 20))  # perhaps before its first step
+                happen("kill_all")
                 happened += 1
-                found |= {"processes": count, "took": round(time.monotonic() - began)}
-            if "newest" in found and not done:
-                count = rng.choice(counts) if rng.random() < MOVED else count
-                start = soak.begin(workdir, count)
-                found["resumed_by"] = count
-                found["steps_again"] = max(0, (found["step"] or 0) - found["newest"])
-                done = not soak.until_step(start, found["newest"] + 1)
-                if start.resumed() != found["newest"]:
-                    raise Lost(f"went on from {start.resumed()}: {found}")
-            if "kind" in found:
-                note(**found)
+            else:
+                for kind in at_work:
+                    more = rng.randint(1, soak.save_every + 3 if kind == at_work[-1] else 2)
+                    soak.until_step(start, (start.step() or start.resumed() or 0) + more)
+                    time.sleep(rng.uniform(0, 1))  # at any moment of a step, or of writing
+                    happen(kind)
+                    happened += 1
+            newest, step = max(saved(workdir), default=0), start.step()
+            for kind in at_rest:
+                if kind == "damaged_checkpoint" and len(saved(workdir)) < 2:
+                    continue  # there must be one to go on from
+                newest = happen(kind)
+                happened += 1
+            count = rng.choice(counts) if rng.random() < MOVED else count
+            start = soak.begin(workdir, count)
+            with contextlib.suppress(Done):
+                soak.until_step(start, newest + 1)
+            if start.resumed() != newest:
+                raise Lost(f"went on from {start.resumed()}, not from {newest}")
+            note(resumed=newest, processes=count, steps_again=max(0, (step or 0) - newest))
+    except Done:
         codes = start.ended(PATIENCE)
-        if set(codes) != {0}:
-            raise Lost(f"the end failed with {codes}: {start.said()[-600:]}")
-        differ = differing(want, result(workdir))
+        differ = differing(want, result(workdir)) if set(codes) == {0} else [f"exit codes {codes}"]
         note(end=True, compared=len(want), differing=differ, **({"lost": True} if differ else {}))
     except Lost as error:
         start.kill()
@@ -537,23 +541,22 @@ def one_run(soak: Soak, kinds, counts, rng: random.Random, want: dict, log: Path
 
 def table(events: list[dict]) -> str:
     """How often what happened, and what came of it, in Markdown."""
-    rows = collections.defaultdict(list)
-    for event in events:
-        if "kind" in event:
-            rows[event["kind"]].append(event)
-    lines = ["| event | times | steps made again, at most | seconds until all had ended, at most |"]
-    lines.append("|---|---:|---:|---:|")
-    for kind in EVENTS:
-        again = max((e.get("steps_again", 0) for e in rows[kind]), default=0)
-        seconds = max((e.get("seconds", 0) for e in rows[kind]), default=0)
-        meaning = EVENTS[kind].__doc__.split(":")[0].rstrip(".")
-        lines.append(f"| {meaning} | {len(rows[kind])} | {again} | {seconds or '-'} |")
-    moved = sum(e["resumed_by"] != e["processes"] for e in events if "resumed_by" in e)
-    lines.append(f"| Another number of processes after it | {moved} | | |")
+    times = collections.Counter(event.get("kind") for event in events)
+    lines = ["| event: what must come of it | times |", "|---|---:|"]
+    for kind, event in EVENTS.items():
+        lines.append(f"| {event.__doc__.splitlines()[0].rstrip('.')} | {times[kind]} |")
+    starts = [event for event in events if "resumed" in event]
+    again = [event["steps_again"] for event in starts]
+    seconds = [event["seconds"] for event in events if "seconds" in event]
     ends = [event for event in events if "end" in event]
     equal = sum(not event["differing"] for event in ends)
-    happened, lost = sum(map(len, rows.values())), sum("lost" in event for event in events)
-    lines.append(f"\n{happened} events; {equal} of {len(ends)} runs ended equal; {lost} losses.")
+    lost = sum("lost" in event for event in events)
+    lines.append(
+        f"\n{sum(times[kind] for kind in EVENTS)} events, after which runs went on {len(starts)}"
+        f" times, with at most {max(again, default=0)} steps to make again; after the kill of one"
+        f" process the others had ended in {max(seconds, default=0)} seconds at most; {equal} of"
+        f" {len(ends)} runs ended equal; {lost} times something was lost."
+    )
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """`scripts/soak.py`: what it reads of a run, what counts as equal, and a short one."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -33,18 +34,30 @@ def test_equal_is_bit_for_bit():
     assert soak.differing(want, {"loss 1": want["loss 1"]}) == ["position"]
 
 
+def test_what_happens_follows_from_the_seed():
+    plans = [soak.planned(list(soak.EVENTS), random.Random(7)) for _ in range(2)]
+    assert plans[0] == plans[1]
+    endings = {event.__name__ for event in soak.ENDING}
+    rng = random.Random(0)
+    for _ in range(50):
+        at_work, at_rest = soak.planned(["clock", "terminate", "cut_shard"], rng)
+        assert at_work[-1] == "terminate" and not endings & {*at_work[:-1], *at_rest}
+
+
 def test_the_table_counts_what_happened():
     events = [
-        {"kind": "kill_one", "processes": 2, "resumed_by": 4, "steps_again": 3, "seconds": 18.2},
-        {"kind": "kill_one", "processes": 4, "resumed_by": 4, "steps_again": 1, "seconds": 2.5},
-        {"kind": "clock", "processes": 4},
+        {"kind": "clock", "processes": 2},
+        {"kind": "kill_one", "processes": 2, "seconds": 18.2},
+        {"resumed": 8, "processes": 4, "steps_again": 3},
+        {"kind": "kill_one", "processes": 4, "seconds": 2.5},
+        {"resumed": 12, "processes": 4, "steps_again": 1},
         {"end": True, "differing": []},
         {"end": True, "differing": ["loss 3"], "lost": True},
     ]
     table = soak.table(events)
-    assert "| SIGKILL of one process | 2 | 3 | 18.2 |" in table
-    assert "| Another number of processes after it | 1 |" in table
-    assert table.endswith("3 events; 1 of 2 runs ended equal; 1 losses.")
+    assert "SIGKILL of one process: the others end within a minute, and say why | 2 |" in table
+    assert "3 events, after which runs went on 2 times, with at most 3 steps" in table
+    assert "1 of 2 runs ended equal; 1 times something was lost." in table
 
 
 @pytest.mark.slow
