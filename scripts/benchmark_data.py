@@ -72,7 +72,7 @@ def settings(records: Path, workers: int) -> config.Config:
 
 
 def sampler_of(c):
-    """Samples as ours by albumentations and OpenCV: `sample(photo, mask, number)` of image files."""
+    """`sample(photo, mask, number)`: samples as ours, by albumentations and OpenCV."""
     import albumentations as A
     import cv2
     import torch
