@@ -22,6 +22,7 @@ import atexit
 import collections
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -43,9 +44,12 @@ POLL = 0.1  # seconds between two looks at a run
 MOVED = 0.2  # so many starts are in another number of processes, perhaps
 EARLY = 0.5  # so many kills of all that nothing came before come at any moment of the start
 PATIENCE = 600  # seconds without a step, or an end, after which a run counts as hung
+SILENCE = 45  # seconds after which JAX has noticed that a process is silent
 TOGETHER = 60  # seconds in which one process's end must have ended the others
 DISK = "48m"  # of the small disk; a tiny checkpoint has some megabytes
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+# How a process ends that another is missing from; our sentence or JAX's.
+UNHEALTHY = re.compile("Another process of this run|another task died")
 # Runs' processes have so many devices together, however many processes there are.
 DEVICES = 4
 
@@ -123,6 +127,10 @@ class Start:
     def said(self, number: int = 0) -> str:
         """What a process has written so far."""
         return self.logs[number].read_text(errors="replace") if self.logs[number].exists() else ""
+
+    def all_said(self) -> list[str]:
+        """What each process has written so far."""
+        return [self.said(number) for number in range(len(self.processes))]
 
     def resumed(self) -> int | None:
         """The step it went on from, 0 for a new run; None: not yet known."""
@@ -221,9 +229,9 @@ class Soak:
         for name in fake:
             os.environ.pop(name, None)
 
-    def set_clock(self, days: float) -> None:
-        """Makes the trainings' clock be wrong by so many days."""
-        self.clock.write_text(f"{days:+.3f}d\n")
+    def set_clock(self, seconds: float) -> None:
+        """Makes the trainings' clock be wrong by so many seconds."""
+        self.clock.write_text(f"{seconds:+.0f}s\n")
 
     def begin(self, workdir: Path, count: int, *more: str) -> Start:
         """Starts or resumes a run in so many processes, with further arguments."""
@@ -281,16 +289,28 @@ class Soak:
 
 
 # Each event takes the soak, the run's folder, its start and a random generator, and returns what is
-# worth knowing of it. The harmless ones leave the run at work, an ending one ends it, those at rest
-# happen to a run that has ended.
+# worth knowing of it. The harmless ones mostly leave the run at work, an ending one ends it, those
+# at rest happen to a run that has ended.
 
 
 def clock(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
-    """The clock jumps by up to 400 days, forward or back: the run just goes on."""
-    days = rng.uniform(-400, 400)
-    soak.set_clock(days)
-    soak.until_step(start, (start.step() or 0) + 2)
-    return {"days": round(days, 1)}
+    """The clock jumps by seconds to weeks, forward or back: the run goes on, or all end and say so.
+
+    After a jump by more than `distributed.HEARTBEAT` seconds JAX may take a process for dead.
+    """
+    seconds = rng.choice((-1, 1)) * math.exp(rng.uniform(0, math.log(20 * 86400)))
+    soak.set_clock(seconds)
+    until = time.monotonic() + SILENCE
+    while start.running() and time.monotonic() < until:
+        time.sleep(POLL)
+    if start.running():
+        soak.until_step(start, (start.step() or 0) + 1)
+        return {"to_seconds": round(seconds), "ended": False}
+    if set(start.ended(TOGETHER)) == {0}:
+        raise Done
+    if not all(UNHEALTHY.search(said) for said in start.all_said()):
+        raise Lost(f"ended without a reason: {start.said()[-600:]}")
+    return {"to_seconds": round(seconds), "ended": True}
 
 
 def second_start(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dict:
@@ -321,9 +341,8 @@ def kill_one(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> dic
     if 0 in codes:
         raise Lost(f"process {victim} was killed, and the exit codes are {codes}")
     for k in range(len(codes)):
-        said = start.said(k)
-        if k != victim and not re.search("Another process of this run|another task died", said):
-            raise Lost(f"process {k} says nothing of the killed one: {said[-600:]}")
+        if k != victim and not UNHEALTHY.search(start.said(k)):
+            raise Lost(f"process {k} says nothing of the killed one: {start.said(k)[-600:]}")
     return {"victim": victim, "seconds": round(time.monotonic() - begin, 1)}
 
 
@@ -350,7 +369,7 @@ def full_disk(soak: Soak, workdir: Path, start: Start, rng: random.Random) -> di
         filler.unlink()
     if set(codes) == {0}:
         raise Done
-    said = "".join(start.said(k) for k in range(len(codes)))
+    said = "".join(start.all_said())
     if 0 in codes or "No space left on device" not in said:
         raise Lost(f"exit codes {codes}: {said[-600:]}")
     return {}
@@ -366,7 +385,7 @@ def cut_shard_at_work(soak: Soak, workdir: Path, start: Start, rng: random.Rando
         codes = []
     finally:
         soak.shard.write_bytes(content)
-    said = "".join(start.said(k) for k in range(len(codes)))
+    said = "".join(start.all_said())
     if set(codes) == {0}:
         raise Done
     if codes and (0 in codes or f"{soak.shard.name} is damaged" not in said):
@@ -424,7 +443,7 @@ def damaged_checkpoint(soak: Soak, workdir: Path, start: Start, rng: random.Rand
 
 def _refused(start: Start, sentence: str) -> None:
     codes = start.ended(PATIENCE)
-    said = "".join(start.said(k) for k in range(len(codes)))
+    said = "".join(start.all_said())
     if 0 in codes or sentence not in said:
         raise Lost(f"not refused with {sentence!r}: {codes}: {said[-600:]}")
 
@@ -439,9 +458,9 @@ NEED_ROOT = {"full_disk", "read_only"}
 def planned(kinds: list[str], rng: random.Random) -> tuple[list[str], list[str]]:
     """What happens to a run at work, the last of it ending it, and then at rest."""
     chosen = lambda events: [x.__name__ for x in events if x.__name__ in kinds]
-    at_work = [kind for kind in chosen(HARMLESS) if rng.random() < 0.5]
+    at_work = [kind for kind in chosen(HARMLESS) if rng.random() < 0.6]
     at_work.append(rng.choice(chosen(ENDING) or ["kill_all"]))
-    return at_work, [kind for kind in chosen(AT_REST) if rng.random() < 0.4]
+    return at_work, [kind for kind in chosen(AT_REST) if rng.random() < 0.7]
 
 
 def main() -> None:
@@ -514,6 +533,8 @@ def one_run(soak: Soak, kinds, counts, rng: random.Random, want: dict, log: Path
                     time.sleep(rng.uniform(0, 1))  # at any moment of a step, or of writing
                     happen(kind)
                     happened += 1
+                    if not start.running():
+                        break  # the clock can end a run, too
             newest, step = max(saved(workdir), default=0), start.step()
             for kind in at_rest:
                 if kind == "damaged_checkpoint" and len(saved(workdir)) < 2:
