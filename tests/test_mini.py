@@ -60,7 +60,7 @@ def test_the_right_objects_tokens_help(mini, held_out):
     schedule = jnp.asarray(process.noise_schedule(settings.diffusion))
 
     @jax.jit
-    def loss(batch):
+    def loss(params, batch):
         model = imprint.bind(graphdef, params)
         shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
         draws = losses.draw(jax.random.key(0), batch["index"], shape, 1000, 0.0)
@@ -69,7 +69,7 @@ def test_the_right_objects_tokens_help(mini, held_out):
 
     def total(batch):
         parts = [{k: v[i : i + 50] for k, v in batch.items()} for i in range(0, 200, 50)]
-        return np.concatenate([loss(part) for part in parts])
+        return np.concatenate([loss(params, part) for part in parts])
 
     right, wrong = total(batch), total(batch | {"object": batch["object"][other]})
     share = np.mean(right < wrong)

@@ -10,6 +10,7 @@ dividing by a batch's summed mask would make the loss depend on how the batch is
 accumulation steps.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -86,10 +87,39 @@ def encode_target(
         )
 
 
-def denoise(model: Imprint, latents: jax.Array, timesteps: jax.Array, context: jax.Array):
-    """The UNet's prediction (b h w c) for these latents, timesteps (b,) and context (b s c)."""
+def squared_errors(
+    model: Imprint,
+    batch: dict,
+    draws: Draws,
+    alphas_cumprod: jax.Array,
+    diffusion: DiffusionConfig,
+    min_snr_gamma: float,
+    see: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """What both losses are means of.
+
+    Args:
+        model: The bound model.
+        batch: See `imprint_jax.data.batch`.
+        draws: From `draw`.
+        alphas_cumprod: (num_train_timesteps,).
+        diffusion: What is predicted, and how the background takes part.
+        min_snr_gamma: As `process.loss_weight`'s gamma.
+        see: (x_t (b h w c), a_t (b,)) -> what the UNet sees of it.
+
+    Returns:
+        The timesteps' weights (b,), and the squared errors of the prediction (b h w c).
+    """
+    a = alphas_cumprod[draws.timesteps]
+    x0 = encode_target(model, to_float(batch["target"]), draws, diffusion.sample_posterior)
+    context = object_context(model, to_float(batch["object"]), draws.drop)
+    xt = process.add_noise(x0, draws.noise, a)
     with jax.named_scope("denoise"):
-        return model.unet(latents, timesteps, model.unet.keys_values(context))
+        keys_values = model.unet.keys_values(context)
+        prediction = model.unet(see(xt, a), draws.timesteps, keys_values)
+    target = process.prediction_target(diffusion.prediction_type, x0, draws.noise, a)
+    weight = process.loss_weight(diffusion.prediction_type, a, min_snr_gamma)
+    return weight, (target - prediction) ** 2
 
 
 def identity_loss(
@@ -100,27 +130,13 @@ def identity_loss(
     diffusion: DiffusionConfig,
     min_snr_gamma: float,
 ) -> jax.Array:
-    """L_id: denoise another view of the object from pure noise.
+    """L_id, (b,) float32: denoise another view of the object from pure noise.
 
-    Args:
-        model: The bound model.
-        batch: See `imprint_jax.data.batch`; the mask is not used.
-        draws: From `draw`.
-        alphas_cumprod: (num_train_timesteps,).
-        diffusion: What is predicted, and how the background takes part.
-        min_snr_gamma: As `process.loss_weight`'s gamma.
-
-    Returns:
-        (b,) float32, one loss a sample.
+    Args as `squared_errors`; the batch's mask is not used.
     """
-    a = alphas_cumprod[draws.timesteps]
-    x0 = encode_target(model, to_float(batch["target"]), draws, diffusion.sample_posterior)
-    context = object_context(model, to_float(batch["object"]), draws.drop)
-    xt = process.add_noise(x0, draws.noise, a)
-    prediction = denoise(model, xt, draws.timesteps, context)
-    target = process.prediction_target(diffusion.prediction_type, x0, draws.noise, a)
-    weight = process.loss_weight(diffusion.prediction_type, a, min_snr_gamma)
-    return weight * jnp.mean((target - prediction) ** 2, axis=(1, 2, 3))
+    how = alphas_cumprod, diffusion, min_snr_gamma
+    weight, errors = squared_errors(model, batch, draws, *how, see=lambda xt, a: xt)
+    return weight * jnp.mean(errors, axis=(1, 2, 3))
 
 
 def compositing_loss(
@@ -131,22 +147,20 @@ def compositing_loss(
     diffusion: DiffusionConfig,
     min_snr_gamma: float,
 ) -> jax.Array:
-    """L_comp: denoise the hole of a photo, given the photo around it; counts in the hole only.
+    """L_comp, (b,) float32: denoise the hole of a photo, given the photo around it.
 
-    Args and returns as `identity_loss`.
+    Args as `squared_errors`; only what is in the hole counts.
     """
-    a = alphas_cumprod[draws.timesteps]
-    images = to_float(batch["target"])
     with jax.named_scope("encode_background"):
+        images = to_float(batch["target"])
         background, mask = model.encode_background(images, batch["mask"], diffusion.hole_fill)
-    x0 = encode_target(model, images, draws, diffusion.sample_posterior)
-    context = object_context(model, to_float(batch["object"]), draws.drop)
-    xt = process.add_noise(x0, draws.noise, a)
-    seen = process.network_input(diffusion, xt, background, mask, draws.noise, a)
-    prediction = denoise(model, seen, draws.timesteps, context)
-    target = process.prediction_target(diffusion.prediction_type, x0, draws.noise, a)
-    weight = process.loss_weight(diffusion.prediction_type, a, min_snr_gamma)
-    return weight * jnp.mean(mask * (target - prediction) ** 2, axis=(1, 2, 3))
+
+    def see(xt: jax.Array, a: jax.Array) -> jax.Array:
+        return process.network_input(diffusion, xt, background, mask, draws.noise, a)
+
+    how = alphas_cumprod, diffusion, min_snr_gamma
+    weight, errors = squared_errors(model, batch, draws, *how, see=see)
+    return weight * jnp.mean(mask * errors, axis=(1, 2, 3))
 
 
 STAGE_LOSS = {1: identity_loss, 2: compositing_loss}
