@@ -10,7 +10,6 @@ dividing by a batch's summed mask would make the loss depend on how the batch is
 accumulation steps.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -87,80 +86,43 @@ def encode_target(
         )
 
 
-def squared_errors(
+def stage_loss(
+    stage: int,
     model: Imprint,
     batch: dict,
     draws: Draws,
     alphas_cumprod: jax.Array,
     diffusion: DiffusionConfig,
     min_snr_gamma: float,
-    see: Callable[[jax.Array, jax.Array], jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """What both losses are means of.
+) -> jax.Array:
+    """L_id: denoise another view of the object. L_comp: denoise the hole of a photo, and it alone.
 
     Args:
+        stage: 1 for L_id, 2 for L_comp.
         model: The bound model.
-        batch: See `imprint_jax.data.batch`.
+        batch: See `imprint_jax.data.batch`; L_id does not use the mask.
         draws: From `draw`.
         alphas_cumprod: (num_train_timesteps,).
         diffusion: What is predicted, and how the background takes part.
         min_snr_gamma: As `process.loss_weight`'s gamma.
-        see: (x_t (b h w c), a_t (b,)) -> what the UNet sees of it.
 
     Returns:
-        The timesteps' weights (b,), and the squared errors of the prediction (b h w c).
+        (b,) float32, one loss a sample.
     """
     a = alphas_cumprod[draws.timesteps]
-    x0 = encode_target(model, to_float(batch["target"]), draws, diffusion.sample_posterior)
+    images = to_float(batch["target"])
+    x0 = encode_target(model, images, draws, diffusion.sample_posterior)
     context = object_context(model, to_float(batch["object"]), draws.drop)
-    xt = process.add_noise(x0, draws.noise, a)
+    seen = process.add_noise(x0, draws.noise, a)
+    if stage == 2:
+        with jax.named_scope("encode_background"):
+            background, hole = model.encode_background(images, batch["mask"], diffusion.hole_fill)
+        seen = process.network_input(diffusion, seen, background, hole, draws.noise, a)
     with jax.named_scope("denoise"):
-        keys_values = model.unet.keys_values(context)
-        prediction = model.unet(see(xt, a), draws.timesteps, keys_values)
+        prediction = model.unet(seen, draws.timesteps, model.unet.keys_values(context))
     target = process.prediction_target(diffusion.prediction_type, x0, draws.noise, a)
+    errors = (target - prediction) ** 2
+    if stage == 2:
+        errors = hole * errors
     weight = process.loss_weight(diffusion.prediction_type, a, min_snr_gamma)
-    return weight, (target - prediction) ** 2
-
-
-def identity_loss(
-    model: Imprint,
-    batch: dict,
-    draws: Draws,
-    alphas_cumprod: jax.Array,
-    diffusion: DiffusionConfig,
-    min_snr_gamma: float,
-) -> jax.Array:
-    """L_id, (b,) float32: denoise another view of the object from pure noise.
-
-    Args as `squared_errors`; the batch's mask is not used.
-    """
-    how = alphas_cumprod, diffusion, min_snr_gamma
-    weight, errors = squared_errors(model, batch, draws, *how, see=lambda xt, a: xt)
     return weight * jnp.mean(errors, axis=(1, 2, 3))
-
-
-def compositing_loss(
-    model: Imprint,
-    batch: dict,
-    draws: Draws,
-    alphas_cumprod: jax.Array,
-    diffusion: DiffusionConfig,
-    min_snr_gamma: float,
-) -> jax.Array:
-    """L_comp, (b,) float32: denoise the hole of a photo, given the photo around it.
-
-    Args as `squared_errors`; only what is in the hole counts.
-    """
-    with jax.named_scope("encode_background"):
-        images = to_float(batch["target"])
-        background, mask = model.encode_background(images, batch["mask"], diffusion.hole_fill)
-
-    def see(xt: jax.Array, a: jax.Array) -> jax.Array:
-        return process.network_input(diffusion, xt, background, mask, draws.noise, a)
-
-    how = alphas_cumprod, diffusion, min_snr_gamma
-    weight, errors = squared_errors(model, batch, draws, *how, see=see)
-    return weight * jnp.mean(mask * errors, axis=(1, 2, 3))
-
-
-STAGE_LOSS = {1: identity_loss, 2: compositing_loss}

@@ -133,8 +133,8 @@ class Trainer:
         shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
         config, timesteps = self.config, len(self.alphas_cumprod)
         draws = losses.draw(key, batch["index"], shape, timesteps, config.drop_probability)
-        loss_fn, alphas = losses.STAGE_LOSS[config.stage], jnp.asarray(self.alphas_cumprod)
-        values = loss_fn(model, batch, draws, alphas, config.diffusion, config.min_snr_gamma)
+        how = jnp.asarray(self.alphas_cumprod), config.diffusion, config.min_snr_gamma
+        values = losses.stage_loss(config.stage, model, batch, draws, *how)
         return losses.Losses(values, draws.timesteps)
 
     def gradients(

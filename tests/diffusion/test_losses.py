@@ -29,8 +29,8 @@ def per_sample(c, params, batch, draws=None):
     if draws is None:
         draws = losses.draw(jax.random.key(5), batch["index"], shape, 1000, c.drop_probability)
     schedule = jnp.asarray(process.noise_schedule(c.diffusion))
-    loss = losses.STAGE_LOSS[c.stage]
-    return loss(model, batch, draws, schedule, c.diffusion, c.min_snr_gamma)
+    how = schedule, c.diffusion, c.min_snr_gamma
+    return losses.stage_loss(c.stage, model, batch, draws, *how)
 
 
 class PatchMeans:
@@ -81,7 +81,7 @@ def test_both_losses_are_the_papers_formulas(stage, gamma, prediction_type):
     model = SimpleModel(null_token=0.25)
     draws = losses.Draws(t, noise, drop, posterior=None)
     schedule = jnp.asarray(process.noise_schedule(c.diffusion))
-    got = losses.STAGE_LOSS[stage](model, batch, draws, schedule, c.diffusion, gamma)
+    got = losses.stage_loss(stage, model, batch, draws, schedule, c.diffusion, gamma)
 
     betas = np.linspace(c.diffusion.beta_start**0.5, c.diffusion.beta_end**0.5, 1000) ** 2
     a = np.cumprod(1 - betas).astype(np.float32)[t][:, None, None, None]  # as a table holds it
