@@ -116,7 +116,11 @@ def prepare(
     ] = None,
     filter_: Annotated[
         list[str] | None,
-        typer.Option("--filter", help="A limit to change, like max_area=0.8; may be repeated."),
+        typer.Option(
+            "--filter",
+            metavar="<str>",
+            help="A limit to change, like max_area=0.8; may be repeated.",
+        ),
     ] = None,
     segment: Annotated[
         Path | None, typer.Option(help="ONNX weights that find objects where masks are missing.")

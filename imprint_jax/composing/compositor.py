@@ -196,7 +196,7 @@ class Compositor:
         self.params["vae"] = cast(params["vae"], jnp.float32)
         self.batching = Batching(self.params, max_batch)
         self._functions = {}
-        self._surroundings_told = False
+        self._told: set[str] = set()  # what is said once, not with every picture
 
     @classmethod
     def from_pretrained(
@@ -440,18 +440,19 @@ class Compositor:
                 "the hole is %.0f %% of the photo: little is left to fit the object to",
                 100 * hole.mean(),
             )
-        if crop.side > 2 * self.config.image_size:
+        if crop.side > 2 * self.config.image_size and "enlarged" not in self._told:
+            self._told.add("enlarged")
             log.info("composed at %d pixels, enlarged to %d", self.config.image_size, crop.side)
 
     def _tell_surroundings(self, views: list[tuple[np.ndarray, np.ndarray]]) -> None:
         """Says once that a model which looks around the object sees a cut-out on one colour."""
-        if self._surroundings_told:
+        if "surroundings" in self._told:
             return
         colors = [geometry.surroundings(*view) for view in views]
         color = next((color for color in colors if color is not None), None)
         if color is None:
             return
-        self._surroundings_told = True
+        self._told.add("surroundings")
         names = {(0, 0, 0): "black", (255, 255, 255): "white"}
         name = names.get(tuple(color.tolist()), "of the colour #" + bytes(color).hex())
         log.warning(
