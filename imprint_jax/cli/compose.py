@@ -19,11 +19,19 @@ def compose(
     out: Annotated[Path, typer.Option(help="The .png to write; with --manifest the folder.")],
     object_paths: Annotated[
         list[Path] | None,
-        typer.Option("--object", help="The object; RGBA carries its mask. Again: another view."),
+        typer.Option(
+            "--object",
+            metavar="<path>",
+            help="The object; RGBA carries its mask. Again: another view.",
+        ),
     ] = None,
     object_masks: Annotated[
         list[Path] | None,
-        typer.Option("--object-mask", help="White where the object is; one for each --object."),
+        typer.Option(
+            "--object-mask",
+            metavar="<path>",
+            help="White where the object is; one for each --object.",
+        ),
     ] = None,
     segment: Annotated[
         Path | None,

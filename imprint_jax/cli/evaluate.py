@@ -80,17 +80,22 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the report.")],
     results: Annotated[
-        list[str] | None, typer.Option(help="A folder of pictures, DIR or NAME=DIR; again: more.")
+        list[str] | None,
+        typer.Option(metavar="<str>", help="A folder of pictures, DIR or NAME=DIR; again: more."),
     ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model, as of compose, that composes them; or NAME=MODEL; again: more."
+            metavar="<str>",
+            help="A model, as of compose, that composes them; or NAME=MODEL; again: more.",
         ),
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="No model: paste, color, poisson, or truth, the targets; again: more."),
+        typer.Option(
+            metavar="<str>",
+            help="No model: paste, color, poisson, or truth, the targets; again: more.",
+        ),
     ] = None,
     wrong_object: Annotated[
         bool,
@@ -199,7 +204,10 @@ def evaluate(
 def probe(
     records: Annotated[Path, typer.Argument(help="A prepared data set of views of objects.")],
     encoder: Annotated[
-        list[str], typer.Option(help="A model, run or weights of CLIP or DINOv2; again: more.")
+        list[str],
+        typer.Option(
+            metavar="<str>", help="A model, run or weights of CLIP or DINOv2; again: more."
+        ),
     ],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     apart: Annotated[

@@ -30,7 +30,9 @@ def plan(
     ] = None,
     accelerator: Annotated[
         list[str] | None,
-        typer.Option(help="Compile for this chip; again: more (default: all, --estimate)."),
+        typer.Option(
+            metavar="<str>", help="Compile for this chip; again: more (default: all, --estimate)."
+        ),
     ] = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Compile for CPU, whatever the accelerator.")

@@ -196,7 +196,7 @@ class Compositor:
         self.params["vae"] = cast(params["vae"], jnp.float32)
         self.batching = Batching(self.params, max_batch)
         self._functions = {}
-        self._surroundings_told = False
+        self._told: set[str] = set()  # what is said once, not with every picture
 
     @classmethod
     def from_pretrained(
@@ -440,18 +440,19 @@ class Compositor:
                 "the hole is %.0f %% of the photo: little is left to fit the object to",
                 100 * hole.mean(),
             )
-        if crop.side > 2 * self.config.image_size:
+        if crop.side > 2 * self.config.image_size and "enlarged" not in self._told:
+            self._told.add("enlarged")
             log.info("composed at %d pixels, enlarged to %d", self.config.image_size, crop.side)
 
     def _tell_surroundings(self, views: list[tuple[np.ndarray, np.ndarray]]) -> None:
         """Says once that a model which looks around the object sees a cut-out on one colour."""
-        if self._surroundings_told:
+        if "surroundings" in self._told:
             return
         colors = [geometry.surroundings(*view) for view in views]
         color = next((color for color in colors if color is not None), None)
         if color is None:
             return
-        self._surroundings_told = True
+        self._told.add("surroundings")
         names = {(0, 0, 0): "black", (255, 255, 255): "white"}
         name = names.get(tuple(color.tolist()), "of the colour #" + bytes(color).hex())
         log.warning(
@@ -494,8 +495,13 @@ class Compositor:
     def _function(self, settings: Settings):
         """`generate` for `Batching`: the same object for the same choices."""
         guided = settings.guidance_scale != 1
-        choices = settings.num_steps, settings.sampler, settings.eta, settings.strength
-        choices += (self.config.sampling.spacing,)
+        choices = sampling.Choices(
+            settings.num_steps,
+            settings.sampler,
+            self.config.sampling.spacing,
+            settings.eta,
+            settings.strength,
+        )
         if (choices, guided) not in self._functions:
             run = functools.partial(generate, self.graphdef, self.config.diffusion, choices)
 
@@ -511,7 +517,7 @@ class Compositor:
 def generate(
     graphdef,
     diffusion: DiffusionConfig,
-    choices: tuple[int, str, float, float, str],
+    choices: sampling.Choices,
     params: dict,
     guidance_scale: jax.Array | None,
     draws: jax.Array,
@@ -525,7 +531,7 @@ def generate(
     Args:
         graphdef: The model's, from `imprint.split`.
         diffusion: What the model was trained for.
-        choices: Steps, sampler, eta, strength and spacing.
+        choices: How to denoise.
         params: The model's.
         guidance_scale: Scalar, or None for no guidance.
         draws: (b 3) uint32: seed, number of the sample, number of the object.
@@ -538,8 +544,7 @@ def generate(
         (b h w 3) float32 in [-1, 1]; and (b stages) bool, whether the numbers of each of
         `sampling.STAGES` are finite.
     """
-    num_steps, sampler, eta, strength, spacing = choices
-    return sampling.generate_checked(
+    return sampling.generate(
         imprint.bind(graphdef, params),
         objects,
         squares,
@@ -547,12 +552,8 @@ def generate(
         jax.vmap(_key)(draws),
         guidance_scale,
         diffusion=diffusion,
+        choices=choices,
         starts=starts,
-        num_steps=num_steps,
-        sampler=sampler,
-        eta=eta,
-        strength=strength,
-        spacing=spacing,
     )
 
 

@@ -7,17 +7,14 @@ from pathlib import Path
 
 import jax
 
-from imprint_jax import images
 from imprint_jax.config import Config
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
 from imprint_jax.runtime import accelerators, distributed, host_memory
-from imprint_jax.runtime.files import atomic_file
-from imprint_jax.training import initialize, optimizer, run_directory, sharding, summary
+from imprint_jax.training import initialize, run_directory, sharding, start, summary
 from imprint_jax.training.checkpoint import Checkpoints
 from imprint_jax.training.metrics import Meter
 from imprint_jax.training.profiler import Profiler
-from imprint_jax.training.startup import Startup
 from imprint_jax.training.state import Trainer, TrainState
 from imprint_jax.training.validation import Validation
 
@@ -56,7 +53,7 @@ def train(
         FloatingPointError: The loss became infinite or NaN.
         ConnectionError: Another process of the run is gone.
     """
-    startup = Startup()
+    startup = start.Startup()
     # Whatever can be wrong is found before anything is written, or an old run deleted.
     resuming = run_directory.check(workdir, config, resume=resume, overwrite=overwrite)
     mesh = sharding.make_mesh(config.fsdp)
@@ -74,7 +71,7 @@ def train(
     console.print(summary.group_table(trainer))
     startup.done("checks")
     with distributed.losses_named(), run_directory.locked(workdir):
-        checkpoints, state, position = _start(
+        checkpoints, state, position = start.first_state(
             config, workdir, trainer, licences, startup, overwrite=overwrite
         )
         code = _loop(
@@ -87,38 +84,6 @@ def train(
     return code
 
 
-def _start(
-    config: Config,
-    workdir: Path,
-    trainer: Trainer,
-    licences: dict | None,
-    startup: Startup,
-    *,
-    overwrite: bool,
-) -> tuple[Checkpoints, TrainState, int]:
-    """The first state, or with `licences` None the last one saved; and its place in the data."""
-    if licences is None:
-        checkpoints = Checkpoints(workdir, config.keep, config.keep_every)
-        state, position = checkpoints.restore(trainer.abstract_state, trainer.state_sharding)
-        if distributed.is_main():
-            run_directory.go_on(workdir, config, int(state.step))
-        jax.block_until_ready(state)
-        startup.done("checkpoint")
-        return checkpoints, state, position
-    loaded = initialize.load_initial(config.init_from, trainer.abstract_params)
-    startup.done("weights")
-    params = trainer.initial_params(loaded)
-    distributed.wait_for_all("loaded")
-    if distributed.is_main():
-        run_directory.begin(workdir, config, licences, overwrite=overwrite)
-    distributed.wait_for_all("begun")
-    checkpoints = Checkpoints(workdir, config.keep, config.keep_every)
-    checkpoints.save_frozen(optimizer.partition(params, trainer.labels)[1])
-    state = jax.block_until_ready(trainer.init(params))
-    startup.done("placing them")
-    return checkpoints, state, 0
-
-
 def _loop(
     config: Config,
     workdir: Path,
@@ -126,7 +91,7 @@ def _loop(
     checkpoints: Checkpoints,
     state: TrainState,
     position: int,
-    startup: Startup,
+    startup: start.Startup,
     profile: int,
     console,
 ) -> int:
@@ -153,7 +118,7 @@ def _loop(
         Profiler(workdir / "profile", int(state.step) + 1, profile) as profiler,
     ):
         startup.done("data")
-        train_step = _compiled(trainer, state, meter, startup)
+        train_step = start.compiled_step(trainer, state, meter, startup)
         first = int(state.step) + 1
         for step in range(first, config.total_steps + 1):
             asked = time.monotonic()
@@ -165,10 +130,7 @@ def _loop(
                 startup.done("first batch")
                 log.info("%s", startup)
             if step == 1:
-                batches.check_batch(host_batch, config)
-                if distributed.is_main():
-                    with atomic_file(workdir / "first_batch.png") as file:
-                        file.write_bytes(images.encode_png(batches.picture(host_batch)))
+                start.check_first_batch(host_batch, config, workdir)
             batch = batches.to_device(host_batch, batch_sharding)
             profiler.before(step)
             state, metrics = train_step(state, batch)
@@ -191,29 +153,3 @@ def _loop(
                 log.warning("stopped after step %d, which is saved; --resume goes on", step)
                 return stop.exit_code
     return 0
-
-
-# Compiling a step takes about so many times as long as tracing it: 4 to 11 times were seen with
-# `mini_stage1` on two busy cores. Ours.
-COMPILE_TO_TRACE = 5.0
-
-
-def _compiled(
-    trainer: Trainer, state: TrainState, meter: Meter, startup: Startup
-) -> jax.stages.Compiled:
-    """The step, compiled before the first batch; the screen says for how long."""
-    where = sharding.batch_sharding(trainer.mesh)
-    batch = {
-        key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-        for key, x in batches.batch_spec(trainer.config, trainer.config.batch_size).items()
-    }
-    with meter.paused("tracing"):
-        lowered = trainer.train_step().lower(state, batch)
-    startup.done("tracing")
-    seconds = COMPILE_TO_TRACE * startup.parts["tracing"]
-    with meter.paused(f"compiling (about {seconds:.0f} s)"):
-        compiled = lowered.compile()
-    # On CPU the devices of a step find each other when it first runs, and wait half a minute.
-    distributed.wait_for_all("compiled")
-    startup.done("compiling")
-    return compiled

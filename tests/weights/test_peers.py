@@ -27,6 +27,7 @@ from imprint_jax.weights import clip, mapping, peers, release
 from imprint_jax.weights.convert import convert
 from imprint_jax.weights.detect import find
 from imprint_jax.weights.tensors import open_tensors, write_tensors
+from tests.commands import run
 from tests.parity import reference
 from tests.weights.test_convert import assert_equal, check_shapes, tensors_of
 
@@ -101,7 +102,7 @@ def test_paint_by_example_equals_diffusers(pipeline, converted):
     graphdef, _ = imprint.split(config.model)
     photo, mask, example = pictures()
     key = jax.random.key(7)[None]
-    noise = jax.random.normal(key[0], (16, 16, 4))  # as `sampling.sample` draws it
+    noise = jax.random.normal(key[0], (16, 16, 4))  # as `sampling.denoise` draws it
     photos, objects = (imprint.to_float(jnp.asarray(image)[None]) for image in (photo, example))
     hole = (np.asarray(mask) > 127)[None, ..., None].astype(np.float32)
 
@@ -113,9 +114,10 @@ def test_paint_by_example_equals_diffusers(pipeline, converted):
         # In the place of the decoder, which clips: a power of two loses nothing.
         undecoded = SimpleNamespace(decode=lambda latents: latents / 64)
         parts = SimpleNamespace(unet=model.unet, adapter=model.adapter, vae=undecoded)
-        how = dict(diffusion=config.diffusion, num_steps=STEPS, sampler="ddim")
-        how["spacing"] = config.sampling.spacing
-        latents = 64 * sampling.sample(parts, context, background, cells, key, GUIDANCE, **how)
+        choices = sampling.Choices(STEPS, "ddim", config.sampling.spacing)
+        how = dict(diffusion=config.diffusion, choices=choices)
+        denoised = sampling.denoise(parts, context, background, cells, key, GUIDANCE, **how)
+        latents = 64 * sampling.decode(parts, denoised)
         picture = jnp.clip(model.vae.decode(latents), -1.0, 1.0)
         return context, model.adapter.null_context(context), background, latents, picture
 
@@ -263,11 +265,18 @@ def test_clip_may_come_from_its_own_folder(objectstitch, tmp_path):
     assert not (tmp_path / "refused").exists()
 
 
-def test_they_compose(converted, objectstitch, tmp_path):
-    """A photo of another size than the model's, several pictures in a batch, paste-back."""
-    convert(objectstitch[0] / "ObjectStitch.pth", tmp_path / "os", kind="objectstitch")
-    file = tmp_path / "os/config.json"
+@pytest.fixture(scope="module")
+def stitcher(objectstitch, tmp_path_factory):
+    """The tiny ObjectStitch as a released folder."""
+    folder = tmp_path_factory.mktemp("stitcher") / "os"
+    convert(objectstitch[0] / "ObjectStitch.pth", folder, kind="objectstitch")
+    file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_size": 64}))
+    return folder
+
+
+def test_they_compose(converted, stitcher):
+    """A photo of another size than the model's, several pictures in a batch, paste-back."""
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (90, 130, 3), dtype=np.uint8)
     thing = rng.integers(0, 256, (40, 50, 4), dtype=np.uint8)
@@ -275,7 +284,7 @@ def test_they_compose(converted, objectstitch, tmp_path):
     hole = np.hypot(*np.mgrid[-40:50, -60:70]) < 20
     box = np.zeros_like(hole)
     box[21:60, 41:80] = True  # ObjectStitch knows no other holes
-    for folder, changed in ((converted, hole), (tmp_path / "os", box)):
+    for folder, changed in ((converted, hole), (stitcher, box)):
         compositor = Compositor.from_pretrained(folder)
         made = compositor.samples(thing, photo, hole, num=2, num_steps=2)
         first, second = (np.asarray(picture) for picture in made)
@@ -283,6 +292,29 @@ def test_they_compose(converted, objectstitch, tmp_path):
         far = ~ndimage.binary_dilation(changed, iterations=4)
         np.testing.assert_array_equal(first[far], photo[far])
         assert (first != photo).any(-1)[changed].mean() > 0.9
+
+
+def test_one_report_has_all_models_and_baselines(converted, stitcher, tiny_release, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("object", "background"):
+        Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    Image.fromarray(np.pad(np.full((30, 40), 255, np.uint8), ((15, 15), (20, 20)))).save(
+        tmp_path / "mask.png"
+    )
+    entry = dict(object="object.png", object_mask="mask.png", background="background.png")
+    entries = [entry | dict(id=f"entry{i}", box=[10 * i, 5, 30 + 10 * i, 50]) for i in range(2)]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    methods = ["mini", f"IMPRINT={tiny_release}", f"PbE={converted}", f"ObjectStitch={stitcher}"]
+    arguments = [x for method in methods for x in ("--model", method)]
+    arguments += ["--baseline", "paste", "--baseline", "poisson", "--steps", 2]
+    arguments += ["--out", tmp_path / "report"]
+    code, said = run("evaluate", "--manifest", tmp_path / "manifest.jsonl", *arguments)
+    assert code == 0, said
+    summary = json.loads((tmp_path / "report/summary.json").read_text())["methods"]
+    assert set(summary) == {"mini", "IMPRINT", "PbE", "ObjectStitch", "paste", "poisson"}
+    assert len({json.dumps(scores, sort_keys=True) for scores in summary.values()}) == 6
+    page = (tmp_path / "report/index.html").read_text()
+    assert all(name in page for name in summary)
 
 
 def test_a_cut_out_is_said_once_where_the_photo_around_an_object_is_seen(converted, caplog):
