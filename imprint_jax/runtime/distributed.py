@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 # A process that is silent for so many seconds is taken for dead, which ends the others; one that
 # failed waits so many for the others at its exit, and then leaves them. Within a minute together.
 HEARTBEAT, FAREWELL = 40, 15
-# What a collective says of a process that is gone, on CPU and on GPU.
-GONE = re.compile("Gloo|NCCL|CoordinationService|coordination service")
+# What collectives on CPU and on GPU, and barriers, say of a process that is gone.
+GONE = re.compile("Gloo|NCCL|CoordinationService|coordination service|barrier")
 
 
 def initialize(
@@ -76,7 +76,7 @@ def losses_named() -> Iterator[None]:
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
+    except (jax.errors.JaxRuntimeError, ValueError, TimeoutError) as error:
         if jax.process_count() == 1 or not GONE.search(str(error)):
             raise
         raise ConnectionError(
