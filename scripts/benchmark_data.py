@@ -169,28 +169,29 @@ class Photos:
     """The photos as random access, for a PyTorch `DataLoader`: a folder's files, or TFDS's records.
 
     Args:
+        count: How many photos there are.
         read: `read(k)` gives photo `k` and its mask, as `sample` takes them.
         sample: What `sampler_of` made.
     """
 
-    def __init__(self, read, sample):
-        self.read, self.sample = read, sample
+    def __init__(self, count: int, read, sample):
+        self.count, self.read, self.sample = count, read, sample
 
     def __len__(self):
-        return PHOTOS
+        return self.count
 
     def __getitem__(self, k):
         return self.sample(*self.read(k), k)
 
 
 def from_folder(folder: Path):
-    """Reads the photos as files."""
+    """How many photos there are, and what reads one as files."""
     paths = sorted(folder.glob("*.jpg"))
-    return lambda k: (paths[k], folder / "masks" / f"{paths[k].stem}.png")
+    return len(paths), lambda k: (paths[k], folder / "masks" / f"{paths[k].stem}.png")
 
 
 def from_tfds(records: Path):
-    """Reads the photos through TFDS, encoded, from the records that our loader reads."""
+    """Likewise through TFDS, encoded, from the records that our loader reads."""
     import tensorflow_datasets as tfds
 
     skip = dict.fromkeys(("image", "mask"), tfds.decode.SkipDecoding())
@@ -200,7 +201,7 @@ def from_tfds(records: Path):
         record = source[k]
         return io.BytesIO(record["image"]), io.BytesIO(record["mask"])
 
-    return read
+    return len(source), read
 
 
 def torch_loader(photos: Photos, workers: int):
@@ -282,15 +283,21 @@ def data(workers: int, repeats: int) -> None:
         prepare("photos", photos, records)
         c = settings(records, workers)
         sample = sampler_of(c)
-        files, tfds = (Photos(r, sample) for r in (from_folder(photos), from_tfds(records)))
+        files, tfds = (Photos(*x, sample) for x in (from_folder(photos), from_tfds(records)))
         tars = lambda: webdataset_loader(photos, Path(name) / "tars", sample, workers)
         # What makes a loader, and what makes one sample in this process.
         ours = make_stream(c)
         one_by_one = iter(tars().dataset)
         loaders = {
             "imprint_jax": (lambda: make_dataset(c), ours.__getitem__),
-            "PyTorch, files": (lambda: torch_loader(files, workers), files.__getitem__),
-            "PyTorch, TFDS": (lambda: torch_loader(tfds, workers), tfds.__getitem__),
+            "PyTorch, files": (
+                lambda: torch_loader(files, workers),
+                lambda k: files[k % len(files)],
+            ),
+            "PyTorch, TFDS": (
+                lambda: torch_loader(tfds, workers),
+                lambda k: tfds[k % len(tfds)],
+            ),
             "WebDataset": (tars, lambda _: next(one_by_one)),
         }
         for _ in range(repeats):
@@ -298,6 +305,7 @@ def data(workers: int, repeats: int) -> None:
                 batches = iter(make())
                 got, batch = rate(batches, BATCHES)
                 rates[loader].append(got)
+                batch.pop("__key__", None)  # WebDataset's own
                 kinds = {k: str(v.dtype).removeprefix("torch.") for k, v in batch.items()}
                 shapes[loader] = {k: (tuple(v.shape), kinds[k]) for k, v in batch.items()}
                 if loader == "imprint_jax":
