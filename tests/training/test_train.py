@@ -116,9 +116,11 @@ def test_resume_in_a_new_process_is_bit_for_bit_no_interruption(runs):
 def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
     folder, _ = runs
     workdir = folder / "stage2"
-    args = ("train", "--config", folder / "tiny2.py", "--workdir", workdir)
+    args = ("train", "--config", folder / "tiny2.py", "--workdir", workdir, "--profile", 2)
     done = run_alone(*args)
     assert done.returncode == 0, done.stderr
+    (trace,) = (workdir / "profile").rglob("*.xplane.pb")
+    assert all(scope in trace.read_bytes() for scope in (b"encode_object", b"denoise", b"optimizer"))
     before, after = parameters(folder / "stage1"), parameters(workdir, ema=False)
     same = {path for path in before if np.array_equal(before[path], after[path])}
     unused = {path for path in before if path.startswith(("dinov2/", "vae/"))}
