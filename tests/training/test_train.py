@@ -120,7 +120,9 @@ def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
     done = run_alone(*args)
     assert done.returncode == 0, done.stderr
     (trace,) = (workdir / "profile").rglob("*.xplane.pb")
-    assert all(scope in trace.read_bytes() for scope in (b"encode_object", b"denoise", b"optimizer"))
+    assert all(
+        scope in trace.read_bytes() for scope in (b"encode_object", b"denoise", b"optimizer")
+    )
     before, after = parameters(folder / "stage1"), parameters(workdir, ema=False)
     same = {path for path in before if np.array_equal(before[path], after[path])}
     unused = {path for path in before if path.startswith(("dinov2/", "vae/"))}
