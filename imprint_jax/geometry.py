@@ -251,7 +251,8 @@ def context_crop(mask: np.ndarray, context: float, least_side: int = 1) -> Crop:
     Raises:
         InputError: The mask is empty, or `context` is below 1.
     """
-    return crop_around(bounding_box(mask), *mask.shape, context, least_side)
+    height, width = mask.shape
+    return crop_around(bounding_box(mask), height, width, context, least_side)
 
 
 def crop_around(box: Box, height: int, width: int, context: float, least_side: int = 1) -> Crop:
@@ -508,7 +509,8 @@ def _blur(mask: np.ndarray, sigma: float) -> np.ndarray:
     Wide ones are three means over boxes, which take the same time at any sigma; a mask of a large
     photo has sigmas of hundreds.
     """
-    image, edge = mask.astype(np.uint8) * 255, cv2.BORDER_CONSTANT
+    image: np.ndarray = mask.astype(np.uint8) * 255
+    edge = cv2.BORDER_CONSTANT
     if sigma < 4:
         return cv2.GaussianBlur(image, (0, 0), sigma, borderType=edge)
     pad = math.ceil(3 * sigma)  # what leaves the mask in a pass may come back in the next

@@ -12,6 +12,7 @@ import re
 import struct
 import warnings
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, features
@@ -211,10 +212,12 @@ def profile_channels(profile: bytes) -> str | None:
 def _transform(profile: bytes, mode: str, *, to_srgb: bool):
     """Pillow's transform of a profile's colours; None where they are sRGB's to a grey level."""
     own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-    pair, modes = ((own, srgb), (mode, "RGB")) if to_srgb else ((srgb, own), ("RGB", mode))
+    source, target = (own, srgb) if to_srgb else (srgb, own)
     transform = ImageCms.buildTransform(
-        *pair,
-        *modes,
+        source,
+        target,
+        mode if to_srgb else "RGB",
+        "RGB" if to_srgb else mode,
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
         flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
@@ -244,7 +247,7 @@ def to_srgb(image: Image.Image, profile: bytes, name: str) -> Image.Image:
         _warn_of_profile(profile, name)
         image = image.convert("RGB")
     elif (transform := _transform(profile, image.mode, to_srgb=True)) is not None:
-        image = ImageCms.applyTransform(image, transform)
+        image = cast(Image.Image, ImageCms.applyTransform(image, transform))  # not in place
     return _with_alpha(image, alpha)
 
 

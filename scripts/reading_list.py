@@ -83,12 +83,16 @@ def train(folder: Path) -> Callable[[], None]:
     from rich.console import Console
 
     from imprint_jax.config import Config
+    from imprint_jax.data.preparation.prepare import prepare
     from imprint_jax.training.train import train
-    from tests.tiny import tiny_recipe, write_records
+    from tests.tiny import tiny_recipe, write_objects
 
-    objects, _ = write_records(folder)
+    write_objects(folder / "objects")
+    splits = folder / "splits.json"
+    splits.write_text('{"train": ["object0", "object1"], "validation": ["object2"]}')
+    prepare("objaverse", folder / "objects", folder / "records", splits)
     c = tiny_recipe(1)
-    c.data.sources = (dict(kind="views", records=objects, weight=1.0),)
+    c.data.sources = (dict(kind="views", records=str(folder / "records"), weight=1.0),)
     c.data.num_workers = 0
     c.validation.every = c.preview.every = 2
     return lambda: train(Config.of(c), folder / "run", console=Console(quiet=True))

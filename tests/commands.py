@@ -49,6 +49,6 @@ def _command(args) -> list[str]:
 
 
 def _environment(devices: int) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     # The checkout's package, wherever the command runs.
     return os.environ | {"XLA_FLAGS": flags, "COLUMNS": "200", "PYTHONPATH": str(ROOT)}

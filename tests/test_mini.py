@@ -60,16 +60,16 @@ def test_the_right_objects_tokens_help(mini, held_out):
     schedule = jnp.asarray(process.noise_schedule(settings.diffusion))
 
     @jax.jit
-    def loss(batch):
+    def loss(params, batch):
         model = imprint.bind(graphdef, params)
         shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
         draws = losses.draw(jax.random.key(0), batch["index"], shape, 1000, 0.0)
         draws = draws._replace(timesteps=700 + draws.timesteps * 3 // 10)
-        return losses.compositing_loss(model, batch, draws, schedule, settings.diffusion, 0.0)
+        return losses.stage_loss(2, model, batch, draws, schedule, settings.diffusion, 0.0)
 
     def total(batch):
         parts = [{k: v[i : i + 50] for k, v in batch.items()} for i in range(0, 200, 50)]
-        return np.concatenate([loss(part) for part in parts])
+        return np.concatenate([loss(params, part) for part in parts])
 
     right, wrong = total(batch), total(batch | {"object": batch["object"][other]})
     share = np.mean(right < wrong)

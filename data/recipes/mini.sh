@@ -11,43 +11,21 @@ set -euo pipefail
 here=$(realpath "$(dirname "$0")")
 work=$(realpath -m "${1:?usage: mini.sh WORK [data]}")
 until=${2:-}
-if [ -n "$until" ] && [ "$until" != data ]; then
-    echo "mini.sh: '$until' is no part of the recipe; say data, or nothing for all of it" >&2
-    exit 2
-fi
+. "$here/shared.sh"
+check_until "$until"
 "$here/sweethome3d.sh" "$work" # WORK/models, WORK/objects
 cd "$work"
 
-if [ ! -f splits.json ]; then
-    python "$here/select_models.py" models chosen --splits splits.json.part
-    cmp splits.json.part "$here/mini_splits.json" # other models, other objects held out
-    mv splits.json.part splits.json
-fi
-if [ ! -d photos ]; then
-    (
-        cd package
-        apt-get download lomiri-wallpapers-16.04
-        echo "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab" \
-            lomiri-wallpapers-16.04_20.04.0-2_all.deb | sha256sum --check
-        dpkg -x lomiri-wallpapers-16.04_20.04.0-2_all.deb .
-    )
-    rm -rf photos.part
-    python "$here/photos.py" package/usr/share/backgrounds photos.part
-    mv photos.part photos
-fi
+choose_models
+make_photos
 
 render="imprint data render --size 160 --seed 9"
 $render chosen/train scenes/train --photos photos/train --scenes 2 --views 5
 $render chosen/validation scenes/validation --photos photos/validation --scenes 2 --views 4
 $render chosen/test scenes/test --photos photos/test --scenes 2 --views 5
 
-mkdir -p data/scenes
-for split in train validation test; do ln -sfn "$work/scenes/$split"/*/ data/scenes/; done
-prepare() { # READER SRC NAME SPLITS; what a stopped run has begun, it continues
-    [ -f "data/records/$3/SHA256SUMS" ] || imprint data prepare "$1" "$2" "data/records/$3" --splits "$4"
-}
 prepare objaverse objects objects splits.json
-prepare scenes data/scenes scenes splits.json
+prepare_scenes
 prepare photos photos/all photos photos/splits.json
 if [ "$until" = data ]; then exit; fi
 

@@ -20,36 +20,19 @@ work=$(realpath -m "${1:?$usage}")
 real=$(realpath "${2:?$usage}")
 start=$(realpath "${3:?$usage}")
 until=${4:-}
-if [ -n "$until" ] && [ "$until" != data ]; then
-    echo "mini144.sh: '$until' is no part of the recipe; say data, or nothing for all of it" >&2
-    exit 2
-fi
+. "$here/shared.sh"
+check_until "$until"
 "$here/sweethome3d.sh" "$work" models # WORK/models
 cd "$work"
 
-if [ ! -f splits.json ]; then
-    python "$here/select_models.py" models chosen --splits splits.json.part
-    cmp splits.json.part "$here/mini_splits.json" # other models, other objects held out
-    mv splits.json.part splits.json
-fi
+choose_models
 if [ ! -d panoramas ]; then
     (cd package && npm pack @pmndrs/assets@1.7.0)
     rm -rf panoramas.part
     python "$here/panoramas.py" package/pmndrs-assets-1.7.0.tgz panoramas.part
     mv panoramas.part panoramas
 fi
-if [ ! -d photos ]; then
-    (
-        cd package
-        apt-get download lomiri-wallpapers-16.04
-        echo "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab" \
-            lomiri-wallpapers-16.04_20.04.0-2_all.deb | sha256sum --check
-        dpkg -x lomiri-wallpapers-16.04_20.04.0-2_all.deb .
-    )
-    rm -rf photos.part
-    python "$here/photos.py" package/usr/share/backgrounds photos.part --grocery "$real/grocery_store"
-    mv photos.part photos
-fi
+make_photos --grocery "$real/grocery_store"
 
 # An object by itself, from 12 sides; in two scenes, seven of ten in a panorama's place.
 for split in train validation test; do
@@ -57,13 +40,8 @@ for split in train validation test; do
     imprint data render chosen/$split scenes/$split --scenes 2 --views 4 --size 176 --seed 9 \
         --panoramas panoramas/$split --photos photos/$split
 done
-mkdir -p data/scenes
-for split in train validation test; do ln -sfn "$work/scenes/$split"/*/ data/scenes/; done
-prepare() { # READER SRC NAME SPLITS; what a stopped run has begun, it continues
-    [ -f "data/records/$3/SHA256SUMS" ] || imprint data prepare "$1" "$2" "data/records/$3" --splits "$4"
-}
 prepare objaverse objects objects splits.json
-prepare scenes data/scenes scenes splits.json
+prepare_scenes
 prepare photos photos/all backgrounds photos/splits.json
 prepare davis "$real/davis2016_val" davis "$here/davis_splits.json"
 if [ "$until" = data ]; then exit; fi

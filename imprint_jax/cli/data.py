@@ -134,11 +134,20 @@ def prepare(
     ] = "local",
 ) -> None:
     """Turn a data set into records that training reads. Stopped, it is started again."""
-    from imprint_jax.data.preparation.prepare import prepare
+    from imprint_jax.data.preparation.prepare import Options, prepare
 
     beam = _beam_options(runner, context.args)
     shares = None if fractions is None else parse_numbers("--fractions", fractions, 3)
     most = None if max_reject is None else parse_numbers("--max-reject", max_reject, 1)[0]
+    options = Options(
+        max_side=max_side,
+        limit=limit,
+        max_reject=most,
+        split_by=split_by,
+        fractions=shares,
+        filters=filter_ or (),
+        segment=segment,
+    )
     with Progress(console=console) as progress:
         task = progress.add_task("preparing", total=None)
         counts = prepare(
@@ -146,15 +155,9 @@ def prepare(
             src,
             dst,
             splits,
-            workers or os.cpu_count() or 1,
-            lambda done, total: progress.update(task, completed=done, total=total),
-            max_side=max_side,
-            limit=limit,
-            max_reject=most,
-            split_by=split_by,
-            fractions=shares,
-            filters=filter_ or (),
-            segment=segment,
+            options,
+            workers=workers or os.cpu_count() or 1,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
             beam=beam,
         )
     for what, numbers in counts.items():

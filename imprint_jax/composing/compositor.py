@@ -495,8 +495,13 @@ class Compositor:
     def _function(self, settings: Settings):
         """`generate` for `Batching`: the same object for the same choices."""
         guided = settings.guidance_scale != 1
-        choices = settings.num_steps, settings.sampler, settings.eta, settings.strength
-        choices += (self.config.sampling.spacing,)
+        choices = sampling.Choices(
+            settings.num_steps,
+            settings.sampler,
+            self.config.sampling.spacing,
+            settings.eta,
+            settings.strength,
+        )
         if (choices, guided) not in self._functions:
             run = functools.partial(generate, self.graphdef, self.config.diffusion, choices)
 
@@ -512,7 +517,7 @@ class Compositor:
 def generate(
     graphdef,
     diffusion: DiffusionConfig,
-    choices: tuple[int, str, float, float, str],
+    choices: sampling.Choices,
     params: dict,
     guidance_scale: jax.Array | None,
     draws: jax.Array,
@@ -526,7 +531,7 @@ def generate(
     Args:
         graphdef: The model's, from `imprint.split`.
         diffusion: What the model was trained for.
-        choices: Steps, sampler, eta, strength and spacing.
+        choices: How to denoise.
         params: The model's.
         guidance_scale: Scalar, or None for no guidance.
         draws: (b 3) uint32: seed, number of the sample, number of the object.
@@ -539,8 +544,7 @@ def generate(
         (b h w 3) float32 in [-1, 1]; and (b stages) bool, whether the numbers of each of
         `sampling.STAGES` are finite.
     """
-    num_steps, sampler, eta, strength, spacing = choices
-    return sampling.generate_checked(
+    return sampling.generate(
         imprint.bind(graphdef, params),
         objects,
         squares,
@@ -548,12 +552,8 @@ def generate(
         jax.vmap(_key)(draws),
         guidance_scale,
         diffusion=diffusion,
+        choices=choices,
         starts=starts,
-        num_steps=num_steps,
-        sampler=sampler,
-        eta=eta,
-        strength=strength,
-        spacing=spacing,
     )
 
 

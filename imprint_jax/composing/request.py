@@ -189,7 +189,8 @@ def check_box(box: Sequence[int]) -> geometry.Box:
         or not all(map(is_whole, box))
     ):
         raise InputError(f"The box must be four whole numbers (x0, y0, x1, y1), not {box!r}.")
-    return tuple(int(x) for x in box)
+    x0, y0, x1, y1 = map(int, box)
+    return x0, y0, x1, y1
 
 
 def _without_specks(mask: np.ndarray, name: str) -> np.ndarray:

@@ -491,7 +491,9 @@ class Config(Section):
 
     def released(self) -> ReleasedConfig:
         """The part that a released folder keeps."""
-        own = {field.name: getattr(self, field.name, None) for field in fields(ReleasedConfig)}
+        own: dict[str, Any] = {
+            field.name: getattr(self, field.name, None) for field in fields(ReleasedConfig)
+        }
         return ReleasedConfig(**own | {"mask_sigmas": self.data.mask_sigmas})
 
 

@@ -40,7 +40,7 @@ class Section:
     NAME: ClassVar[str] = "config"  # as errors call it
 
     def __post_init__(self):
-        for name, hint in _hints(type(self)).items():
+        for name, hint in _hints(type(self)).items():  # type: ignore[arg-type]  # a class is hashable
             value = _taken(getattr(self, name), hint, f"{self.NAME}.{name}")
             object.__setattr__(self, name, value)  # how a frozen dataclass sets its own fields
 

@@ -86,13 +86,8 @@ def encode_target(
         )
 
 
-def denoise(model: Imprint, latents: jax.Array, timesteps: jax.Array, context: jax.Array):
-    """The UNet's prediction (b h w c) for these latents, timesteps (b,) and context (b s c)."""
-    with jax.named_scope("denoise"):
-        return model.unet(latents, timesteps, model.unet.keys_values(context))
-
-
-def identity_loss(
+def stage_loss(
+    stage: int,
     model: Imprint,
     batch: dict,
     draws: Draws,
@@ -100,11 +95,12 @@ def identity_loss(
     diffusion: DiffusionConfig,
     min_snr_gamma: float,
 ) -> jax.Array:
-    """L_id: denoise another view of the object from pure noise.
+    """L_id: denoise another view of the object. L_comp: denoise the hole of a photo, and it alone.
 
     Args:
+        stage: 1 for L_id, 2 for L_comp.
         model: The bound model.
-        batch: See `imprint_jax.data.batch`; the mask is not used.
+        batch: See `imprint_jax.data.batch`; L_id does not use the mask.
         draws: From `draw`.
         alphas_cumprod: (num_train_timesteps,).
         diffusion: What is predicted, and how the background takes part.
@@ -114,39 +110,19 @@ def identity_loss(
         (b,) float32, one loss a sample.
     """
     a = alphas_cumprod[draws.timesteps]
-    x0 = encode_target(model, to_float(batch["target"]), draws, diffusion.sample_posterior)
-    context = object_context(model, to_float(batch["object"]), draws.drop)
-    xt = process.add_noise(x0, draws.noise, a)
-    prediction = denoise(model, xt, draws.timesteps, context)
-    target = process.prediction_target(diffusion.prediction_type, x0, draws.noise, a)
-    weight = process.loss_weight(diffusion.prediction_type, a, min_snr_gamma)
-    return weight * jnp.mean((target - prediction) ** 2, axis=(1, 2, 3))
-
-
-def compositing_loss(
-    model: Imprint,
-    batch: dict,
-    draws: Draws,
-    alphas_cumprod: jax.Array,
-    diffusion: DiffusionConfig,
-    min_snr_gamma: float,
-) -> jax.Array:
-    """L_comp: denoise the hole of a photo, given the photo around it; counts in the hole only.
-
-    Args and returns as `identity_loss`.
-    """
-    a = alphas_cumprod[draws.timesteps]
     images = to_float(batch["target"])
-    with jax.named_scope("encode_background"):
-        background, mask = model.encode_background(images, batch["mask"], diffusion.hole_fill)
     x0 = encode_target(model, images, draws, diffusion.sample_posterior)
     context = object_context(model, to_float(batch["object"]), draws.drop)
-    xt = process.add_noise(x0, draws.noise, a)
-    seen = process.network_input(diffusion, xt, background, mask, draws.noise, a)
-    prediction = denoise(model, seen, draws.timesteps, context)
+    seen = process.add_noise(x0, draws.noise, a)
+    if stage == 2:
+        with jax.named_scope("encode_background"):
+            background, hole = model.encode_background(images, batch["mask"], diffusion.hole_fill)
+        seen = process.network_input(diffusion, seen, background, hole, draws.noise, a)
+    with jax.named_scope("denoise"):
+        prediction = model.unet(seen, draws.timesteps, model.unet.keys_values(context))
     target = process.prediction_target(diffusion.prediction_type, x0, draws.noise, a)
+    errors = (target - prediction) ** 2
+    if stage == 2:
+        errors = hole * errors
     weight = process.loss_weight(diffusion.prediction_type, a, min_snr_gamma)
-    return weight * jnp.mean(mask * (target - prediction) ** 2, axis=(1, 2, 3))
-
-
-STAGE_LOSS = {1: identity_loss, 2: compositing_loss}
+    return weight * jnp.mean(errors, axis=(1, 2, 3))

@@ -14,6 +14,7 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from imprint_jax.config.fields import DiffusionConfig, PredictionType
 
@@ -39,21 +40,21 @@ def noise_schedule(config: DiffusionConfig) -> np.ndarray:
     return alphas_cumprod.astype(np.float32)
 
 
-def _signal_noise(alpha_cumprod: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
+def _signal_noise(alpha_cumprod: ArrayLike, ndim: int) -> tuple[jax.Array, jax.Array]:
     """sqrt(a) and sqrt(1 - a), with trailing axes so that a (b,) meets (b h w c)."""
     a = jnp.asarray(alpha_cumprod)
     a = a.reshape(a.shape + (1,) * (ndim - a.ndim))
     return jnp.sqrt(a), jnp.sqrt(1.0 - a)
 
 
-def add_noise(x0: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array) -> jax.Array:
+def add_noise(x0: jax.Array, noise: jax.Array, alpha_cumprod: ArrayLike) -> jax.Array:
     """x_t of clean latents (b h w c), noise of the same shape, and a_t: (b,) or a scalar."""
     signal, sigma = _signal_noise(alpha_cumprod, x0.ndim)
     return signal * x0 + sigma * noise
 
 
 def prediction_target(
-    prediction_type: str, x0: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array
+    prediction_type: str, x0: jax.Array, noise: jax.Array, alpha_cumprod: ArrayLike
 ) -> jax.Array:
     """What the network should predict, (b h w c)."""
     if prediction_type == "epsilon":
@@ -64,7 +65,7 @@ def prediction_target(
     return signal * noise - sigma * x0
 
 
-def loss_weight(prediction_type: str, alpha_cumprod: jax.Array, gamma: float) -> jax.Array:
+def loss_weight(prediction_type: str, alpha_cumprod: ArrayLike, gamma: float) -> jax.Array:
     """What a squared error of the prediction counts, (b,): 1, or less at nearly clean timesteps.
 
     With the signal-to-noise ratio s = a / (1 - a), an error of x0 is an error of the noise times s,
@@ -85,7 +86,7 @@ def loss_weight(prediction_type: str, alpha_cumprod: jax.Array, gamma: float) ->
 
 
 def x0_and_noise(
-    prediction_type: str, prediction: jax.Array, xt: jax.Array, alpha_cumprod: jax.Array
+    prediction_type: str, prediction: jax.Array, xt: jax.Array, alpha_cumprod: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
     """The clean latents and the noise that a prediction at x_t stands for.
 
@@ -122,7 +123,7 @@ def network_input(
     background: jax.Array,
     mask: jax.Array,
     noise: jax.Array,
-    alpha_cumprod: jax.Array,
+    alpha_cumprod: ArrayLike,
 ) -> jax.Array:
     """What the network sees of a noisy hole in a background, by `config.background_mode`.
 

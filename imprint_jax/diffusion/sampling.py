@@ -19,6 +19,7 @@ extrapolated along l from the step before, w = (l' - l) / (2 (l - l_before)):
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
 import jax
@@ -45,6 +46,25 @@ STAGES = (
 )
 # Of all that is drawn, whatever JAX's own default is; for a record of how a picture was made.
 GENERATOR = "threefry2x32"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How to denoise; fixed when a program is traced.
+
+    Attributes:
+        num_steps: Denoising steps.
+        sampler: One of `SAMPLERS`.
+        spacing: As in `sampling_timesteps`, as `strength`.
+        eta: DDIM's share of fresh noise, 0 to 1.
+        strength: Above 0, at most 1.
+    """
+
+    num_steps: int
+    sampler: str
+    spacing: str
+    eta: float = 0.0
+    strength: float = 1.0
 
 
 class Coefficients(NamedTuple):
@@ -92,8 +112,8 @@ def sampling_timesteps(
         timesteps = (np.arange(num_steps)[::-1] * step + offset).astype(np.int32)
         if timesteps[0] > LATEST_START * num_train_timesteps:
             return timesteps
-    timesteps = np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)
-    return (np.round(timesteps[:num_steps]) - 1).astype(np.int32)
+    ends = np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)
+    return (np.round(ends[:num_steps]) - 1).astype(np.int32)
 
 
 def coefficients(sampler: str, alphas: np.ndarray, eta: float = 0.0) -> Coefficients:
@@ -171,7 +191,7 @@ def integrate(
         return (latents, x0), None
 
     real = lambda x: jnp.asarray(x, latents.dtype)
-    steps = (jnp.arange(len(alphas)), inputs, real(alphas), Coefficients(*map(real, table)))
+    steps = (jnp.arange(len(alphas)), inputs, real(alphas), jax.tree.map(real, table))
     return jax.lax.scan(step, (latents, jnp.zeros_like(latents)), steps)[0][0]
 
 
@@ -202,29 +222,6 @@ def guided(unet: UNet, context: jax.Array, null_context: jax.Array, guidance_sca
     return predict
 
 
-def sample(model: Imprint, context, background, cells, keys, guidance_scale, **options):
-    """Denoises the hole and decodes. Jit it.
-
-    Args:
-        model: As in `denoise`, as all that follow.
-        context: (b s c).
-        background: (b h w c).
-        cells: (b h w 1).
-        keys: (b,).
-        guidance_scale: Scalar, or None.
-        **options: The rest, as in `denoise`.
-
-    Returns:
-        (b H W 3) in [-1, 1].
-
-    Raises:
-        InputError: As `denoise`.
-    """
-    return decode(
-        model, denoise(model, context, background, cells, keys, guidance_scale, **options)
-    )
-
-
 def decode(model: Imprint, latents: jax.Array) -> jax.Array:
     """Pictures (b H W 3) in [-1, 1] of latents (b h w c)."""
     return jnp.clip(model.vae.decode(latents), -1.0, 1.0)
@@ -236,14 +233,10 @@ def denoise(
     background: jax.Array,
     cells: jax.Array,
     keys: jax.Array,
-    guidance_scale: jax.Array,
+    guidance_scale: jax.Array | None,
     *,
     diffusion: DiffusionConfig,
-    num_steps: int,
-    sampler: str,
-    spacing: str,
-    eta: float = 0.0,
-    strength: float = 1.0,
+    choices: Choices,
     start: jax.Array | None = None,
 ) -> jax.Array:
     """Denoises the hole.
@@ -262,11 +255,7 @@ def denoise(
         keys: (b,) a key for each sample.
         guidance_scale: As in `guided`.
         diffusion: What the model was trained for (static).
-        num_steps: Denoising steps (static).
-        sampler: One of `SAMPLERS` (static).
-        spacing: As in `sampling_timesteps` (static).
-        eta: DDIM's share of fresh noise, 0 to 1 (static).
-        strength: Above 0, at most 1 (static).
+        choices: How to denoise (static).
         start: (b h w c) latents to start from; needed below strength 1, not used at 1.
 
     Returns:
@@ -275,17 +264,22 @@ def denoise(
     Raises:
         InputError: A number of steps, a sampler or a strength that cannot be.
     """
-    timesteps = sampling_timesteps(diffusion.num_train_timesteps, num_steps, spacing, strength)
+    timesteps = sampling_timesteps(
+        diffusion.num_train_timesteps, choices.num_steps, choices.spacing, choices.strength
+    )
     # A step ends where the next one starts, the last at timestep 0: not at a clean image, which
     # Stable Diffusion v1 was not trained to reach (`set_alpha_to_one=False` in diffusers).
     schedule = process.noise_schedule(diffusion).astype(np.float64)
     alphas = schedule[np.append(timesteps, 0)]
-    table = coefficients(sampler, alphas, eta)
+    table = coefficients(choices.sampler, alphas, choices.eta)
 
     predict = guided(model.unet, context, model.adapter.null_context(context), guidance_scale)
     noise_like = jax.vmap(lambda key: jax.random.normal(key, background.shape[1:], jnp.float32))
     noise = noise_like(keys)
-    latents = noise if strength == 1 else process.add_noise(start, noise, np.float32(alphas[0]))
+    latents = noise
+    if choices.strength < 1:
+        assert start is not None, "there must be latents to start from"
+        latents = process.add_noise(start, noise, np.float32(alphas[0]))
 
     def predict_in_hole(latents, embedding, alpha):
         seen = process.network_input(diffusion, latents, background, cells, noise, alpha)
@@ -301,19 +295,14 @@ def denoise(
         alphas[:-1],
         table,
         diffusion.prediction_type,
-        draw if eta else None,
+        draw if choices.eta else None,
     )
     if diffusion.final_blend:
         latents = process.blend(latents, background, cells)
     return latents
 
 
-def generate(model: Imprint, objects, images, holes, keys, guidance_scale, **options) -> jax.Array:
-    """As `generate_checked`, the pictures alone."""
-    return generate_checked(model, objects, images, holes, keys, guidance_scale, **options)[0]
-
-
-def generate_checked(
+def generate(
     model: Imprint,
     objects: jax.Array,
     images: jax.Array,
@@ -322,8 +311,8 @@ def generate_checked(
     guidance_scale: jax.Array | None,
     *,
     diffusion: DiffusionConfig,
+    choices: Choices,
     starts: jax.Array | None = None,
-    **options,
 ) -> tuple[jax.Array, jax.Array]:
     """From pictures to pictures: objects composed into the holes of images. Jit it.
 
@@ -335,8 +324,8 @@ def generate_checked(
         keys: (b,) a key for each sample.
         guidance_scale: As in `guided`.
         diffusion: As in `denoise`.
+        choices: As in `denoise`.
         starts: (b H W 3) uint8, images with the objects pasted into them; needed below strength 1.
-        **options: As `denoise`.
 
     Returns:
         (b H W 3) float32 in [-1, 1]; and (b stages) bool, whether the numbers of each of `STAGES`
@@ -350,7 +339,7 @@ def generate_checked(
     )
     start = None if starts is None else model.vae.encode(to_float(starts))
     inputs = model, tokens, background, cells, keys, guidance_scale
-    latents = denoise(*inputs, diffusion=diffusion, start=start, **options)
+    latents = denoise(*inputs, diffusion=diffusion, choices=choices, start=start)
     pictures = decode(model, latents)
     stages = (tokens, background, background if start is None else start, latents, pictures)
     finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in stages]

@@ -44,7 +44,10 @@ FILL_MARGIN = 3
 class Imprint(nnx.Module):
     """DINOv2, content adapter, UNet and VAE.
 
-    The component called `dinov2` is CLIP's vision tower where `config.encoder` says so.
+    The component `dinov2` is the image encoder, and is CLIP's vision tower where `config.encoder`
+    says so. It keeps the name of the first encoder because that names a file in every released
+    folder, an item in every checkpoint and the paths that recipes' groups match: with another name
+    none of them could be read without a table of old names.
 
     Args:
         config: What they are.
@@ -54,6 +57,11 @@ class Imprint(nnx.Module):
             its activations overflow half precision.
         rngs: Source of the initial parameters.
     """
+
+    dinov2: DINOv2 | CLIPVision
+    adapter: Adapter
+    unet: UNet
+    vae: AutoencoderKL | LappedCodec
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from imprint_jax import config as configs
 from imprint_jax.composing.compositor import generate
 from imprint_jax.data import batch as batches
+from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.models.attention import Attention, Target, tracing_for
@@ -217,8 +218,8 @@ def trace_sampler(request: Request, mesh: jax.sharding.Mesh, chip: Target) -> Tr
         jax.ShapeDtypeStruct((b, side, side, 3), jnp.uint8),
         jax.ShapeDtypeStruct((b, side, side, 1), jnp.bool_),
     )
-    sampling = config.sampling
-    choices = sampling.num_steps, sampling.sampler, 0.0, 1.0, sampling.spacing
+    how = config.sampling
+    choices = sampling.Choices(how.num_steps, how.sampler, how.spacing)
     whole = NamedSharding(mesh, P())
     arguments = jax.tree.map(lambda x: _placed(x, whole), (params, *inputs))
     program = jax.jit(partial(generate, graphdef, config.diffusion, choices)).trace(*arguments)

@@ -133,8 +133,8 @@ class Trainer:
         shape = jax.eval_shape(model.vae.encode, batch["target"]).shape[1:]
         config, timesteps = self.config, len(self.alphas_cumprod)
         draws = losses.draw(key, batch["index"], shape, timesteps, config.drop_probability)
-        loss_fn, alphas = losses.STAGE_LOSS[config.stage], jnp.asarray(self.alphas_cumprod)
-        values = loss_fn(model, batch, draws, alphas, config.diffusion, config.min_snr_gamma)
+        how = jnp.asarray(self.alphas_cumprod), config.diffusion, config.min_snr_gamma
+        values = losses.stage_loss(config.stage, model, batch, draws, *how)
         return losses.Losses(values, draws.timesteps)
 
     def gradients(
@@ -198,10 +198,11 @@ class Trainer:
 
     def preview_step(self) -> Callable[[TrainState, dict, float], jax.Array]:
         """(state, batch, guidance scale) -> pictures (b h w 3) uint8 by the averaged weights."""
-        config = self.config
+        config, how = self.config, self.config.sampling
+        choices = sampling.Choices(how.num_steps, how.sampler, how.spacing)
 
         def one_device(ema, frozen, batch, guidance_scale):
-            pictures = sampling.generate(
+            pictures, _ = sampling.generate(
                 self._bind(ema, frozen),
                 batch["object"][:, None],
                 batch["target"],
@@ -211,9 +212,7 @@ class Trainer:
                 ),
                 guidance_scale,
                 diffusion=config.diffusion,
-                num_steps=config.sampling.num_steps,
-                sampler=config.sampling.sampler,
-                spacing=config.sampling.spacing,
+                choices=choices,
             )
             return imprint.to_uint8(pictures)
 

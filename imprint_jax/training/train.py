@@ -7,13 +7,11 @@ from pathlib import Path
 
 import jax
 
-from imprint_jax import images
 from imprint_jax.config import Config
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
 from imprint_jax.runtime import accelerators, distributed, host_memory
-from imprint_jax.runtime.files import atomic_file
-from imprint_jax.training import initialize, optimizer, run_directory, sharding, summary
+from imprint_jax.training import initialize, run_directory, sharding, start, summary
 from imprint_jax.training.checkpoint import Checkpoints
 from imprint_jax.training.metrics import Meter
 from imprint_jax.training.profiler import Profiler
@@ -70,7 +68,7 @@ def train(
     licences = None if resuming else initialize.inherited_licences(config.init_from)
     console.print(summary.group_table(trainer))
     with run_directory.locked(workdir):
-        checkpoints, state, position = _start(
+        checkpoints, state, position = start.first_state(
             config, workdir, trainer, licences, overwrite=overwrite
         )
         code = _loop(config, workdir, trainer, checkpoints, state, position, profile, console)
@@ -78,27 +76,6 @@ def train(
     if code == 0:
         summary.say_what_next(config.stage, workdir, console)
     return code
-
-
-def _start(
-    config: Config, workdir: Path, trainer: Trainer, licences: dict | None, *, overwrite: bool
-) -> tuple[Checkpoints, TrainState, int]:
-    """The first state, or with `licences` None the last one saved; and its place in the data."""
-    if licences is None:
-        checkpoints = Checkpoints(workdir, config.keep, config.keep_every)
-        state, position = checkpoints.restore(trainer.abstract_state, trainer.state_sharding)
-        if distributed.is_main():
-            run_directory.go_on(workdir, config, int(state.step))
-        return checkpoints, state, position
-    loaded = initialize.load_initial(config.init_from, trainer.abstract_params)
-    params = trainer.initial_params(loaded)
-    distributed.wait_for_all("loaded")
-    if distributed.is_main():
-        run_directory.begin(workdir, config, licences, overwrite=overwrite)
-    distributed.wait_for_all("begun")
-    checkpoints = Checkpoints(workdir, config.keep, config.keep_every)
-    checkpoints.save_frozen(optimizer.partition(params, trainer.labels)[1])
-    return checkpoints, trainer.init(params), 0
 
 
 def _loop(
@@ -133,7 +110,7 @@ def _loop(
         distributed.StopSignal() as stop,
         Profiler(workdir / "profile", int(state.step) + 1, profile) as profiler,
     ):
-        train_step = _compiled(trainer, state, meter)
+        train_step = start.compiled_step(trainer, state, meter)
         for step in range(int(state.step) + 1, config.total_steps + 1):
             asked = time.monotonic()
             host_batch = next(host_batches)
@@ -141,10 +118,7 @@ def _loop(
             idle = before is None or before["loss"].is_ready()
             waited = time.monotonic() - asked if idle else 0.0
             if step == 1:
-                batches.check_batch(host_batch, config)
-                if distributed.is_main():
-                    with atomic_file(workdir / "first_batch.png") as file:
-                        file.write_bytes(images.encode_png(batches.picture(host_batch)))
+                start.check_first_batch(host_batch, config, workdir)
             batch = batches.to_device(host_batch, batch_sharding)
             profiler.before(step)
             state, metrics = train_step(state, batch)
@@ -167,23 +141,3 @@ def _loop(
                 log.warning("stopped after step %d, which is saved; --resume goes on", step)
                 return stop.exit_code
     return 0
-
-
-# Compiling a step takes about so many times as long as tracing it: 4 to 11 times were seen with
-# `mini_stage1` on two busy cores. Ours.
-COMPILE_TO_TRACE = 5.0
-
-
-def _compiled(trainer: Trainer, state: TrainState, meter: Meter) -> jax.stages.Compiled:
-    """The step, compiled before the first batch; the screen says for how long."""
-    where = sharding.batch_sharding(trainer.mesh)
-    batch = {
-        key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-        for key, x in batches.batch_spec(trainer.config, trainer.config.batch_size).items()
-    }
-    begin = time.monotonic()
-    with meter.paused("tracing"):
-        lowered = trainer.train_step().lower(state, batch)
-    seconds = COMPILE_TO_TRACE * (time.monotonic() - begin)
-    with meter.paused(f"compiling (about {seconds:.0f} s)"):
-        return lowered.compile()

@@ -14,6 +14,7 @@ from imprint_jax import Compositor, Placement, Request, Settings, geometry, imag
 from imprint_jax.composing import compositor as composing
 from imprint_jax.composing.compositor import FEATHER
 from imprint_jax.composing.start import paste_object
+from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 from imprint_jax.models.unet import UNet
 from imprint_jax.weights import release
@@ -142,7 +143,7 @@ def test_bitwise_at_the_same_place_whatever_the_neighbours(compositor):
 def test_the_networks_output_in_a_batch_is_what_it_is_alone(compositor):
     """Before it is rounded to grey levels: 1e-4 of a range of 2."""
     config = compositor.config
-    choices = (4, "ddim", 0.0, 1.0, config.sampling.spacing)
+    choices = sampling.Choices(4, "ddim", config.sampling.spacing)
     rng = np.random.default_rng(0)
     b, size = 5, config.image_size
     square = lambda s: rng.integers(0, 256, (b, s, s, 3), dtype=np.uint8)

@@ -9,7 +9,7 @@ from imprint_jax.config.fields import Config, SourceConfig
 from imprint_jax.data import batch as batches
 from imprint_jax.data.pairs import make_pairs
 from imprint_jax.data.pipeline import make_dataset, make_stream, make_transform
-from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.preparation.prepare import Options, prepare
 from imprint_jax.data.records import RecordSource
 from imprint_jax.data.transforms import with_shadow
 from imprint_jax.errors import InputError
@@ -77,7 +77,9 @@ def test_scenes_are_split_by_object(tmp_path):
 def test_an_object_stays_together_with_all_its_scenes(tmp_path, unit):
     write_scenes(tmp_path / "scenes", objects=12, scenes=3, views=1)
     options = dict(split_by=unit, fractions=(0.5, 0.0, 0.5))
-    counts = prepare("scenes", tmp_path / "scenes", tmp_path / "records", **options)["records"]
+    counts = prepare(
+        "scenes", tmp_path / "scenes", tmp_path / "records", options=Options(**options)
+    )["records"]
     assert min(counts.values()) >= 3 and sum(counts.values()) == 36
     groups = [RecordSource(tmp_path / "records", s).index["group_names"] for s in counts]
     assert not set(groups[0]) & set(groups[1])

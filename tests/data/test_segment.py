@@ -10,7 +10,7 @@ import pytest
 
 from imprint_jax.composing import manifest
 from imprint_jax.data.preparation.filters import Reject
-from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.preparation.prepare import Options, prepare
 from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
 from tests.data.preparation.test_sources import disc, ids, mask_of, pixels, prepared, save, white
@@ -88,15 +88,20 @@ def test_prepare_segments_only_what_has_no_mask(weights, tmp_path):
     assert rejects == [("dark.png", "nothing segmented")]
     for number in range(2, 5):  # the same in processes
         save(src / f"{number}.png", pixels(number))
-    one = prepare("photos", src, tmp_path / "one", workers=1, **options)
-    assert one == prepare("photos", src, tmp_path / "two", workers=2, **options)
+    one = prepare("photos", src, tmp_path / "one", options=Options(**options), workers=1)
+    assert one == prepare("photos", src, tmp_path / "two", options=Options(**options), workers=2)
 
 
 @pytest.mark.parametrize("name", ["youtubevos", "vipseg"])
 def test_sets_whose_objects_have_numbers_are_not_segmented(weights, tmp_path, name):
     (tmp_path / "video").mkdir()
     with pytest.raises(InputError, match="cannot tell which object"):
-        prepare(name, tmp_path / "video", tmp_path / "d", segment=weights / "isnet.onnx")
+        prepare(
+            name,
+            tmp_path / "video",
+            tmp_path / "d",
+            options=Options(segment=weights / "isnet.onnx"),
+        )
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,12 @@ def test_sets_whose_objects_have_numbers_are_not_segmented(weights, tmp_path, na
 def test_unusable_weights_are_refused_before_any_work(weights, tmp_path, name, message):
     save(tmp_path / "photos" / "a.png", pixels())
     with pytest.raises(InputError, match=message):
-        prepare("photos", tmp_path / "photos", tmp_path / "d", segment=weights / f"{name}.onnx")
+        prepare(
+            "photos",
+            tmp_path / "photos",
+            tmp_path / "d",
+            options=Options(segment=weights / f"{name}.onnx"),
+        )
     assert not [p.name for p in tmp_path.iterdir() if "d" in p.suffixes or p.name == "d"]
 
 
@@ -116,10 +126,10 @@ def test_a_missing_library_is_a_clear_message(weights, tmp_path):
 import sys
 sys.modules["onnxruntime"] = None
 from imprint_jax.errors import InputError
-from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.preparation.prepare import Options, prepare
 try:
     prepare("photos", {str(tmp_path / "photos")!r}, {str(tmp_path / "d")!r},
-            segment={str(weights / "isnet.onnx")!r})
+            options=Options(segment={str(weights / "isnet.onnx")!r}))
 except InputError as error:
     assert "pip install" in str(error) and "imprint_jax[segment]" in str(error)
 else:

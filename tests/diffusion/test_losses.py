@@ -1,6 +1,7 @@
 """What the losses see, and that gradients reach the trained parameters and no others."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,86 @@ def per_sample(c, params, batch, draws=None):
     if draws is None:
         draws = losses.draw(jax.random.key(5), batch["index"], shape, 1000, c.drop_probability)
     schedule = jnp.asarray(process.noise_schedule(c.diffusion))
-    loss = losses.STAGE_LOSS[c.stage]
-    return loss(model, batch, draws, schedule, c.diffusion, c.min_snr_gamma)
+    how = schedule, c.diffusion, c.min_snr_gamma
+    return losses.stage_loss(c.stage, model, batch, draws, *how)
+
+
+class PatchMeans:
+    """In a VAE's place: latents are the means of 4 x 4 pixels."""
+
+    factor = 4
+
+    def encode(self, images):
+        b, height, width, c = images.shape
+        return images.reshape(b, height // 4, 4, width // 4, 4, c).mean(axis=(2, 4))
+
+
+class Formula:
+    """In the UNet's place: a formula of all that it is given."""
+
+    def keys_values(self, context):
+        return context.mean(axis=(1, 2))
+
+    def __call__(self, latents, timesteps, keys_values):
+        return 0.7 * latents + (timesteps / 1000 + keys_values)[:, None, None, None]
+
+
+class SimpleModel:
+    """Networks that NumPy computes as JAX does, in the places of the model's own."""
+
+    encode_background = imprint.Imprint.encode_background
+
+    def __init__(self, null_token: float):
+        self.vae, self.unet = PatchMeans(), Formula()
+        self.adapter = SimpleNamespace(null_context=lambda tokens: tokens * 0 + null_token)
+
+    def encode_object(self, objects):
+        return objects.reshape(len(objects), -1, 3)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_both_losses_are_the_papers_formulas(stage, gamma, prediction_type):
+    """In NumPy: || e - G(x_t) ||^2 in stage 1, M || e - G(M x_t + (1 - M) z_bg) ||^2 in stage 2."""
+    c = tiny_config(stage)
+    as_the_paper = dict(prediction_type=prediction_type, zero_terminal_snr=False)
+    c = replace(c, diffusion=replace(c.diffusion, **as_the_paper))
+    batch, rng = random_batch(c), np.random.default_rng(1)
+    t = np.array([0, 3, 50, 200, 500, 700, 900, 999], np.int32)
+    noise = rng.standard_normal((8, 8, 8, 3)).astype(np.float32)
+    drop = np.arange(8) % 3 == 0
+    model = SimpleModel(null_token=0.25)
+    draws = losses.Draws(t, noise, drop, posterior=None)
+    schedule = jnp.asarray(process.noise_schedule(c.diffusion))
+    got = losses.stage_loss(stage, model, batch, draws, schedule, c.diffusion, gamma)
+
+    betas = np.linspace(c.diffusion.beta_start**0.5, c.diffusion.beta_end**0.5, 1000) ** 2
+    a = np.cumprod(1 - betas).astype(np.float32)[t][:, None, None, None]  # as a table holds it
+    target = batch["target"] / 127.5 - 1
+    x0 = PatchMeans().encode(target)
+    tokens = (batch["object"] / 127.5 - 1).reshape(8, -1, 3)
+    tokens[drop] = 0.25
+    wanted = {
+        "epsilon": noise,
+        "sample": x0,
+        "v_prediction": np.sqrt(a) * noise - np.sqrt(1 - a) * x0,
+    }[prediction_type]
+    seen, counts = np.sqrt(a) * x0 + np.sqrt(1 - a) * noise, 1.0
+    if stage == 2:
+        hole = batch["mask"][..., 0] > 0
+        near = [ndimage.distance_transform_cdt(~h, "chessboard") <= 3 for h in hole]
+        z_bg = PatchMeans().encode(np.where(np.array(near)[..., None], 0.0, target))
+        counts = PatchMeans().encode(batch["mask"]) > 0
+        seen = np.where(counts, seen, z_bg)
+    predicted = 0.7 * seen + (t / 1000 + tokens.mean(axis=(1, 2)))[:, None, None, None]
+    errors = (counts * (wanted - predicted) ** 2).mean(axis=(1, 2, 3))
+    a = a[:, 0, 0, 0]
+    if gamma and prediction_type == "epsilon":  # min(SNR, gamma) / SNR
+        errors *= np.minimum(a / (1 - a), gamma) * (1 - a) / a
+    if gamma and prediction_type == "v_prediction":  # min(SNR + 1, gamma) / (SNR + 1)
+        errors *= np.minimum(1 / (1 - a), gamma) * (1 - a)
+    np.testing.assert_allclose(got, errors, rtol=1e-5)
 
 
 @pytest.mark.parametrize("stage, recipe", [(1, "stage1"), (2, "stage2")])

@@ -1,3 +1,5 @@
+import functools
+
 import cv2
 import diffusers
 import jax
@@ -201,14 +203,15 @@ def test_fresh_noise_keeps_the_spread_of_gaussian_data():
     assert abs(float(jnp.mean(start * end)) - alphas[0] ** 0.5) < 0.05
 
 
-def compose(model, c, objects, images, mask, scale, num_steps, **options):
+def compose(model, c, objects, images, mask, scale, num_steps, *, start=None, **options):
     """A batch composed with the noise of key 1."""
     keys = jax.random.split(jax.random.key(1), len(objects))
     context = model.encode_object(objects)
     background, cells = model.encode_background(images, mask, c.diffusion.hole_fill)
     options = dict(sampler="ddim", spacing=c.sampling.spacing) | options
-    options |= dict(diffusion=c.diffusion, num_steps=num_steps)
-    return sampling.sample(model, context, background, cells, keys, scale, **options)
+    how = dict(diffusion=c.diffusion, choices=sampling.Choices(num_steps, **options), start=start)
+    inputs = model, context, background, cells, keys, scale
+    return sampling.decode(model, sampling.denoise(*inputs, **how))
 
 
 @pytest.fixture(scope="module")
@@ -217,13 +220,14 @@ def tiny():
     graphdef, _ = imprint.split(c.model)
     params = init.draw_all(c.model, 0)
 
-    @jax.jit
-    def run(objects, images, mask, scale):
-        return compose(imprint.bind(graphdef, params), c, objects, images, mask, scale, 4)
+    # Compiled with the weights as an argument: as constants they would be folded for seconds.
+    @functools.partial(jax.jit, static_argnames=("sampler", "eta", "strength"))
+    def run(params, *args, **options):
+        return compose(imprint.bind(graphdef, params), c, *args, 4, **options)
 
     batch = random_batch(c)
     args = [imprint.to_float(batch[k]) for k in ("object", "target")] + [batch["mask"]]
-    return c, graphdef, params, run, args
+    return c, graphdef, params, functools.partial(run, params), args
 
 
 def test_pixels_inside_the_hole_change_nothing(tiny):
@@ -321,27 +325,21 @@ def test_what_is_constant_is_computed_once(tiny, monkeypatch):
 
 @pytest.mark.parametrize("sampler", sampling.SAMPLERS)
 def test_the_less_strength_the_more_stays_of_the_start(tiny, sampler):
-    c, graphdef, params, _, args = tiny
+    _, graphdef, params, run, args = tiny
     _, images, mask = args
     model = imprint.bind(graphdef, params)
     start = model.vae.encode(jnp.flip(images, axis=2))
-    at = lambda strength: jax.jit(
-        lambda: compose(model, c, *args, 3.0, 4, sampler=sampler, strength=strength, start=start)
-    )()
+    at = lambda strength: run(*args, 3.0, sampler=sampler, strength=strength, start=start)
     expected = model.vae.decode(start)
     inside = np.broadcast_to(mask, images.shape) > 0
     apart = [float(np.abs(at(s) - expected)[inside].mean()) for s in (0.01, 0.1, 0.5, 1.0)]
     assert apart == sorted(apart) and apart[0] < 0.2 * apart[-1], apart
     # From pure noise the start does not count.
-    np.testing.assert_array_equal(
-        at(1.0), jax.jit(lambda: compose(model, c, *args, 3.0, 4, sampler=sampler))()
-    )
+    np.testing.assert_array_equal(at(1.0), run(*args, 3.0, sampler=sampler))
 
 
 @pytest.mark.parametrize("options", [dict(sampler="dpm++2m"), dict(eta=0.5)])
 def test_samplers_and_fresh_noise_reach_the_picture(tiny, options):
-    c, graphdef, params, run, args = tiny
-    composed = jax.jit(
-        lambda: compose(imprint.bind(graphdef, params), c, *args, 3.0, 4, **options)
-    )()
+    *_, run, args = tiny
+    composed = run(*args, 3.0, **options)
     assert float(jnp.abs(composed - run(*args, 3.0)).max()) > 1e-3

@@ -12,7 +12,7 @@ from PIL import Image
 from imprint_jax import config, images
 from imprint_jax.composing import manifest
 from imprint_jax.config.fields import Config, DataConfig
-from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.preparation.prepare import Options, prepare
 from imprint_jax.data.records import RecordSource
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import test_sets
@@ -36,7 +36,7 @@ def folder_of_photos(tmp_path_factory):
         mask[20:50, 10 + k : 40] = 255
         Image.fromarray(mask).save(folder / "src" / "masks" / f"photo{k}.png")
     options = ["min_sharpness=0"]
-    prepare("photos", folder / "src", folder / "records", filters=options)
+    prepare("photos", folder / "src", folder / "records", options=Options(filters=options))
     return folder / "records"
 
 

@@ -102,7 +102,7 @@ def test_paint_by_example_equals_diffusers(pipeline, converted):
     graphdef, _ = imprint.split(config.model)
     photo, mask, example = pictures()
     key = jax.random.key(7)[None]
-    noise = jax.random.normal(key[0], (16, 16, 4))  # as `sampling.sample` draws it
+    noise = jax.random.normal(key[0], (16, 16, 4))  # as `sampling.denoise` draws it
     photos, objects = (imprint.to_float(jnp.asarray(image)[None]) for image in (photo, example))
     hole = (np.asarray(mask) > 127)[None, ..., None].astype(np.float32)
 
@@ -114,9 +114,10 @@ def test_paint_by_example_equals_diffusers(pipeline, converted):
         # In the place of the decoder, which clips: a power of two loses nothing.
         undecoded = SimpleNamespace(decode=lambda latents: latents / 64)
         parts = SimpleNamespace(unet=model.unet, adapter=model.adapter, vae=undecoded)
-        how = dict(diffusion=config.diffusion, num_steps=STEPS, sampler="ddim")
-        how["spacing"] = config.sampling.spacing
-        latents = 64 * sampling.sample(parts, context, background, cells, key, GUIDANCE, **how)
+        choices = sampling.Choices(STEPS, "ddim", config.sampling.spacing)
+        how = dict(diffusion=config.diffusion, choices=choices)
+        denoised = sampling.denoise(parts, context, background, cells, key, GUIDANCE, **how)
+        latents = 64 * sampling.decode(parts, denoised)
         picture = jnp.clip(model.vae.decode(latents), -1.0, 1.0)
         return context, model.adapter.null_context(context), background, latents, picture
 

@@ -48,36 +48,11 @@ CHUNK_PICTURES = 4096
 MIN_CHUNKS = 64
 
 
-def prepare(
-    name: str,
-    src: str | os.PathLike,
-    dst: str | os.PathLike,
-    splits_file: str | os.PathLike | None = None,
-    workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-    *,
-    max_side: int | None = None,
-    limit: int | None = None,
-    max_reject: float | None = None,
-    split_by: str | None = None,
-    fractions: Sequence[float] | None = None,
-    filters: Iterable[str] = (),
-    segment: str | os.PathLike | None = None,
-    beam: Sequence[str] | None = None,
-) -> dict[str, dict[str, int]]:
-    """Makes a prepared data set (see records.py) of a folder. Stopped, it is started again.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What of a data set is taken, and how it is kept.
 
-    Args:
-        name: One of `READERS`.
-        src: The folder as downloaded or rendered.
-        dst: Folder to make. Until it is whole, the work is in .NAME.building beside it.
-        splits_file: JSON `{"train": [...], "validation": [...], "test": [...]}` of units (see
-            `split_by`); or, for several data sets in one file, such an object under the data set's
-            name. What it does not name is left out. None: everything is "train", or what
-            `fractions` says where `split_by` is given.
-        workers: Processes that read and check; 1: this one. Their number does not change the
-            result.
-        progress: Called as progress(done, total) with groups (objects, videos or photos).
+    Attributes:
         max_side: Pictures with a longer side are shrunk to it (pixels) and stored as JPEG of
             quality 95; decoding is what a large photo costs the training. None: all as they came.
         limit: Only the first so many groups, not counting what is left out already as it is listed.
@@ -89,6 +64,42 @@ def prepare(
             its hash. None: 0.9, 0.05 and 0.05.
         filters: Limits to change, "name=number"; see filters.py.
         segment: An ONNX file that finds objects in pictures without masks; see segment.py.
+    """
+
+    max_side: int | None = None
+    limit: int | None = None
+    max_reject: float | None = None
+    split_by: str | None = None
+    fractions: Sequence[float] | None = None
+    filters: Iterable[str] = ()
+    segment: str | os.PathLike | None = None
+
+
+def prepare(
+    name: str,
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+    splits_file: str | os.PathLike | None = None,
+    options: Options | None = None,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    beam: Sequence[str] | None = None,
+) -> dict[str, dict[str, int]]:
+    """Makes a prepared data set (see records.py) of a folder. Stopped, it is started again.
+
+    Args:
+        name: One of `READERS`.
+        src: The folder as downloaded or rendered.
+        dst: Folder to make. Until it is whole, the work is in .NAME.building beside it.
+        splits_file: JSON `{"train": [...], "validation": [...], "test": [...]}` of units (see
+            `Options`); or, for several data sets in one file, such an object under the data set's
+            name. What it does not name is left out. None: everything is "train", or what
+            `options.fractions` says where `split_by` is given.
+        options: See `Options`; None: its defaults.
+        workers: Processes that read and check; 1: this one. Their number does not change the
+            result.
+        progress: Called as progress(done, total) with groups (objects, videos or photos).
         beam: Options of an Apache Beam pipeline that does the work in place of processes of this
             machine; SRC and DST must lie where all its workers see them. The result is the same.
 
@@ -100,14 +111,14 @@ def prepare(
         InputError: Unknown name, missing folder, unusable splits file, no usable picture, too many
             rejects, `dst` is not empty, or a stopped run had other settings.
     """
-    src, dst = Path(src).absolute(), Path(dst)
+    src, dst, options = Path(src).absolute(), Path(dst), options or Options()
     check_unused(dst)
     if name not in READERS:
         raise InputError(f"There is no reader {name!r}; known are {', '.join(READERS)}.")
     if not src.is_dir():
         hint = "; unpack it first" if src.suffix.lower() in ARCHIVES and src.exists() else ""
         raise InputError(f"There is no folder {src}{hint}.")
-    if segment and READERS[name].labels:
+    if options.segment and READERS[name].labels:
         raise InputError(
             f"--segment does not go with {name}: of a frame without labels it cannot tell which"
             " object of the video it finds."
@@ -117,15 +128,15 @@ def prepare(
         name=name,
         src=src,
         chunks=building / "chunks",
-        filters=Filters.changed(READERS[name].filters, filters),
-        max_side=max_side,
-        unit=_check_unit(split_by),
+        filters=Filters.changed(READERS[name].filters, options.filters),
+        max_side=options.max_side,
+        unit=_check_unit(options.split_by),
         split_of=_read_splits(splits_file, name) if splits_file else None,
-        fractions=_check_fractions(fractions, split_by, splits_file),
-        segment=Segmenter(segment).path if segment else None,
+        fractions=_check_fractions(options.fractions, options.split_by, splits_file),
+        segment=Segmenter(options.segment).path if options.segment else None,
     )
     try:
-        groups = list(_first(READERS[name].groups(src), limit))
+        groups = list(_first(READERS[name].groups(src), options.limit))
     except OSError as error:
         raise InputError(f"Cannot list {error.filename}: {error.strerror}.") from error
     if not any(isinstance(group, Group) for group in groups):
@@ -144,7 +155,7 @@ def prepare(
             done += len(chunks[number])
             if progress:
                 progress(done, len(groups))
-        return _finish(job, len(chunks), building, dst, max_reject)
+        return _finish(job, len(chunks), building, dst, options.max_reject)
 
 
 def _first(groups: Iterator[Group | Reject], limit: int | None) -> Iterator[Group | Reject]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from imprint_jax.config import Config
 from imprint_jax.data.preparation.check import check
-from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.preparation.prepare import Options, prepare
 from imprint_jax.data.preparation.show import show
 from imprint_jax.data.records import RecordWriter
 from imprint_jax.errors import InputError
@@ -32,7 +32,7 @@ def sets(tmp_path_factory):
     split = dict(split_by="video", fractions=(0.5, 0.0, 0.5))
     prepare("objaverse", folder / "objects", folder / "object_records")
     prepare("photos", folder / "photos", folder / "photo_records")
-    prepare("youtubevos", folder / "videos", folder / "video_records", **split)
+    prepare("youtubevos", folder / "videos", folder / "video_records", options=Options(**split))
     return folder
 
 

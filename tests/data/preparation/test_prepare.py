@@ -18,7 +18,7 @@ from PIL import Image
 from imprint_jax.data.preparation import chunks as chunks_module
 from imprint_jax.data.preparation import prepare as prepare_module
 from imprint_jax.data.preparation.filters import Filters, Reject, largest_part, sharpness
-from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.preparation.prepare import Options, prepare
 from imprint_jax.data.records import RecordSource
 from imprint_jax.errors import InputError
 from imprint_jax.images import decode_image
@@ -86,7 +86,13 @@ def test_prepare_objaverse(tmp_path, renders):
 def test_prepare_does_not_depend_on_workers(tmp_path, renders):
     options = dict(split_by="photo", fractions=(0.5, 0.3, 0.2))
     for workers in (1, 3):
-        prepare("objaverse", renders, tmp_path / f"{workers}", None, workers, **options)
+        prepare(
+            "objaverse",
+            renders,
+            tmp_path / f"{workers}",
+            options=Options(**options),
+            workers=workers,
+        )
     one = contents(tmp_path / "1")
     assert one == contents(tmp_path / "3")
     assert {"SHA256SUMS", "splits.json", "rejects.jsonl", "dataset_info.json"} <= set(one)
@@ -107,7 +113,7 @@ def test_checksums_are_as_sha256sum_reads_them(tmp_path, renders):
 
 KILLED = """
 import os, signal, sys
-from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.preparation.prepare import Options, prepare
 
 def die(done, total):
     if done >= 3:
@@ -162,7 +168,7 @@ def test_a_stopped_run_with_other_settings_is_refused(tmp_path, renders, monkeyp
         with pytest.raises(KeyboardInterrupt):
             prepare("objaverse", renders, tmp_path / "d")
     with pytest.raises(InputError, match="stopped run with other max_side; start it again"):
-        prepare("objaverse", renders, tmp_path / "d", max_side=64)
+        prepare("objaverse", renders, tmp_path / "d", options=Options(max_side=64))
     (renders / "new").mkdir()
     with pytest.raises(InputError, match="stopped run with other files"):
         prepare("objaverse", renders, tmp_path / "d")
@@ -181,10 +187,12 @@ def test_two_runs_do_not_work_in_one_folder(tmp_path, renders):
 
 def test_too_many_rejects_are_an_error_that_keeps_the_work(tmp_path, renders, monkeypatch):
     with pytest.raises(InputError, match=r"41\.7 % were left out, more than --max-reject 40: 1 "):
-        prepare("objaverse", renders, tmp_path / "d", max_reject=40)
+        prepare("objaverse", renders, tmp_path / "d", options=Options(max_reject=40))
     assert not (tmp_path / "d").exists()
     monkeypatch.setattr(prepare_module, "do_chunk", None)  # nothing is left to do
-    assert prepare("objaverse", renders, tmp_path / "d", max_reject=42)["records"] == {"train": 7}
+    assert prepare("objaverse", renders, tmp_path / "d", options=Options(max_reject=42))[
+        "records"
+    ] == {"train": 7}
 
 
 def test_a_run_killed_when_it_had_finished_does_not_end_the_next(tmp_path, renders, monkeypatch):
@@ -208,7 +216,7 @@ def test_a_run_killed_when_it_had_finished_does_not_end_the_next(tmp_path, rende
 
 def test_limit_takes_the_first_groups(tmp_path, renders):
     (renders / "a.zip").write_bytes(b"PK")  # in order before them
-    prepare("objaverse", renders, tmp_path / "d", limit=1)
+    prepare("objaverse", renders, tmp_path / "d", options=Options(limit=1))
     assert RecordSource(tmp_path / "d", "train").index["group_names"].tolist() == ["chair"]
 
 
@@ -237,9 +245,9 @@ def video_set(folder, videos=40):
 def test_splits_do_not_overlap_and_are_written(tmp_path, unit, of):
     src = tmp_path / "train"
     video_set(src)
-    counts = prepare("youtubevos", src, tmp_path / "d", split_by=unit, fractions=(0.6, 0.2, 0.2))[
-        "records"
-    ]
+    counts = prepare(
+        "youtubevos", src, tmp_path / "d", options=Options(split_by=unit, fractions=(0.6, 0.2, 0.2))
+    )["records"]
     assert sum(counts.values()) == 160 and counts["train"] > 60 and min(counts.values()) > 8
     listed = json.loads((tmp_path / "d" / "splits.json").read_text())
     for split in ("train", "validation", "test"):
@@ -256,10 +264,19 @@ def test_splits_do_not_overlap_and_are_written(tmp_path, unit, of):
 
     # The file says the same to another run, and fewer groups stay where they are.
     again = prepare(
-        "youtubevos", src, tmp_path / "e", tmp_path / "d" / "splits.json", split_by=unit
+        "youtubevos",
+        src,
+        tmp_path / "e",
+        tmp_path / "d" / "splits.json",
+        options=Options(split_by=unit),
     )
     assert again["records"] == counts
-    prepare("youtubevos", src, tmp_path / "f", limit=7, split_by=unit, fractions=(0.6, 0.2, 0.2))
+    prepare(
+        "youtubevos",
+        src,
+        tmp_path / "f",
+        options=Options(limit=7, split_by=unit, fractions=(0.6, 0.2, 0.2)),
+    )
     fewer = json.loads((tmp_path / "f" / "splits.json").read_text())
     assert all(set(fewer[split]) <= set(listed[split]) for split in listed)
 
@@ -334,7 +351,7 @@ def test_bad_masks_are_left_out_with_their_reasons(tmp_path):
         ("whole.png", "object too large"),
     ]
     changed = ["max_area=1", "min_component=0.4", "min_sharpness=0"]
-    counts = prepare("photos", src, tmp_path / "more", filters=changed)
+    counts = prepare("photos", src, tmp_path / "more", options=Options(filters=changed))
     assert counts["records"] == {"train": 4}
 
 
@@ -372,7 +389,7 @@ def test_bad_options_are_refused(tmp_path, renders):
         (dict(filters=["max_area=big"]), "must be NAME=NUMBER"),
     ]:
         with pytest.raises(InputError, match=message):
-            prepare("objaverse", renders, tmp_path / "d", **options)
+            prepare("objaverse", renders, tmp_path / "d", options=Options(**options))
     (tmp_path / "set.zip").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"no folder .*set\.zip; unpack it first"):
         prepare("objaverse", tmp_path / "set.zip", tmp_path / "d")
@@ -387,7 +404,7 @@ def test_a_prepared_set_opens_in_tfds_without_tensorflow(tmp_path):
     src = tmp_path / "train"
     video_set(src, videos=5)
     folder = tmp_path / "youtubevos" / "1.0.0"
-    prepare("youtubevos", src, folder, split_by="video", fractions=(0.5, 0.0, 0.5))
+    prepare("youtubevos", src, folder, options=Options(split_by="video", fractions=(0.5, 0.0, 0.5)))
     script = f"""
 import sys
 import tensorflow_datasets as tfds
@@ -445,7 +462,7 @@ def test_masks_are_png_without_filters():
 
 
 def test_prepare_shrinks_on_request(tmp_path, renders):
-    prepare("objaverse", renders, tmp_path / "d", max_side=32)
+    prepare("objaverse", renders, tmp_path / "d", options=Options(max_side=32))
     shrunk = RecordSource(tmp_path / "d", "train")[0]
     image, mask = decode_image(shrunk["image"], ""), decode_image(shrunk["mask"], "")[..., 0]
     assert Image.open(io.BytesIO(shrunk["image"])).format == "JPEG"
@@ -489,12 +506,14 @@ def test_prepare_refuses_unknown_names_and_folders(tmp_path):
 def test_beam_makes_the_same_bytes(tmp_path, renders, mode, workers):
     pytest.importorskip("apache_beam")
     options = dict(split_by="photo", fractions=(0.5, 0.3, 0.2))
-    local = prepare("objaverse", renders, tmp_path / "local", **options)
+    local = prepare("objaverse", renders, tmp_path / "local", options=Options(**options))
     beam = [f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
     seen = []
     progress = lambda done, total: seen.append((done, total))
-    options |= dict(beam=["--runner=DirectRunner", *beam])
-    assert prepare("objaverse", renders, tmp_path / "beam", None, 1, progress, **options) == local
+    how = dict(progress=progress, beam=["--runner=DirectRunner", *beam])
+    assert (
+        prepare("objaverse", renders, tmp_path / "beam", options=Options(**options), **how) == local
+    )
     assert contents(tmp_path / "beam") == contents(tmp_path / "local")
     assert seen[-1][0] == seen[-1][1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["beam", "local", "renders"]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, features
 
 from imprint_jax.data.preparation.masks import coco_masks
-from imprint_jax.data.preparation.prepare import prepare
+from imprint_jax.data.preparation.prepare import Options, prepare
 from imprint_jax.data.preparation.sources import READERS, in_order
 from imprint_jax.data.records import RecordSource
 from imprint_jax.errors import InputError
@@ -42,7 +42,7 @@ def white(mask):
 
 def prepared(name, src, tmp_path, **options):
     """Records of the train split and rejects as (path, reason)."""
-    counts = prepare(name, src, tmp_path / "records", **options)
+    counts = prepare(name, src, tmp_path / "records", options=Options(**options))
     lines = (tmp_path / "records" / "rejects.jsonl").read_text().splitlines()
     rejects = [(r["path"], r["reason"]) for r in map(json.loads, lines)]
     assert counts["rejects"] == {
