@@ -1,11 +1,14 @@
 """Training end to end through the command."""
 
+import io
 import json
+import logging
 import resource
 import shutil
 import signal
 import socket
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -186,6 +189,17 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
         meter.update({"loss": np.float32(1), "grad_norm": np.float32(np.inf)}, 0.0)
     found = json.loads((tmp_path / "nonfinite.json").read_text())
     assert found == {"step": 7, "grad_norm": "inf", "first_and_last_sample": [48, 55]}
+
+
+def test_a_log_without_a_bar_shows_at_once_that_it_trains(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    c = replace(tiny_config(1), log_every=5, total_steps=20)
+    finite = {"loss": np.float32(1), "grad_norm": np.float32(1)}
+    with Meter(tmp_path, c, Console(file=io.StringIO()), 6, None) as meter:
+        for _ in range(6):
+            meter.update(finite, 0.0)
+    said = [line.split("  ")[0] for line in caplog.messages]
+    assert said == ["training; a line every 5 steps", "step 10 of 20"]
 
 
 def test_a_dry_run_shows_and_writes_nothing(runs, monkeypatch):
