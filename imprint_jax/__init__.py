@@ -14,7 +14,7 @@ _MODULES = {
     "Compositor": "composing.compositor",
     "Placement": "composing.request",
     "Request": "composing.request",
-    "Settings": "composing.compositor",
+    "Settings": "composing.settings",
 }
 __all__ = ["Compositor", "InputError", "Placement", "Request", "Settings"]
 

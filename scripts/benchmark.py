@@ -3,14 +3,17 @@
 startup  seconds from the command to the picture with `mini`, with an empty compilation cache and
          with a filled one, and the process's peak memory
 steps    mini's composites by number of steps and sampler: distance to 200 steps of DDIM
+shards   CPU time of a manifest with `mini` in two shards, beside one process that does all of it
 scaling  samples/s of mini's first stage in 1, 2 and 4 processes, and what is planned to be sent
-data     samples/s of the input pipeline at 512 px, beside PyTorch's DataLoader with albumentations
+records  time and memory of listing, shuffling and resuming a million records
+data     samples/s of the input pipeline at 512 px, beside PyTorch's, TFDS's and WebDataset
 
 Beside PyTorch: sampling and training by `gpu_check.py`, each full-size network by `full_size.py`.
 """
 
 import argparse
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -23,7 +26,8 @@ import benchmark_data
 import benchmark_sampling
 import benchmark_scaling
 
-WHAT = ("startup", "steps", "scaling", "data")
+WHAT = ("startup", "steps", "shards", "scaling", "records", "data")
+SHARED_ENTRIES = 24  # of the manifest for two shards
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
 
@@ -56,12 +60,50 @@ def startup(repeats: int) -> None:
             print(f"{'warm' if run else 'cold'}  {seconds:6.1f} s  {memory:6.0f} MiB")
 
 
+def shards(repeats: int) -> None:
+    """One manifest of shipped objects and photos, whole and in two shards that run together.
+
+    CPU time counts, not the clock: whether there is a core for each shard is the machine's matter.
+    """
+    views = sorted((SAMPLES / "objects").glob("*/000.webp"))
+    photo = sorted((SAMPLES / "photos").glob("*.jpg"))[0]
+    with tempfile.TemporaryDirectory() as folder:
+        entry = {"background": str(photo), "box": [100, 100, 300, 300]}
+        lines = [
+            json.dumps(entry | {"id": str(k), "object": str(views[k % len(views)]), "seed": k})
+            for k in range(SHARED_ENTRIES)
+        ]
+        manifest = Path(folder) / "manifest.jsonl"
+        manifest.write_text("\n".join(lines) + "\n")
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+        for run in range(1 + repeats):
+            used = {}
+            for count in (2, 1) if run else (2,):
+                command = [sys.executable, "-m", "imprint_jax", "compose", "--model", "mini"]
+                command += ["--manifest", str(manifest), "--out", f"{folder}/out{run}-{count}"]
+                processes = [
+                    subprocess.Popen(
+                        [*command, "--shard", f"{k + 1}/{count}"],
+                        env=environment,
+                        stderr=subprocess.DEVNULL,
+                    )
+                    for k in range(count)
+                ]
+                usages = [os.wait4(process.pid, 0)[1:] for process in processes]
+                if any(status for status, _ in usages):
+                    raise RuntimeError(f"exit codes {[status for status, _ in usages]}")
+                used[count] = sum(usage.ru_utime + usage.ru_stime for _, usage in usages)
+            if run:  # the first only fills the compilation cache
+                ratio = used[1] / used[2]
+                print(f"one {used[1]:.1f} s, two {used[2]:.1f} s of CPU: {ratio:.3f} of twice one")
+
+
 def main() -> None:
     """Reads the command line, says what machine this is, runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=WHAT)
     parser.add_argument(
-        "--repeats", type=int, default=3, help="of startup: warm runs; of data: turns"
+        "--repeats", type=int, default=3, help="of startup, shards: warm runs; of data: turns"
     )
     parser.add_argument("--workers", type=int, default=2, help="of data: processes of each loader")
     options = parser.parse_args()
@@ -69,8 +111,12 @@ def main() -> None:
     print(f"Python {platform.python_version()}, jax {importlib.metadata.version('jax')}")
     if options.what == "startup":
         startup(options.repeats)
+    elif options.what == "shards":
+        shards(options.repeats)
     elif options.what == "scaling":
         benchmark_scaling.scaling()
+    elif options.what == "records":
+        benchmark_data.records(1_000_000)
     elif options.what == "data":
         benchmark_data.data(options.workers, options.repeats)
     else:

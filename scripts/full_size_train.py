@@ -17,8 +17,8 @@ from pathlib import Path
 
 import full_size
 import numpy as np
-from kill_test import POLL, saved
 from PIL import Image
+from soak import POLL, saved
 
 STEPS, SAVE_EVERY = 4, 2
 PAIRS, PAIR_SIZE = 12, 256  # pixels

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from imprint_jax import config
 from imprint_jax.composing import manifest
-from imprint_jax.composing.compositor import Settings
+from imprint_jax.composing.settings import Settings
 from imprint_jax.data.preparation.prepare import prepare
 from imprint_jax.data.records import RecordSource
 from imprint_jax.evaluation import evaluate, report, test_sets

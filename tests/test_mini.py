@@ -27,6 +27,14 @@ from imprint_jax.weights import release
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimized():
+    """Hundreds of pictures by a real model: here running takes longer than compiling."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="module")
 def mini():
     settings, params = release.load(release.model_folder("mini"))

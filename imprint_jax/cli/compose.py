@@ -101,8 +101,8 @@ def compose(
     """
     from imprint_jax.composing import job
     from imprint_jax.composing import manifest as manifests
-    from imprint_jax.composing.compositor import Settings
     from imprint_jax.composing.request import check_numbers
+    from imprint_jax.composing.settings import Settings
     from imprint_jax.data.segment import Segmenter
     from imprint_jax.weights import release
     from imprint_jax.weights.tensors import file_hash

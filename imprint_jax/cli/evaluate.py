@@ -134,7 +134,7 @@ def evaluate(
 ) -> None:
     """Measure and show what methods make of a manifest: a table, a CSV file, a page of pictures."""
     from imprint_jax.composing import manifest as manifests
-    from imprint_jax.composing.compositor import Settings
+    from imprint_jax.composing.settings import Settings
     from imprint_jax.evaluation import evaluate as evaluation
     from imprint_jax.evaluation import report
 
@@ -284,7 +284,7 @@ def ablate(
     """Train and measure the paper's ablations; `--config.a.b=value` changes all trainings."""
     from absl import flags
 
-    from imprint_jax.composing.compositor import Settings
+    from imprint_jax.composing.settings import Settings
     from imprint_jax.data.records import RecordSource
     from imprint_jax.evaluation import ablations as ablation
     from imprint_jax.evaluation import evaluate as evaluation

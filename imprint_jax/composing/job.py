@@ -25,9 +25,10 @@ from PIL import Image
 
 import imprint_jax
 from imprint_jax import images
-from imprint_jax.composing.compositor import Compositor, Settings
+from imprint_jax.composing.compositor import Compositor
 from imprint_jax.composing.manifest import Entry
 from imprint_jax.composing.photo import Photo
+from imprint_jax.composing.settings import Settings
 from imprint_jax.config.fields import ReleasedConfig
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError

@@ -36,7 +36,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from imprint_jax.errors import InputError
 from imprint_jax.images import MASK_THRESHOLD, decode_image
-from imprint_jax.runtime.files import atomic_folder, check_unused
+from imprint_jax.runtime.files import atomic_folder, check_local, check_unused
 
 VERSION = "1.0.0"
 
@@ -244,6 +244,7 @@ def content_hash(folder: str | os.PathLike) -> str:
     Raises:
         InputError: It is not there, or has no checksums.
     """
+    check_local(folder)
     path = Path(folder) / CHECKSUMS
     if not Path(folder).is_dir():
         raise InputError(
@@ -288,6 +289,7 @@ class RecordSource:
     """
 
     def __init__(self, folder: str | os.PathLike, split: str):
+        check_local(folder)
         indexes = sorted(Path(folder).glob(f"*-{split}.index.npz"))
         if len(indexes) != 1:
             raise InputError(

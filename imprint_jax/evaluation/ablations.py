@@ -21,7 +21,7 @@ import numpy as np
 
 from imprint_jax import config
 from imprint_jax.composing import job, manifest
-from imprint_jax.composing.compositor import Settings
+from imprint_jax.composing.settings import Settings
 from imprint_jax.config import Config
 from imprint_jax.data import pipeline
 from imprint_jax.data.records import RecordSource, content_hash

@@ -12,8 +12,9 @@ from PIL import Image
 
 from imprint_jax import images
 from imprint_jax.composing import job
-from imprint_jax.composing.compositor import Compositor, Settings
+from imprint_jax.composing.compositor import Compositor
 from imprint_jax.composing.manifest import Entry
+from imprint_jax.composing.settings import Settings
 from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import (

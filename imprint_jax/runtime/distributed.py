@@ -1,7 +1,10 @@
 """Several processes as one run: how they find each other, and how they stop together."""
 
+import contextlib
 import logging
+import re
 import signal
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -10,6 +13,12 @@ from jax.experimental import multihost_utils
 from imprint_jax.errors import InputError
 
 log = logging.getLogger(__name__)
+
+# A process that is silent for so many seconds is taken for dead, which ends the others; one that
+# failed waits so many for the others at its exit, and then leaves them. Within a minute together.
+HEARTBEAT, FAREWELL = 40, 15
+# What collectives on CPU and on GPU, and barriers, say of a process that is gone.
+GONE = re.compile("Gloo|NCCL|CoordinationService|coordination service|barrier")
 
 
 def initialize(
@@ -35,7 +44,13 @@ def initialize(
             " of them under SLURM, Open MPI or on a TPU pod."
         )
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=FAREWELL,
+        )
     except (ValueError, RuntimeError) as error:
         raise InputError(f"The processes of this run could not find each other: {error}") from error
     log.info("process %d of %d", jax.process_index(), jax.process_count())
@@ -50,6 +65,24 @@ def wait_for_all(name: str) -> None:
     """Returns when every process has come to the barrier of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def losses_named() -> Iterator[None]:
+    """Says in one sentence that another process is gone, where a collective fails for that.
+
+    Raises:
+        ConnectionError: Another process is gone.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError, TimeoutError) as error:
+        if jax.process_count() == 1 or not GONE.search(str(error)):
+            raise
+        raise ConnectionError(
+            "Another process of this run has ended or cannot be reached; its own messages say why"
+            f" ({str(error).splitlines()[0]}). Start all of them again with --resume"
+        ) from error
 
 
 def any_of_all(flag: bool) -> bool:

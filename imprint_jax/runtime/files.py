@@ -6,6 +6,7 @@ Whatever the project writes for others to read is published by one of the two fu
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,15 @@ from imprint_jax.errors import InputError
 
 # What is being written has a name of this form; a killed process leaves it behind.
 UNFINISHED = ".*.tmp"
+
+
+def check_local(path: str | os.PathLike) -> None:
+    """Raises `InputError` for an address (gs://, s3://): a path of its text would be made here."""
+    if found := re.match(r"(\w{2,}):/+(.*)", os.fspath(path)):
+        raise InputError(
+            f"{found[1]}://{found[2]} is an address, and only files are read and written here: copy"
+            " it to a disk, or mount it (gcsfuse, mount-s3, rclone) and give the path."
+        )
 
 
 @contextlib.contextmanager
@@ -29,6 +39,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         InputError: It cannot be written: a missing or read-only folder, a full disk, a long name.
     """
+    check_local(path)
     path = Path(path)
     partial = path.with_name(_unfinished_name())
     with _errors_of_writing(path, partial):
@@ -59,6 +70,7 @@ def atomic_folder(
     Raises:
         InputError: `path` is not empty, or it cannot be written.
     """
+    check_local(path)
     path = Path(path)
     # Beside the first folder that is missing: a rename is atomic only within one file system.
     above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))

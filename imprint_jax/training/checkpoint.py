@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,6 +63,7 @@ class Checkpoints:
                 keep_period=keep_every or None,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                async_options=ocp.options.AsyncOptions(barrier_sync_fn=_wait_for_others),
             ),
         )
         # Steps this process wrote or read. Of any other it cannot be told whether it is whole, and
@@ -235,6 +237,16 @@ class Checkpoints:
             finally:
                 self.background.shutdown()
                 self.manager.close()
+
+
+def _wait_for_others(key: str, timeout_ms: int) -> None:
+    """Orbax's barrier between processes, at which none waits that has failed.
+
+    Orbax itself lets it wait there for 20 minutes before it raises its error, while the others wait
+    for it elsewhere: a full disk would stop a run without ending it.
+    """
+    if sys.exc_info()[0] is None:
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 @contextlib.contextmanager

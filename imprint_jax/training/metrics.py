@@ -60,6 +60,7 @@ class Meter:
             TimeRemainingColumn(),
             console=console,
             disable=not self.main,
+            auto_refresh=self.terminal,  # where nobody sees it, ten times a second is for nothing
         )
         self.doing = f"stage {config.stage}"
         self.task = self.progress.add_task(

@@ -24,7 +24,7 @@ from imprint_jax.config.fields import Config, InitFromConfig
 from imprint_jax.data.records import content_hash
 from imprint_jax.errors import InputError
 from imprint_jax.runtime import distributed
-from imprint_jax.runtime.files import atomic_file
+from imprint_jax.runtime.files import atomic_file, check_local
 from imprint_jax.weights import release
 
 # What may change when a run goes on: what it shows and keeps, and how it is spread over machines.
@@ -84,10 +84,11 @@ def check(workdir: Path, config: Config, *, resume: bool, overwrite: bool) -> bo
 
     Raises:
         InputError: The folder holds a run already, or something else, or a run with another
-            configuration or other records; or it lacks what is needed to go on.
+            configuration or other records; or it lacks what is needed to go on, or is an address.
     """
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other.")
+    check_local(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file; --workdir wants a folder.")
     if not holds_run(workdir):

@@ -51,7 +51,9 @@ def train(
         InputError: The folder holds a run already, or the configuration, weights or data do not
             fit.
         FloatingPointError: The loss became infinite or NaN.
+        ConnectionError: Another process of the run is gone.
     """
+    startup = start.Startup()
     # Whatever can be wrong is found before anything is written, or an old run deleted.
     resuming = run_directory.check(workdir, config, resume=resume, overwrite=overwrite)
     mesh = sharding.make_mesh(config.fsdp)
@@ -67,12 +69,16 @@ def train(
         return 0
     licences = None if resuming else initialize.inherited_licences(config.init_from)
     console.print(summary.group_table(trainer))
-    with run_directory.locked(workdir):
+    startup.done("checks")
+    with distributed.losses_named(), run_directory.locked(workdir):
         checkpoints, state, position = start.first_state(
-            config, workdir, trainer, licences, overwrite=overwrite
+            config, workdir, trainer, licences, startup, overwrite=overwrite
         )
-        code = _loop(config, workdir, trainer, checkpoints, state, position, profile, console)
+        code = _loop(
+            config, workdir, trainer, checkpoints, state, position, startup, profile, console
+        )
         checkpoints.close()
+        distributed.wait_for_all("done")  # at their exit they wait for each other only briefly
     if code == 0:
         summary.say_what_next(config.stage, workdir, console)
     return code
@@ -85,6 +91,7 @@ def _loop(
     checkpoints: Checkpoints,
     state: TrainState,
     position: int,
+    startup: start.Startup,
     profile: int,
     console,
 ) -> int:
@@ -110,13 +117,18 @@ def _loop(
         distributed.StopSignal() as stop,
         Profiler(workdir / "profile", int(state.step) + 1, profile) as profiler,
     ):
-        train_step = start.compiled_step(trainer, state, meter)
-        for step in range(int(state.step) + 1, config.total_steps + 1):
+        startup.done("data")
+        train_step = start.compiled_step(trainer, state, meter, startup)
+        first = int(state.step) + 1
+        for step in range(first, config.total_steps + 1):
             asked = time.monotonic()
             host_batch = next(host_batches)
             # While the device is at the step before, nothing waits for data.
             idle = before is None or before["loss"].is_ready()
             waited = time.monotonic() - asked if idle else 0.0
+            if step == first:
+                startup.done("first batch")
+                log.info("%s", startup)
             if step == 1:
                 start.check_first_batch(host_batch, config, workdir)
             batch = batches.to_device(host_batch, batch_sharding)

@@ -480,3 +480,23 @@ def test_the_echoes_of_a_full_disk_are_silent_and_nothing_else_is(monkeypatch):
     sys.unraisablehook(echo)
     sys.unraisablehook(other)
     assert shown == [other]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --config mini_stage1 --workdir ADDRESS --config.data.sources=()",
+        "train --config mini_stage1 --workdir run --config.data.sources="
+        "({'kind':'views','records':'ADDRESS','weight':1.0},)",
+        "data prepare photos ADDRESS records",
+        "data prepare photos . ADDRESS",
+        "data check ADDRESS",
+    ],
+)
+@pytest.mark.parametrize("address", ["gs://bucket/folder", "s3://bucket/folder"])
+def test_object_storage_is_refused_with_the_way_around(tmp_path, monkeypatch, command, address):
+    monkeypatch.chdir(tmp_path)
+    code, said = run(*command.replace("ADDRESS", address).split())
+    assert code == 2
+    assert said.startswith(f"{address}") and "mount it (gcsfuse, mount-s3, rclone)" in said
+    assert not list(tmp_path.iterdir())

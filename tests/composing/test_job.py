@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imprint_jax.composing import job, manifest
-from imprint_jax.composing.compositor import Settings
+from imprint_jax.composing.settings import Settings
 from imprint_jax.errors import InputError
 from tests.pictures import display_p3, write_png
 

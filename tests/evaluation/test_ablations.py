@@ -12,7 +12,7 @@ from rich.console import Console
 
 from imprint_jax import config
 from imprint_jax.composing import manifest
-from imprint_jax.composing.compositor import Settings
+from imprint_jax.composing.settings import Settings
 from imprint_jax.config import config_file
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from imprint_jax import images
 from imprint_jax.cli import app
 from imprint_jax.composing import manifest
-from imprint_jax.composing.compositor import Settings
+from imprint_jax.composing.settings import Settings
 from imprint_jax.config import Config, load
 from imprint_jax.data.records import RecordSource
 from imprint_jax.errors import InputError

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import traverse_util
 
@@ -254,3 +255,16 @@ def test_some_checkpoints_stay(tmp_path):
     checkpoints.close()
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"4", "6", "7"}
     assert {p.stem for p in (tmp_path / "checksums").glob("*.json")} == {"4", "6", "7"}
+
+
+def test_a_process_that_failed_waits_for_no_other(monkeypatch):
+    waited = []
+    barrier = lambda **call: waited.append(call)
+    monkeypatch.setattr(ocp.multihost, "get_barrier_sync_fn", lambda: barrier)
+    checkpoint._wait_for_others("saved", 1000)
+    with pytest.raises(OSError, match="full"):  # as Orbax does it
+        try:
+            raise OSError("full")
+        finally:
+            checkpoint._wait_for_others("saving is over", 1000)
+    assert waited == [{"key": "saved", "timeout_ms": 1000}]

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import resource
 import shutil
 import signal
@@ -81,6 +82,8 @@ def parameters(workdir, **kwargs):
 def test_a_run_shows_its_groups_and_leaves_its_files(runs):
     folder, done = runs
     assert "Stage 1: what trains" in done.stderr and "unet/up_blocks" in done.stderr
+    parts = "checks", "weights", "placing them", "data", "tracing", "compiling", "first batch"
+    assert re.search("started in .*: " + " s, ".join(f"{part} .*" for part in parts), done.stderr)
     workdir = folder / "stage1"
     assert (workdir / "first_batch.png").stat().st_size > 1000
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]

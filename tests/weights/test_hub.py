@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import errors
 
 from imprint_jax.composing import job
-from imprint_jax.composing.compositor import Settings
+from imprint_jax.composing.settings import Settings
 from imprint_jax.errors import InputError
 from imprint_jax.weights import hub, publish, release
 from tests.commands import run

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from imprint_jax.data.records import CHECKSUMS, Record, RecordSource, sha256
 from imprint_jax.errors import InputError
 from imprint_jax.images import MASK_THRESHOLD, decode_image
+from imprint_jax.runtime.files import check_local
 from imprint_jax.runtime.processes import in_processes
 
 # Records a task: a process reads and decodes them in a few seconds.
@@ -59,6 +60,7 @@ def check(
     Raises:
         InputError: The folder is no prepared data set.
     """
+    check_local(folder)
     folder = Path(folder)
     splits = [path.name.split(".")[0].rpartition("-")[2] for path in folder.glob("*.index.npz")]
     if not splits:

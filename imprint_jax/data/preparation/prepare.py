@@ -34,7 +34,13 @@ from imprint_jax.data.preparation.sources import ARCHIVES, READERS, Group
 from imprint_jax.data.records import VERSION, merge_shards
 from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
-from imprint_jax.runtime.files import atomic_file, atomic_folder, check_unused, remove_unfinished
+from imprint_jax.runtime.files import (
+    atomic_file,
+    atomic_folder,
+    check_local,
+    check_unused,
+    remove_unfinished,
+)
 from imprint_jax.runtime.processes import in_processes
 
 logger = logging.getLogger(__name__)
@@ -111,6 +117,8 @@ def prepare(
         InputError: Unknown name, missing folder, unusable splits file, no usable picture, too many
             rejects, `dst` is not empty, or a stopped run had other settings.
     """
+    check_local(src)
+    check_local(dst)
     src, dst, options = Path(src).absolute(), Path(dst), options or Options()
     check_unused(dst)
     if name not in READERS:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zlib
@@ -517,6 +518,25 @@ def test_beam_makes_the_same_bytes(tmp_path, renders, mode, workers):
     assert contents(tmp_path / "beam") == contents(tmp_path / "local")
     assert seen[-1][0] == seen[-1][1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["beam", "local", "renders"]
+
+
+def test_beams_portable_runner_makes_the_same_bytes(tmp_path, renders):
+    """Through the job service that comes with Beam, as a cluster's would be spoken to."""
+    pytest.importorskip("apache_beam")
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    service = "apache_beam.runners.portability.local_job_service_main"
+    process = subprocess.Popen([sys.executable, "-m", service, "--port", str(port)])
+    try:
+        local = prepare("objaverse", renders, tmp_path / "local")
+        where = [f"--job_endpoint=localhost:{port}", "--environment_type=LOOPBACK"]
+        options = ["--runner=PortableRunner", *where]
+        assert prepare("objaverse", renders, tmp_path / "beam", beam=options) == local
+        assert contents(tmp_path / "beam") == contents(tmp_path / "local")
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_a_chunk_that_beam_asks_for_twice_is_done_once(tmp_path, renders, monkeypatch):

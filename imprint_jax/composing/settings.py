@@ -1,0 +1,75 @@
+"""How pictures are sampled, as a user says it."""
+
+import numbers
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from imprint_jax.composing.request import is_whole
+from imprint_jax.config.fields import ReleasedConfig
+from imprint_jax.diffusion import sampling
+from imprint_jax.errors import InputError
+
+# Guidance beyond this leaves nothing of a picture; papers and tools stay below 30. Ours.
+MOST_GUIDANCE = 100.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample. None stands for the model's own choice.
+
+    Attributes:
+        num_steps: Denoising steps, 1 to 1000.
+        guidance_scale: Weight of the object against no object, 0 to 100; 1 is off.
+        sampler: "ddim" or "dpm++2m", see `sampling`.
+        eta: DDIM's share of fresh noise, 0 to 1.
+        match_colors: Shift the colours of the composed square so that around the hole they are the
+            photo's.
+        strength: Above 0, at most 1. 1 starts from pure noise (the paper); below, the object is
+            pasted into the hole and noised to that share of the schedule: the lower, the more of
+            its pose and the finer its detail.
+
+    Raises:
+        InputError: A value of another type.
+    """
+
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    eta: float = 0.0
+    match_colors: bool = False
+    strength: float | None = None
+
+    def __post_init__(self):
+        if self.num_steps is not None and not is_whole(self.num_steps):
+            raise InputError(f"num_steps must be a whole number, not {self.num_steps!r}.")
+        for name in ("guidance_scale", "eta", "strength"):
+            value = getattr(self, name)
+            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not real and (value is not None or name == "eta"):
+                raise InputError(f"{name} must be a number, not {value!r}.")
+        if not isinstance(self.match_colors, bool | np.bool_):
+            raise InputError(f"match_colors must be true or false, not {self.match_colors!r}.")
+
+    def filled(self, config: ReleasedConfig) -> "Settings":
+        """With the choices of a model in the place of None.
+
+        Raises:
+            InputError: A value out of range.
+        """
+        chosen = {
+            name: getattr(config.sampling if getattr(self, name) is None else self, name)
+            for name in ("num_steps", "guidance_scale", "sampler", "strength")
+        }
+        train_steps = config.diffusion.num_train_timesteps
+        sampling.sampling_timesteps(
+            train_steps, chosen["num_steps"], config.sampling.spacing, chosen["strength"]
+        )
+        sampling.check_sampler(chosen["sampler"], self.eta)
+        if not 0 <= chosen["guidance_scale"] <= MOST_GUIDANCE:
+            raise InputError(
+                f"The guidance scale must be 0 to {MOST_GUIDANCE:g}, not"
+                f" {chosen['guidance_scale']}."
+            )
+        types = dict(num_steps=int, guidance_scale=float, sampler=str, strength=float)
+        return replace(self, **{name: types[name](value) for name, value in chosen.items()})
