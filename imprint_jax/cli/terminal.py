@@ -48,7 +48,7 @@ class App(typer.Typer):
 
 
 class Lines(logging.Handler):
-    """Shows log records as lines, long ones whole; of other libraries errors only.
+    """Shows log records as lines, long ones whole; a warning once; of other libraries errors only.
 
     Orbax (which logs as absl) and asyncio log errors of background threads with their tracebacks
     and raise them, too: those are shown once, by whoever catches them.
@@ -60,13 +60,18 @@ class Lines(logging.Handler):
     def __init__(self, verbose: bool):
         super().__init__()
         self.verbose = verbose
+        self._warnings: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether it is shown."""
         library = record.name.split(".")[0]
         raised = library in ("absl", "asyncio")
         error = record.levelno >= logging.ERROR and not raised
-        return self.verbose or library == "imprint_jax" or error
+        shown = self.verbose or library == "imprint_jax" or error
+        if shown and record.levelno == logging.WARNING:
+            shown = record.getMessage() not in self._warnings
+            self._warnings.add(record.getMessage())
+        return shown
 
     def emit(self, record: logging.LogRecord) -> None:
         """Shows it."""

@@ -111,18 +111,19 @@ def stage_loss(
     """
     a = alphas_cumprod[draws.timesteps]
     images = to_float(batch["target"])
+    if stage == 2:
+        with jax.named_scope("encode_background"):
+            background, hole = model.encode_background(images, batch["mask"], diffusion.hole_fill)
     x0 = encode_target(model, images, draws, diffusion.sample_posterior)
     context = object_context(model, to_float(batch["object"]), draws.drop)
     seen = process.add_noise(x0, draws.noise, a)
     if stage == 2:
-        with jax.named_scope("encode_background"):
-            background, hole = model.encode_background(images, batch["mask"], diffusion.hole_fill)
         seen = process.network_input(diffusion, seen, background, hole, draws.noise, a)
     with jax.named_scope("denoise"):
         prediction = model.unet(seen, draws.timesteps, model.unet.keys_values(context))
     target = process.prediction_target(diffusion.prediction_type, x0, draws.noise, a)
+    weight = process.loss_weight(diffusion.prediction_type, a, min_snr_gamma)
     errors = (target - prediction) ** 2
     if stage == 2:
         errors = hole * errors
-    weight = process.loss_weight(diffusion.prediction_type, a, min_snr_gamma)
     return weight * jnp.mean(errors, axis=(1, 2, 3))

@@ -137,8 +137,13 @@ def pasted(
         How many entries were written.
 
     Raises:
-        InputError: `out` is not empty, or no object has two views.
+        InputError: `out` is not empty, no object has two views, or `data` says no share.
     """
+    if not data.share:
+        raise InputError(
+            "data.share is empty, so that nothing says how large pasted objects are: take a recipe"
+            " that has it, such as stage2 or mini_stage2."
+        )
     pairs = make_pairs("pasted", records.index, data.window)
     with _test_set(out) as folder:
         for k in _spread(np.arange(len(pairs)), limit):

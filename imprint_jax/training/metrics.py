@@ -48,7 +48,7 @@ class Meter:
             str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=self.main
         )
         self.metrics: list[dict] = []  # of the steps since the last flush, on the device
-        self.step = start
+        self.start = self.step = start
         self.terminal = console.is_terminal
         self._restart_clock()
         self.progress = Progress(
@@ -86,6 +86,8 @@ class Meter:
         self.waited += waited
         done = self.step + len(self.metrics)
         self.progress.update(self.task, completed=done)
+        if done == self.start + 2 and len(self.metrics) == 2:  # so the first of them is done
+            self._say(f"training; a line every {self.config.log_every} steps")
         if done % self.config.log_every == 0 or done == self.config.total_steps:
             self.flush()
 

@@ -439,6 +439,7 @@ def test_log_lines_are_plain_and_whole(verbose):
         for name, level, text in (
             ("imprint_jax.training", logging.INFO, f"resumed from {path}"),
             ("imprint_jax", logging.WARNING, "a [bracket]"),
+            ("imprint_jax", logging.WARNING, "a [bracket]"),  # once is enough
             ("orbax", logging.WARNING, "of a library"),
             ("jax", logging.ERROR, "an error"),
             ("absl", logging.ERROR, "raised, too"),

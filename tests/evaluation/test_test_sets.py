@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,8 @@ def test_a_set_is_written_whole_or_not_at_all(records, tmp_path, monkeypatch):
     (tmp_path / "used" / "file").write_text("")
     with pytest.raises(InputError, match="exists already"):
         test_sets.pasted(c, *records, tmp_path / "used")
+    with pytest.raises(InputError, match=r"data\.share is empty.*such as stage2"):
+        test_sets.pasted(replace(c, share=()), *records, tmp_path / "none")
 
 
 @pytest.fixture

@@ -146,6 +146,17 @@ def test_published_plans_can_be_read():
         assert kept.peak >= kept.resident or kept.out_of_memory
 
 
+@pytest.mark.slow
+def test_published_plans_are_of_the_programs_as_they_are(tmp_path):
+    """Whoever changes a full-size program makes its plans anew: docs/planning.md."""
+    published = kept_plans.published_folder()
+    for path in sorted(published.glob("*.json")):
+        kept = Plan.from_json(json.loads(path.read_text()))
+        if jax.__version__ in kept.compiler:  # a key has jax's version
+            found = compile_process.plan(kept.request, [tmp_path, published])
+            assert found == kept and not list(tmp_path.iterdir()), path.name
+
+
 def test_a_key_is_of_the_program_not_of_the_devices_it_was_traced_on():
     cpu = "NamedSharding(mesh=Mesh('data': 1), spec=P(), memory_kind=device) f at 0x7f01"
     gpu = "NamedSharding(mesh=Mesh('data': 1), spec=P()) f at 0x7e02"

@@ -1,12 +1,15 @@
 """Training end to end through the command."""
 
+import io
 import json
+import logging
 import re
 import resource
 import shutil
 import signal
 import socket
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -119,9 +122,13 @@ def test_resume_in_a_new_process_is_bit_for_bit_no_interruption(runs):
 def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
     folder, _ = runs
     workdir = folder / "stage2"
-    args = ("train", "--config", folder / "tiny2.py", "--workdir", workdir)
+    args = ("train", "--config", folder / "tiny2.py", "--workdir", workdir, "--profile", 2)
     done = run_alone(*args)
     assert done.returncode == 0, done.stderr
+    (trace,) = (workdir / "profile").rglob("*.xplane.pb")
+    assert all(
+        scope in trace.read_bytes() for scope in (b"encode_object", b"denoise", b"optimizer")
+    )
     before, after = parameters(folder / "stage1"), parameters(workdir, ema=False)
     same = {path for path in before if np.array_equal(before[path], after[path])}
     unused = {path for path in before if path.startswith(("dinov2/", "vae/"))}
@@ -185,6 +192,17 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
         meter.update({"loss": np.float32(1), "grad_norm": np.float32(np.inf)}, 0.0)
     found = json.loads((tmp_path / "nonfinite.json").read_text())
     assert found == {"step": 7, "grad_norm": "inf", "first_and_last_sample": [48, 55]}
+
+
+def test_a_log_without_a_bar_shows_at_once_that_it_trains(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    c = replace(tiny_config(1), log_every=5, total_steps=20)
+    finite = {"loss": np.float32(1), "grad_norm": np.float32(1)}
+    with Meter(tmp_path, c, Console(file=io.StringIO()), 6, None) as meter:
+        for _ in range(6):
+            meter.update(finite, 0.0)
+    said = [line.split("  ")[0] for line in caplog.messages]
+    assert said == ["training; a line every 5 steps", "step 10 of 20"]
 
 
 def test_a_dry_run_shows_and_writes_nothing(runs, monkeypatch):
