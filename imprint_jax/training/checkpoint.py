@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -219,6 +220,7 @@ class Checkpoints:
         distributed.wait_for_all(f"damaged {step}")
         if distributed.is_main():
             damaged.parent.mkdir(exist_ok=True)
+            shutil.rmtree(damaged, ignore_errors=True)  # the same step's, of an earlier time
             (self.folder / str(step)).rename(damaged)
             (self.checksums / f"{step}.json").unlink(missing_ok=True)
         distributed.wait_for_all(f"moved {step}")

@@ -77,6 +77,16 @@ def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, run, item, how, capl
     assert sorted(p.stem for p in (copy / "checksums").glob("[0-9]*.json")) == ["2", "4"]
 
 
+def test_the_same_step_can_be_damaged_twice(tmp_path, run):
+    workdir, trainer, _ = run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    shutil.copytree(copy / "checkpoints/6", copy / "damaged/6")  # of the first time
+    damage(copy / "checkpoints/6/data/metadata", "overwritten")
+    assert restored(copy, trainer) == (4, 40)
+    assert not (copy / "checkpoints/6").exists()
+
+
 @pytest.mark.parametrize("checksums", [None, ""])
 def test_a_checkpoint_without_checksums_is_set_aside_if_it_cannot_be_read(tmp_path, run, checksums):
     workdir, trainer, _ = run
