@@ -22,7 +22,10 @@ def ui(
         typer.Option(help="ONNX that finds the object in pictures without mask or transparency."),
     ] = None,
     host: Annotated[str, typer.Option(help="127.0.0.1 is this machine alone.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Port (default: a free one from 7860).")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port (default: a free one from 7860).", min=1, max=65535),
+    ] = None,
 ) -> None:
     """Compose in the browser: pick, draw the hole, look, download."""
     try:

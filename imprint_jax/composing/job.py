@@ -216,7 +216,7 @@ def unfinished(
         for key in _SAME:
             if line[key] != how[key]:
                 raise InputError(
-                    f"{out} holds pictures composed with another {key} ({line[key]}, not"
+                    f"{out} holds pictures made with different {key} ({line[key]}, not"
                     f" {how[key]}): give another --out."
                 )
     for listed in old_failures:

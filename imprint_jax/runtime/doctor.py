@@ -22,6 +22,9 @@ EXTRAS = {
     "beam": "apache_beam",
     "ui": "gradio",
     "torch": "torch",
+    "hub": "huggingface_hub",
+    "plan-gpu": "jax_cuda13_plugin",
+    "plan-tpu": "libtpu",
 }
 # Less memory or room than this ends an ordinary use of a full-size model: its float32 weights are
 # 8.3 GB (1,136 + 860 + 84 + 36 million parameters), and a checkpoint of stage 2 holds four copies.

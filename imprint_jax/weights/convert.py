@@ -175,8 +175,8 @@ def _torch_target(part: Component, released: dict) -> Target:
         case "vae":
             if released["model"]["autoencoder"] != "kl":
                 raise InputError(
-                    f"{part.source} is the closed-form codec, which PyTorch's libraries have not;"
-                    " only models with Stable Diffusion's VAE can be converted."
+                    f"{part.source} is the closed-form codec, which PyTorch's libraries do not"
+                    " have; only models with Stable Diffusion's VAE can be converted."
                 )
             settings = stable_diffusion.vae_config(part.settings, released["image_size"])
             return Target("vae", file, stable_diffusion.diffusers_table(part.abstract), settings)

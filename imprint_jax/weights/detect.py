@@ -105,7 +105,7 @@ def find(path: Path, kind: str = "auto", clip_folder: Path | None = None) -> Sou
         kind = found
     if kind is None:
         raise InputError(
-            f"{path} is nothing that is known: a folder of diffusers, of transformers' DINOv2 or"
+            f"{path} is not recognised. It may be a folder of diffusers, of transformers' DINOv2 or"
             " CLIP or of a released model, or a file of Stable Diffusion or DINOv2 in the original"
             " names. See docs/weights.md."
         )

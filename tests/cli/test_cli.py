@@ -343,7 +343,7 @@ def test_a_manifest_is_done_as_far_as_it_can_be(files, manifest, tmp_path, monke
     assert run(*arguments)[0] == 0
     # Pictures of another kind do not get mixed in.
     code, output = run(*arguments, "--steps", "3")
-    assert code == 2 and "composed with another settings" in output
+    assert code == 2 and "made with different settings" in output
 
 
 def test_what_a_stopped_or_changed_job_left_is_done_again(files, manifest, tmp_path):

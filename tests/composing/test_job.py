@@ -117,7 +117,7 @@ def test_processes_share_a_manifest_and_go_on_in_another_number(folder):
     assert work(1, 1) == ["e"]
     assert {path.name for path in out.glob("failures*")} == {"failures.jsonl"}
     assert len(list(out.glob("*.png"))) == 6
-    with pytest.raises(InputError, match="pictures composed with another"):
+    with pytest.raises(InputError, match="pictures made with different"):
         job.unfinished(every, out, HOW | {"model_sha256": "1"}, shard=(2, 5))
 
 

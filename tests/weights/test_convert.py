@@ -481,7 +481,7 @@ def test_what_is_not_what_it_is_called(tmp_path, sd_folder, dinov2_folder):
         (sd_folder, "paint-by-example", "takes 4 channels"),
         (sd_folder, "sdxl", "no kind 'sdxl'"),
         (tmp_path / "nowhere", "auto", "There is no"),
-        (tmp_path, "auto", "nothing that is known"),
+        (tmp_path, "auto", "is not recognised"),
     ]
     for path, kind, message in cases:
         with pytest.raises(InputError, match=message):
