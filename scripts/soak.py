@@ -572,12 +572,16 @@ def table(events: list[dict]) -> str:
     ends = [event for event in events if "end" in event]
     equal = sum(not event["differing"] for event in ends)
     lost = sum("lost" in event for event in events)
-    lines.append(
-        f"\n{sum(times[kind] for kind in EVENTS)} events, after which runs went on {len(starts)}"
-        f" times, with at most {max(again, default=0)} steps to make again; after the kill of one"
-        f" process the others had ended in {max(seconds, default=0)} seconds at most; {equal} of"
-        f" {len(ends)} runs ended equal; {lost} times something was lost."
-    )
+    happened = sum(times[kind] for kind in EVENTS)
+    said = [f"{happened} events, after which runs went on {len(starts)} times"]
+    if again:
+        said.append(f"at most {max(again)} steps were made again")
+    if seconds:
+        said.append(f"after the kill of one process the others had ended in {max(seconds)} seconds")
+    if ends:
+        said.append(f"{equal} of {len(ends)} runs ended equal")
+    said.append(f"something was lost: {lost}")
+    lines.append(f"\n{'; '.join(said)}.")
     return "\n".join(lines)
 
 

@@ -56,8 +56,8 @@ def test_the_table_counts_what_happened():
     ]
     table = soak.table(events)
     assert "SIGKILL of one process: the others end within a minute, and say why | 2 |" in table
-    assert "3 events, after which runs went on 2 times, with at most 3 steps" in table
-    assert "1 of 2 runs ended equal; 1 times something was lost." in table
+    assert "3 events, after which runs went on 2 times; at most 3 steps were made again;" in table
+    assert "1 of 2 runs ended equal; something was lost: 1." in table
 
 
 @pytest.mark.slow
