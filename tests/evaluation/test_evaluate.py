@@ -344,8 +344,9 @@ def test_methods_of_earlier_calls_stay_and_are_compared(folder, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["methods"]) == ["truth", "shifted"]
     compared = summary["compared"]["truth minus shifted"]
-    assert compared["psnr"]["verdict"] == "truth is better" and compared["psnr"]["objects"] == 3
-    assert compared["psnr"]["interval"][0] > 0
+    # The truth is better, but three objects may agree by chance.
+    assert compared["psnr"]["verdict"] == "too few objects (3): this test cannot tell"
+    assert compared["psnr"]["interval"][0] > 0 and compared["psnr"]["objects"] == 3
     assert run(*arguments, "--compare", "truth", "none") == (
         2,
         "--compare: there is no method 'none'.",
