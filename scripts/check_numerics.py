@@ -108,9 +108,7 @@ def compile_quickly(lowered):
 
     try:
         return lowered.compile(compiler_options=QUICK)
-    except jax.errors.JaxRuntimeError as error:  # the options may have other names in a later XLA
-        if "No such compile option" not in str(error):
-            raise
+    except jax.errors.JaxRuntimeError:  # the options may have other names in a later XLA
         return lowered.compile()
 
 
