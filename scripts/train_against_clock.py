@@ -36,7 +36,7 @@ SAVES = 10  # of a run, so that little is lost even if it is killed
 class Speed:
     """What a trial measured, in seconds: before the first step, of a step, of saving.
 
-    Without the time for compiling: what the trial compiled, the run finds in the cache.
+    A run compiles anew, since the number of its steps is part of its program.
     """
 
     start: float
@@ -93,10 +93,8 @@ def measure(recipe: str, workdir: Path, overrides: list[str], seconds: float) ->
         for line in metrics.read_text().splitlines()
     ]
     shutil.rmtree(workdir)
-    # The first lines' steps contain the compilation.
-    return Speed(
-        first - start - LOG_EVERY * steps[0], statistics.median(steps[1:] or steps), saving
-    )
+    step = statistics.median(steps[1:] or steps)
+    return Speed(first - start - LOG_EVERY * step, step, saving)
 
 
 def is_done(workdir: Path) -> bool:
