@@ -47,6 +47,9 @@ USABLE = 0.9
 SHARED_FROM = 64.0
 # A training that has no room for so many samples in its half gets all of the memory.
 ENOUGH = 16
+# On an H200 with jax 0.11 XLA's own choice of kernels had not compiled one program in two minutes;
+# without Triton's matrix products, and without a check of each kernel's result, it takes one.
+XLA_FLAGS = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=2"
 BEGUN, DONE = "begun", "done"  # states of parts
 PICTURES = "pictures"  # folder in DIR
 
@@ -298,6 +301,7 @@ class Check:
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{part.memory:.2f}",
+            "XLA_FLAGS": f"{XLA_FLAGS} {os.environ.get('XLA_FLAGS', '')}",
         }
         if part.library == "torch":
             # It draws weights and noise by our code, which must leave the device to PyTorch.
