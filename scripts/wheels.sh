@@ -5,7 +5,7 @@
 #
 # There: python -m pip install --no-index --no-deps DIR/*.whl, then PYTHONPATH=. for this checkout.
 # It may have more than it needs, but for jax, torch and what they bring along (NumPy, CUDA) it
-# should have SciPy, OpenCV, Pillow, rich, typer, safetensors, transformers, protobuf, msgpack,
+# should have SciPy, OpenCV, Pillow, rich, safetensors, transformers, protobuf, msgpack,
 # tensorstore, pyarrow, psutil, regex, requests, tqdm, wrapt, zipp and PyYAML.
 set -euo pipefail
 
@@ -20,7 +20,8 @@ fi
 names="array-record flax grain ml-collections optax orbax-checkpoint platformdirs tensorboardX
     tensorflow-datasets diffusers
     absl-py dm-tree docstring-parser etils googleapis-common-protos immutabledict importlib-metadata
-    importlib-resources portpicker simple-parsing six tensorflow-metadata termcolor toml"
+    importlib-resources portpicker simple-parsing six tensorflow-metadata termcolor toml
+    typer"
 requirements=$(python3 - "$project" $names <<'PYTHON'
 import pathlib, re, sys, tomllib
 
@@ -33,9 +34,12 @@ PYTHON
 
 platforms=()
 for glibc in 2_17 2_24 2_27 2_28 2_34; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
-python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" \
-    --implementation cp "${platforms[@]}" --platform manylinux2014_x86_64 --dest "$folder" \
-    $requirements
+download() {
+    python3 -m pip download --quiet --only-binary=:all: --python-version "$version" \
+        --implementation cp "${platforms[@]}" --platform manylinux2014_x86_64 --dest "$folder" "$@"
+}
+download --no-deps $requirements
+download pydantic # with what it needs: typer has come to need it
 # It comes as source only.
 python3 -m pip wheel --quiet --no-deps --wheel-dir "$folder" promise
 du -sh "$folder"
