@@ -9,7 +9,7 @@ from imprint_jax import config
 def get_config():
     c = config.load("mini144_stage1").unlock()
     c.stage = 2
-    c.total_steps = 3000  # the shipped model: 527, data/recipes/mini144.sh
+    c.total_steps = 4739
     c.drop_probability = 0.1
     for component in ("dinov2", "adapter", "unet"):
         c.init_from[component] = "runs/mini144_stage1"
@@ -27,9 +27,8 @@ def get_config():
     )
     c.groups = (
         ("dinov2", "dinov2/", None),
-        ("adapter", "adapter/", 2e-4),
-        ("unet", "unet/", 2e-4),
+        ("adapter", "adapter/", 3e-4),
+        ("unet", "unet/", 3e-4),
         ("vae", "vae/", None),
     )
-    c.optim.warmup_steps = 50
     return c.lock()

@@ -13,6 +13,7 @@ from imprint_jax import config
 
 def get_config():
     c = config.load("mini144_stage2").unlock()
+    c.batch_size = 16
     c.total_steps = 400
     for component in ("dinov2", "adapter", "unet"):
         c.init_from[component] = "mini"
