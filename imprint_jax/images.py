@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, features
 
 from imprint_jax.errors import InputError
@@ -485,7 +486,7 @@ def _to_plain(image: Image.Image) -> Image.Image:
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def as_rgb_or_rgba(picture: np.ndarray | PathOrImage, name: str) -> np.ndarray:
+def as_rgb_or_rgba(picture: ArrayLike | PathOrImage, name: str) -> np.ndarray:
     """A caller's picture as (h w 3) or (h w 4) uint8 of its own memory.
 
     Args:
@@ -525,7 +526,7 @@ def loaded(image: Image.Image, name: str) -> Image.Image:
 
 
 def as_mask(
-    mask: np.ndarray | PathOrImage,
+    mask: ArrayLike | PathOrImage,
     size_hw: tuple[int, int],
     name: str,
     *,

@@ -34,7 +34,7 @@ class Batching:
         self.devices = devices.local()
         self.per_device = per_device
         self._params = {1: jax.device_put(params, self.devices[0])}
-        self._programs = {}
+        self._programs: dict[tuple[Callable, int, int, int], Callable] = {}
 
     @property
     def most_rows(self) -> int:

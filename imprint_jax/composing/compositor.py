@@ -20,7 +20,7 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +34,7 @@ from imprint_jax import geometry
 from imprint_jax.composing.batching import Batching
 from imprint_jax.composing.photo import Pictures
 from imprint_jax.composing.request import Picture, Placement, Request, is_whole
-from imprint_jax.composing.settings import Settings
+from imprint_jax.composing.settings import Filled, Settings
 from imprint_jax.composing.start import paste_object
 from imprint_jax.config.fields import DiffusionConfig, ReleasedConfig
 from imprint_jax.diffusion import sampling
@@ -92,6 +92,15 @@ class _Inputs(NamedTuple):
     crop: geometry.Crop
 
 
+class _Batch(NamedTuple):
+    """One object of every sample, on the devices."""
+
+    samples: list[_Sample]
+    inputs: list[_Inputs]
+    generated: tuple[jax.Array, jax.Array]  # as `generate`, but uint8
+    part: int  # which object it is, of the request's
+
+
 class Compositor:
     """Composes objects into photos of any size.
 
@@ -132,7 +141,7 @@ class Compositor:
         self.params = {name: cast(tree, dtype) for name, tree in params.items()}
         self.params["vae"] = cast(params["vae"], jnp.float32)
         self.batching = Batching(self.params, max_batch)
-        self._functions = {}
+        self._functions: dict[tuple[sampling.Choices, bool], Callable] = {}
         self._told: set[str] = set()  # what is said once, not with every picture
 
     @classmethod
@@ -304,31 +313,32 @@ class Compositor:
             for number in range(request.num):
                 yield _Sample(request, number, holes, request.original.visible)
 
-    def _compose(self, samples: Iterator[_Sample], settings: Settings) -> Iterator[_Sample]:
+    def _compose(self, samples: Iterator[_Sample], settings: Filled) -> Iterator[_Sample]:
         """The samples with their photos finished, in order."""
-        running = deque(), []  # samples, and their last batches, still on the devices
+        # Samples, and their last batches, still on the devices.
+        running: tuple[deque[_Sample], list[_Batch]] = deque(), []
         while chunk := deque(itertools.islice(samples, self.batching.most_rows)):
-            batches = []
+            batches: list[_Batch] = []
             for index in range(max(len(sample.holes) for sample in chunk)):
                 for batch in batches:  # the next object sees this one
-                    self._paste(*batch, settings)
-                batches = [
-                    (*self._start(group, index, settings), index) for group in _groups(chunk, index)
-                ]
+                    self._paste(batch, settings)
+                batches = [self._start(group, index, settings) for group in _groups(chunk, index)]
             yield from self._finish(*running, settings)
             running = chunk, batches
         yield from self._finish(*running, settings)
 
-    def _finish(self, samples: deque[_Sample], batches: list, settings: Settings):
+    def _finish(
+        self, samples: deque[_Sample], batches: list[_Batch], settings: Filled
+    ) -> Iterator[_Sample]:
         for batch in batches:
-            self._paste(*batch, settings)
+            self._paste(batch, settings)
         batches.clear()
         while samples:  # each is let go once it is handed on
             yield samples.popleft()
 
-    def _start(self, samples: list[_Sample], index: int, settings: Settings):
+    def _start(self, samples: list[_Sample], index: int, settings: Filled) -> _Batch:
         """Starts a batch: object `index` of every sample; does not wait for it."""
-        inputs = []
+        inputs: list[_Inputs] = []
         for sample in samples:
             # The samples of one request start from the same photo.
             same = inputs and index == 0 and sample.request is samples[len(inputs) - 1].request
@@ -338,9 +348,10 @@ class Compositor:
             draw = np.array([sample.request.seed, sample.number, index], np.uint32)
             rows.append((draw, objects, square, hole, *([] if start is None else [start])))
         guidance = () if settings.guidance_scale == 1 else (np.float32(settings.guidance_scale),)
-        return samples, inputs, self.batching.start(self._function(settings), rows, *guidance)
+        generated = self.batching.start(self._function(settings), rows, *guidance)
+        return _Batch(samples, inputs, generated, index)
 
-    def _inputs(self, sample: _Sample, index: int, settings: Settings) -> _Inputs:
+    def _inputs(self, sample: _Sample, index: int, settings: Filled) -> _Inputs:
         views, hole = sample.request.parts[index].views, sample.holes[index]
         size = self.config.image_size
         crop = geometry.context_crop(hole, self.config.context, math.ceil(size / MAX_ENLARGED))
@@ -349,8 +360,7 @@ class Compositor:
         filled = geometry.fill_hole(sample.photo[..., :3], hole[..., None], mode, grey=128)
         config = self.config
         how = vars(config.object_view)
-        see = functools.partial(geometry.object_crop, size=config.object_size, **how)
-        cuts = [see(*view) for view in views]
+        cuts = [geometry.object_crop(*view, config.object_size, **how) for view in views]
         if config.object_view.background == "photo":
             self._tell_surroundings(views)
         square_hole = geometry.extract(hole, crop, size)[..., None]
@@ -399,15 +409,9 @@ class Compositor:
             name,
         )
 
-    def _paste(
-        self,
-        samples: list[_Sample],
-        inputs: list[_Inputs],
-        generated: tuple[jax.Array, jax.Array],
-        index: int,
-        settings: Settings,
-    ) -> None:
+    def _paste(self, batch: _Batch, settings: Filled) -> None:
         """Waits for a batch and pastes it into its samples' photos."""
+        samples, inputs, generated, index = batch
         pictures, finite = map(np.asarray, generated)
         for sample, seen, picture, stages in zip(samples, inputs, pictures, finite, strict=False):
             if sample.error or not stages.all():
@@ -429,7 +433,7 @@ class Compositor:
         ring = geometry.ring_around(generated, RING * self.config.image_size)
         return geometry.match_colors(picture, square, ring)
 
-    def _function(self, settings: Settings):
+    def _function(self, settings: Filled) -> Callable:
         """`generate` for `Batching`: the same object for the same choices."""
         guided = settings.guidance_scale != 1
         choices = sampling.Choices(

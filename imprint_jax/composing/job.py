@@ -21,14 +21,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import imprint_jax
 from imprint_jax import images
 from imprint_jax.composing.compositor import Compositor
 from imprint_jax.composing.manifest import Entry
 from imprint_jax.composing.photo import Photo
-from imprint_jax.composing.settings import Settings
+from imprint_jax.composing.settings import Filled, Settings
 from imprint_jax.config.fields import ReleasedConfig
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
@@ -49,9 +49,7 @@ _LONGEST_NAME = 255
 _CHUNK = "imprint_jax"
 
 
-def provenance(
-    folder: Path, config: ReleasedConfig, settings: Settings, shape: dict, dtype
-) -> dict:
+def provenance(folder: Path, config: ReleasedConfig, settings: Filled, shape: dict, dtype) -> dict:
     """How pictures are composed: enough to compose them again.
 
     Args:
@@ -321,6 +319,8 @@ def _provenance_of(path: Path) -> dict | None:
     """What our text chunk in a PNG says; None if it has none."""
     try:
         with Image.open(path) as image:
+            if not isinstance(image, PngImagePlugin.PngImageFile):
+                return None
             content = json.loads(image.text[_CHUNK])
     except Exception:  # any other file, and decoders raise anything
         return None
@@ -358,7 +358,8 @@ def compose_entries(
     Raises:
         InputError: A list of results or failures cannot be written.
     """
-    waiting, unreadable = deque(), deque()
+    waiting: deque[Entry] = deque()
+    unreadable: deque[tuple[Entry, str]] = deque()
 
     def requests():
         for entry in entries:

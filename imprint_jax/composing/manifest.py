@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imprint_jax import geometry, images
-from imprint_jax.composing.request import Placement, Request, check_numbers
+from imprint_jax.composing.request import Picture, Placement, Request, check_numbers
 from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
 from imprint_jax.weights.tensors import file_hash
@@ -123,9 +123,9 @@ class Entry:
 
 
 def _placement(one: ObjectEntry, segmenter: Segmenter | None) -> Placement:
-    views = list(one.views)
+    views: list[Picture] = list(one.views)
     if segmenter and not one.view_masks:
-        views = [segmenter.cut_out(images.read_image(path), str(path)) for path in views]
+        views = [segmenter.cut_out(images.read_image(path), str(path)) for path in one.views]
     return Placement(views, one.mask, list(one.view_masks) or None, one.box)
 
 
@@ -138,7 +138,7 @@ def read(path: Path) -> list[Entry]:
     entries = _read_folder(path) if path.is_dir() else _read_lines(path)
     if not entries:
         raise InputError(f"{path} lists nothing to compose.")
-    written = {}
+    written: dict[str, Entry] = {}
     for entry in entries:
         for name in entry.names():
             # Case does not tell files apart everywhere.
@@ -358,7 +358,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     """A folder's files by their names without ending, in order; empty if there is no folder."""
     if not folder.is_dir():
         return {}
-    files = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):
             if path.stem in files:

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import ExifTags, Image
 
 from imprint_jax import images
@@ -80,7 +81,7 @@ class Pictures(list):
         return images.encode_png(np.asarray(row), **({"icc_profile": profile} if profile else {}))
 
 
-def open_photo(picture: np.ndarray | images.PathOrImage, name: str = "background") -> Photo:
+def open_photo(picture: ArrayLike | images.PathOrImage, name: str = "background") -> Photo:
     """A file's path, a PIL image, or a uint8 array (h w), (h w 3) or (h w 4), as a `Photo`.
 
     Args:

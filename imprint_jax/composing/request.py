@@ -126,12 +126,12 @@ class Request:
 
     def _part(self, placement: Placement, number: str) -> Part:
         views = _check_views(placement, number)
-        if (placement.mask is None) == (placement.box is None):
-            raise InputError(f"Say where the object{number} goes: either a mask or a box.")
-        if placement.box is None:
+        if placement.mask is not None and placement.box is None:
             outline = self._drawn(placement.mask, f"mask{number}")
-        else:
+        elif placement.mask is None and placement.box is not None:
             outline = geometry.box_mask(check_box(placement.box), *self.original.pixels.shape[:2])
+        else:
+            raise InputError(f"Say where the object{number} goes: either a mask or a box.")
         return Part(views, outline, self._leveled(outline, self.mask_sigmas))
 
     def _drawn(self, mask: Picture, name: str) -> np.ndarray:
@@ -204,13 +204,10 @@ def _without_specks(mask: np.ndarray, name: str) -> np.ndarray:
 
 
 def _check_views(placement: Placement, number: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    several = isinstance(placement.object, list | tuple)
-    views = placement.object if several else [placement.object]
-    masks = placement.object_mask
-    if masks is None:
-        masks = [None] * len(views)
-    elif not isinstance(masks, list | tuple):
-        masks = [masks]
+    views: list[Picture] = _listed(placement.object)
+    masks: list[Picture | None] = [None] * len(views)
+    if placement.object_mask is not None:
+        masks = _listed(placement.object_mask)
     if not views or len(masks) != len(views):
         raise InputError(
             f"There are {len(views)} pictures of the object{number} but {len(masks)} masks of it:"
@@ -218,6 +215,10 @@ def _check_views(placement: Placement, number: str) -> list[tuple[np.ndarray, np
         )
     name = f"object{number}"
     return [_check_view(view, mask, name) for view, mask in zip(views, masks, strict=True)]
+
+
+def _listed(value) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _check_view(view: Picture, mask: Picture | None, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """How pictures are sampled, as a user says it."""
 
 import numbers
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Settings:
         if not isinstance(self.match_colors, bool | np.bool_):
             raise InputError(f"match_colors must be true or false, not {self.match_colors!r}.")
 
-    def filled(self, config: ReleasedConfig) -> "Settings":
+    def filled(self, config: ReleasedConfig) -> "Filled":
         """With the choices of a model in the place of None.
 
         Raises:
@@ -71,5 +71,21 @@ class Settings:
                 f"The guidance scale must be 0 to {MOST_GUIDANCE:g}, not"
                 f" {chosen['guidance_scale']}."
             )
-        types = dict(num_steps=int, guidance_scale=float, sampler=str, strength=float)
-        return replace(self, **{name: types[name](value) for name, value in chosen.items()})
+        return Filled(
+            num_steps=int(chosen["num_steps"]),
+            guidance_scale=float(chosen["guidance_scale"]),
+            sampler=str(chosen["sampler"]),
+            eta=self.eta,
+            match_colors=self.match_colors,
+            strength=float(chosen["strength"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled(Settings):
+    """Settings with a model's choices in the place of None."""
+
+    num_steps: int
+    guidance_scale: float
+    sampler: str
+    strength: float

@@ -101,7 +101,7 @@ class StopSignal:
     """
 
     def __enter__(self):
-        self.received = signal.SIGTERM
+        self.received: int = signal.SIGTERM
         self.stopping = False
         self.before = {signal.SIGINT: signal.signal(signal.SIGINT, self._receive)}
         if jax.process_count() == 1:
