@@ -21,7 +21,7 @@ def get_config():
     for component in ("dinov2", "adapter", "unet"):
         c.init_from[component] = "mini"
     c.data.share = ()
-    c.sampling.strength = 0.5  # from pure noise, it makes no detail yet
+    c.sampling.strength = 0.5  # from pure noise, what it does not know becomes a blob in a box
     c.groups = (
         ("dinov2", "dinov2/", 2e-4),
         ("adapter", "adapter/", 3e-4),
