@@ -327,6 +327,8 @@ class RecordSource:
         try:
             return decode(self._records[i])
         except (RuntimeError, DecodeError, LookupError, ValueError) as error:
+            for shard in self._shards:
+                _check_shard(shard)  # it may have lost its end since it was opened
             ends = np.cumsum([len(_open_shards([shard])) for shard in self._shards])
             shard = self._shards[np.searchsorted(ends, i, side="right")]
             raise InputError(

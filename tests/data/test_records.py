@@ -1,3 +1,4 @@
+import os
 import pickle
 import subprocess
 import sys
@@ -134,6 +135,11 @@ def test_a_damaged_shard_is_named(tmp_path):
     assert source[6]["frame"] == source[8]["frame"] == 0
     with pytest.raises(InputError, match=f"{shard.name} is damaged: its record 7 cannot be read"):
         source[7]
+    shard.write_bytes(whole)
+    source = RecordSource(tmp_path / "d", "train")
+    os.truncate(shard, len(whole) // 2)  # while it is open
+    with pytest.raises(InputError, match=f"{shard.name} is damaged"):
+        source[19]
     index.write_bytes(rows[:100])
     with pytest.raises(InputError, match=f"{index.name} is damaged"):
         RecordSource(tmp_path / "d", "train")
