@@ -142,9 +142,9 @@ def sampler_of(c):
         changed = perturb(image=image[box], mask=mask[box])
         cut, edge = changed["image"], changed["mask"]
         u, v, w, h = cv2.boundingRect((edge >= FAINT).astype(np.uint8))
-        there = np.s_[v : v + h, u : u + w]
-        edge = cv2.merge([edge[there]] * 3)
-        crop = frame(image=cv2.multiply(cut[there], edge, scale=1 / 255))["image"]
+        window = np.s_[v : v + h, u : u + w]
+        edge = cv2.merge([edge[window]] * 3)
+        crop = frame(image=cv2.multiply(cut[window], edge, scale=1 / 255))["image"]
 
         starts = []
         for low, length, total in ((x, width, mask.shape[1]), (y, height, mask.shape[0])):

@@ -76,16 +76,16 @@ def main() -> None:
         square.paste(grey, ((TILE - grey.width) // 2, (TILE - grey.height) // 2))
         row = [np.asarray(square)]
         for shape, factors in SHAPES.items():
-            found = []
+            shares = []
             for photo_name, centre in CENTRES.items():
                 photo = images.read_image(SAMPLES / "photos" / f"{photo_name}.jpg")[..., :3]
                 hole = geometry.box_mask(box_of(view, factors, centre, photo), *photo.shape[:2])
                 request = Request(photo, [Placement(view, hole)])
                 picture = np.asarray(next(compositor.run([request], settings)).picture)
                 true = (view[..., 3] >= 128).mean() / np.prod(factors)
-                found.append(share_like(view, picture, photo, hole) / true)
+                shares.append(share_like(view, picture, photo, hole) / true)
                 row.append(tile(picture, hole))
-            ratios[shape].append(np.mean(found))
+            ratios[shape].append(np.mean(shares))
         rows.append(np.concatenate(row, axis=1))
     for shape, values in ratios.items():
         error = np.std(values, ddof=1) / np.sqrt(len(values))

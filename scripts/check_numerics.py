@@ -79,8 +79,8 @@ def lower(size: str, stage: int, mesh):
         return [x for path, x in flat.items() if checked.labels[path] == group]
 
     def step(trainer, trained, frozen, batch):
-        grads, found = trainer.gradients(trained, frozen, batch, jax.random.key(0))
-        return jnp.mean(found.values), grads
+        grads, losses = trainer.gradients(trained, frozen, batch, jax.random.key(0))
+        return jnp.mean(losses.values), grads
 
     def reference(trained, frozen, batch, grads):
         loss, exact = step(plain, trained, frozen, batch)

@@ -46,8 +46,8 @@ def tiles(
 def main(model: str, out: Path) -> None:
     """Composes everything and writes the sheet."""
     compositor = Compositor.from_pretrained(model)
-    made = [tiles(compositor, *composition) for composition in COMPOSITIONS]
-    pairs = zip(made[::2], made[1::2], strict=True)
+    sheets = [tiles(compositor, *composition) for composition in COMPOSITIONS]
+    pairs = zip(sheets[::2], sheets[1::2], strict=True)
     rows = [np.concatenate(left + right, axis=1) for left, right in pairs]
     sheet = np.concatenate([mini_sheet.headings(HEADINGS * 2, TILE), *rows])
     Image.fromarray(sheet).quantize(mini_sheet.COLOURS).save(out, optimize=True)

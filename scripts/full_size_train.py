@@ -142,9 +142,9 @@ def train(folder: Path, recipe: str, model: Path | None, size: int) -> None:
     compose += ["--background", folder / "pairs/background/01.png"]
     compose += ["--mask", folder / "pairs/mask/01.png"]
     seconds, memory, _ = full_size.measured([*imprint, *map(str, compose)])
-    with Image.open(picture) as made:
-        if made.size != (PAIR_SIZE, PAIR_SIZE):
-            raise RuntimeError(f"{picture} has {made.size} pixels.")
+    with Image.open(picture) as image:
+        if image.size != (PAIR_SIZE, PAIR_SIZE):
+            raise RuntimeError(f"{picture} has {image.size} pixels.")
     row("composite, 2 steps", seconds, memory)
 
 

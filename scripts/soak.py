@@ -136,13 +136,13 @@ class Start:
 
     def resumed(self) -> int | None:
         """The step it went on from, 0 for a new run; None: not yet known."""
-        found = re.findall(r"resumed from step (\d+)|(starts at random)", self.said())
-        return int(found[-1][0] or 0) if found else None
+        starts = re.findall(r"resumed from step (\d+)|(starts at random)", self.said())
+        return int(starts[-1][0] or 0) if starts else None
 
     def step(self) -> int | None:
         """The last step it has made; None: none yet."""
-        found = re.findall(r"^step (\d+) of", self.said(), re.MULTILINE)
-        return int(found[-1]) if found else None
+        steps = re.findall(r"^step (\d+) of", self.said(), re.MULTILINE)
+        return int(steps[-1]) if steps else None
 
     def running(self) -> bool:
         """Whether no process has ended."""
@@ -513,10 +513,10 @@ def one_run(soak: Soak, kinds, counts, rng: random.Random, want: dict, log: Path
         print(json.dumps(event), flush=True)
 
     def happen(kind: str) -> int:
-        found = {"kind": kind, "processes": count, "step": start.step()}
-        found |= EVENTS[kind](soak, workdir, start, rng)
-        note(**found)
-        return found.get("newest", max(saved(workdir), default=0))
+        event = {"kind": kind, "processes": count, "step": start.step()}
+        event |= EVENTS[kind](soak, workdir, start, rng)
+        note(**event)
+        return event.get("newest", max(saved(workdir), default=0))
 
     workdir = soak.disk / "run"
     shutil.rmtree(workdir, ignore_errors=True)

@@ -26,8 +26,11 @@ def doctor() -> None:
     gb = lambda size: f"{size / 1e9:.0f} GB"
     rows = {
         "versions": ", ".join(f"{name} {version}" for name, version in facts.versions().items()),
-        "extras": ", ".join(name for name, there in facts.extras().items() if there) or "none",
-        "not installed": ", ".join(name for name, there in facts.extras().items() if not there),
+        "extras": ", ".join(name for name, installed in facts.extras().items() if installed)
+        or "none",
+        "not installed": ", ".join(
+            name for name, installed in facts.extras().items() if not installed
+        ),
         "system": f"{platform.platform()}, {platform.machine()}",
         "devices": "; ".join(facts.devices()),
         "attention": flash if target.flash_width else "plain and chunked, by XLA",

@@ -139,13 +139,13 @@ def evaluate(
     from imprint_jax.evaluation import report
 
     folders = {}
-    given = [(name, Path(folder)) for name, folder in map(_named, results or [])]
+    result_folders = [(name, Path(folder)) for name, folder in map(_named, results or [])]
     models = [_named(path) for path in model or []]
-    asked = given + [(name, out / "results" / name) for name, _ in models]
+    all_results = result_folders + [(name, out / "results" / name) for name, _ in models]
     if wrong_object:
-        asked += [(f"{name}_wrong", out / "results" / f"{name}_wrong") for name, _ in models]
-    asked += [(name, out / "results" / name) for name in baseline or []]
-    for name, folder in asked:
+        all_results += [(f"{name}_wrong", out / "results" / f"{name}_wrong") for name, _ in models]
+    all_results += [(name, out / "results" / name) for name in baseline or []]
+    for name, folder in all_results:
         if name in folders:
             raise InputError(f"Two methods are called {name!r}; name them: NAME=DIR.")
         folders[name] = folder
@@ -161,7 +161,7 @@ def evaluate(
         if name not in folders and name not in earlier:
             raise InputError(f"--compare: there is no method {name!r}.")
     manifests.check_files(entries)
-    evaluation.find_shots(entries, dict(given))
+    evaluation.find_shots(entries, dict(result_folders))
     wrong = manifests.with_other_objects(entries) if wrong_object else []
     use_compilation_cache()
     measures = evaluation.load_measures(
@@ -187,11 +187,11 @@ def evaluate(
         if wrong_object:
             evaluation.compose_results(path, wrong, folders[f"{name}_wrong"], settings, track)
     folders = _with_earlier(earlier, folders, entries)
-    found = evaluation.evaluate(entries, folders, measures, cache or out / "cache", track=track)
-    summary = report.summarize(found, command=_command(), manifest=described)
+    evaluated = evaluation.evaluate(entries, folders, measures, cache or out / "cache", track=track)
+    summary = report.summarize(evaluated, command=_command(), manifest=described)
     if any(compare):
-        summary["compared"] = {" minus ".join(compare): report.compare(found, *compare)}
-    page = report.write(found, summary, out, worst=worst, limit=show_pictures)
+        summary["compared"] = {" minus ".join(compare): report.compare(evaluated, *compare)}
+    page = report.write(evaluated, summary, out, worst=worst, limit=show_pictures)
     stdout.print(report.table(summary))
     if any(compare):
         stdout.print(report.comparison_table(*summary["compared"].values(), *compare))
@@ -233,16 +233,19 @@ def probe(
     tried = {}
     for path in encoder:
         tried[path] = encoders.load(path)
-        ours = tried[path].name == "imprint" or path.endswith(encoders.BARE)
-        if untrained and ours:
+        is_imprint = tried[path].name == "imprint" or path.endswith(encoders.BARE)
+        if untrained and is_imprint:
             tried[f"{path}, untrained"] = encoders.untrained(path)
         elif untrained:
             note(f"{path} is no model of ours: not tried untrained")
     for name, one in tried.items():
-        found = run(one, source, apart=apart, color=color, track=track)
-        top1, precision = (found.top1, found.chance), (found.mean_precision, found.chance_precision)
+        result = run(one, source, apart=apart, color=color, track=track)
+        top1, precision = (
+            (result.top1, result.chance),
+            (result.mean_precision, result.chance_precision),
+        )
         shares = (f"{x:.3f}" for x in (*top1, *precision))
-        table.add_row(name, *shares, str(found.views), str(found.objects))
+        table.add_row(name, *shares, str(result.views), str(result.objects))
     stdout.print(table)
 
 

@@ -114,9 +114,9 @@ def parse_numbers(option: str, text: str, count: int) -> list[float]:
         InputError: No numbers, or another count of them.
     """
     try:
-        found = [float(part) for part in text.removesuffix("%").split(",")]
+        numbers = [float(part) for part in text.removesuffix("%").split(",")]
     except ValueError:
-        found = []
-    if len(found) != count:
+        numbers = []
+    if len(numbers) != count:
         raise InputError(f"{option} wants {count} number(s), not {text!r}.")
-    return found
+    return numbers

@@ -34,9 +34,9 @@ def config_file(name: str) -> Path:
     for folder in folders:
         if (folder / f"{name}.py").is_file():
             return folder / f"{name}.py"
-    found = {p.relative_to(f).with_suffix("") for f in folders for p in f.rglob("*.py")}
-    known = sorted(path.as_posix() for path in found)
-    raise InputError(f"Unknown config {name!r}; known are {', '.join(known)}, or give a .py file.")
+    recipes = {p.relative_to(f).with_suffix("") for f in folders for p in f.rglob("*.py")}
+    names = sorted(path.as_posix() for path in recipes)
+    raise InputError(f"Unknown config {name!r}; known are {', '.join(names)}, or give a .py file.")
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -51,15 +51,15 @@ def load(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         InputError: Unknown recipe, field, or a value of another type than the field's; or a recipe
             that has nothing to train with these arguments.
     """
-    before, _, given = name.rpartition(":")
+    before, _, argument = name.rpartition(":")
     if len(before) > 1:  # else it is the colon of a drive, or there is none
         name = before
     else:
-        given = ""
-    arguments = [int(x) if x.isdecimal() else x for x in given.split(",")] if given else []
+        argument = ""
+    arguments = [int(x) if x.isdecimal() else x for x in argument.split(",")] if argument else []
     config = load_recipe(name, *arguments)
     if config is None:
-        raise InputError(f"{name} trains nothing with {given}.")
+        raise InputError(f"{name} trains nothing with {argument}.")
     for override in overrides:
         apply(config, override)
     return config.lock()
@@ -87,8 +87,8 @@ def load_recipe(name: str, *arguments) -> ConfigDict | None:
         raise InputError(f"{path}: {error.args[0]}") from error
     if config is not None:
         # What is unlocked, or replaced as a whole, ml_collections does not check.
-        found, known = _fields(config), _fields(default())
-        unknown, missing = sorted(found - known), sorted(known - found)
+        present, expected = _fields(config), _fields(default())
+        unknown, missing = sorted(present - expected), sorted(expected - present)
         if unknown or missing:
             raise InputError(f"{path}: unknown fields {unknown}, missing fields {missing}.")
     return config
@@ -100,13 +100,13 @@ OWN_FIELDS = ("model.dinov2", "model.vae")
 
 def _fields(section: ConfigDict, prefix: str = "") -> set[str]:
     """The dotted names of all fields; of `OWN_FIELDS` their own only."""
-    found = set()
+    names = set()
     for name, value in section.items():
         if isinstance(value, ConfigDict) and prefix + name not in OWN_FIELDS:
-            found |= _fields(value, f"{prefix}{name}.")
+            names |= _fields(value, f"{prefix}{name}.")
         else:
-            found.add(prefix + name)
-    return found
+            names.add(prefix + name)
+    return names
 
 
 def stage_recipe(scale: str, stage: int) -> ConfigDict:

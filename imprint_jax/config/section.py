@@ -60,12 +60,12 @@ class Section:
             content = content.to_dict()
         if not isinstance(content, Mapping):
             raise InputError(f"{name} = {content!r} must be a section with fields.")
-        known = {field.name: field for field in fields(cls)}
-        if unknown := [repr(key) for key in content if key not in known]:
+        by_name = {field.name: field for field in fields(cls)}
+        if unknown := [repr(key) for key in content if key not in by_name]:
             raise InputError(
-                f"{name} has no field {', '.join(unknown)}; its fields: {', '.join(known)}."
+                f"{name} has no field {', '.join(unknown)}; its fields: {', '.join(by_name)}."
             )
-        needed = [key for key, x in known.items() if x.default is x.default_factory is MISSING]
+        needed = [key for key, x in by_name.items() if x.default is x.default_factory is MISSING]
         if missing := [repr(key) for key in needed if key not in content]:
             raise InputError(f"{name} lacks {', '.join(missing)}.")
         return cls(**content)

@@ -196,18 +196,18 @@ def paste_into(
     x0, y0, x1, y1 = bounding_box(mask >= FAINT)
     width, height = box[2] - box[0], box[3] - box[1]
     color, coverage = resize_cut(image[y0:y1, x0:x1], mask[y0:y1, x0:x1], width, height)
-    there = np.s_[box[1] : box[3], box[0] : box[2]]
+    window = np.s_[box[1] : box[3], box[0] : box[2]]
 
     alpha = coverage.astype(np.float32)[..., None] / 255
-    old = photo[there].astype(np.float32)
+    old = photo[window].astype(np.float32)
     brightness = (color * alpha).sum() / (3 * alpha.sum())
     gain = ((old.mean() + 1) / (brightness + 1)) ** match
     color = np.minimum(color * np.clip(gain, 1 / MAX_GAIN, MAX_GAIN), 255)
     composite = photo.copy()
-    composite[there] = np.rint(old + alpha * (color - old))
+    composite[window] = np.rint(old + alpha * (color - old))
     hole = np.zeros((size, size), bool)
     # With the soft edge, which would tell the network the outline.
-    hole[there] = coverage >= FAINT
+    hole[window] = coverage >= FAINT
     return composite, hole
 
 
@@ -247,30 +247,30 @@ def outline(coverage: np.ndarray) -> Outline:
     return Outline(coverage, inside, box, np.count_nonzero(inside[y0:y1, x0:x1]))
 
 
-def context_side(there: Outline, share: float, size: int) -> int:
+def context_side(silhouette: Outline, share: float, size: int) -> int:
     """Side of the square of a photo of which the object covers `share`.
 
     It is larger where the context of `MIN_CONTEXT` or the limit of `MAX_ENLARGED` asks for it, and
     never larger than the photo.
 
     Args:
-        there: The object's.
+        silhouette: The object's.
         share: Of the square's area.
         size: Side that the square is resized to.
 
     Returns:
         Pixels.
     """
-    x0, y0, x1, y1 = there.box
+    x0, y0, x1, y1 = silhouette.box
     least = max(math.ceil(max(x1 - x0, y1 - y0) * MIN_CONTEXT), math.ceil(size / MAX_ENLARGED))
-    return min(max(round(math.sqrt(there.area / share)), least), *there.inside.shape)
+    return min(max(round(math.sqrt(silhouette.area / share)), least), *silhouette.inside.shape)
 
 
-def random_context(there: Outline, side: int, rng: np.random.Generator) -> Crop:
+def random_context(silhouette: Outline, side: int, rng: np.random.Generator) -> Crop:
     """A random square of a photo with all of the object in it, or some where it is too long.
 
     Args:
-        there: The object's outline.
+        silhouette: The object's outline.
         side: Pixels, from `context_side`.
         rng: Source of randomness.
     """
@@ -279,10 +279,10 @@ def random_context(there: Outline, side: int, rng: np.random.Generator) -> Crop:
         if high - low <= side:
             return int(rng.integers(max(high - side, 0), min(low, length - side) + 1))
         # The object may have gaps.
-        seen = rng.choice(np.flatnonzero(there.inside.any(axis=across)))
+        seen = rng.choice(np.flatnonzero(silhouette.inside.any(axis=across)))
         return int(np.clip(rng.integers(seen - side + 1, seen + 1), low, high - side))
 
-    (x0, y0, x1, y1), (height, width) = there.box, there.inside.shape
+    (x0, y0, x1, y1), (height, width) = silhouette.box, silhouette.inside.shape
     return Crop(start(x0, x1, width, 0), start(y0, y1, height, 1), side)
 
 
@@ -292,17 +292,17 @@ class AnyShare(NamedTuple):
     share: float  # of its area, but see `context_side`
     size: int  # side that it is resized to
 
-    def side(self, there: Outline) -> int:
+    def side(self, silhouette: Outline) -> int:
         """The square's side, in pixels."""
-        return context_side(there, self.share, self.size)
+        return context_side(silhouette, self.share, self.size)
 
-    def square(self, there: Outline, rng: np.random.Generator) -> Crop:
+    def square(self, silhouette: Outline, rng: np.random.Generator) -> Crop:
         """The square."""
-        return random_context(there, self.side(there), rng)
+        return random_context(silhouette, self.side(silhouette), rng)
 
-    def box(self, there: Outline) -> Box | None:
+    def box(self, silhouette: Outline) -> Box | None:
         """The hole's box where it is not the object's: none."""
-        del there
+        del silhouette
 
 
 class AsComposed(NamedTuple):
@@ -316,27 +316,29 @@ class AsComposed(NamedTuple):
     taller: float = 1.0  # times its height
     left: float = 0.5  # of the room beside the object, the share on its left
 
-    def side(self, there: Outline) -> int:
+    def side(self, silhouette: Outline) -> int:
         """The square's side, in pixels."""
-        return self._square(there).side
+        return self._square(silhouette).side
 
-    def square(self, there: Outline, rng: np.random.Generator) -> Crop:
+    def square(self, silhouette: Outline, rng: np.random.Generator) -> Crop:
         """The square, which may reach outside of the photo; nothing about it is random."""
         del rng
-        return self._square(there)
+        return self._square(silhouette)
 
-    def _square(self, there: Outline) -> Crop:
-        return crop_around(self.box(there) or there.box, *there.inside.shape, self.context)
+    def _square(self, silhouette: Outline) -> Crop:
+        return crop_around(
+            self.box(silhouette) or silhouette.box, *silhouette.inside.shape, self.context
+        )
 
-    def box(self, there: Outline) -> Box | None:
+    def box(self, silhouette: Outline) -> Box | None:
         """The hole's box, inside the photo, where it is not the object's."""
         if self.wider == self.taller == 1:
             return None
-        x0, y0, x1, y1 = there.box
+        x0, y0, x1, y1 = silhouette.box
         room = (self.wider - 1) * (x1 - x0)
         x0, x1 = x0 - round(self.left * room), x1 + round((1 - self.left) * room)
         y0 = y0 - round((self.taller - 1) * (y1 - y0))
-        return max(x0, 0), max(y0, 0), min(x1, there.inside.shape[1]), y1
+        return max(x0, 0), max(y0, 0), min(x1, silhouette.inside.shape[1]), y1
 
     def place(self, width: float, height: float, size: int) -> tuple[Box, Box]:
         """Where an object is pasted.
@@ -399,10 +401,10 @@ def open_shrunk(record: Record, mask: np.ndarray, scale: float) -> tuple[Image.I
     return image, mask
 
 
-def open_outlined(record: Record, there: Outline, scale: float) -> tuple[Image.Image, Outline]:
+def open_outlined(record: Record, silhouette: Outline, scale: float) -> tuple[Image.Image, Outline]:
     """As `open_shrunk`, with the outline in place of its mask."""
-    image, coverage = open_shrunk(record, there.coverage, scale)
-    return image, there if coverage is there.coverage else outline(coverage)
+    image, coverage = open_shrunk(record, silhouette.coverage, scale)
+    return image, silhouette if coverage is silhouette.coverage else outline(coverage)
 
 
 class Perturbation(NamedTuple):
@@ -417,25 +419,25 @@ def random_perturbation(data: DataConfig, rng: np.random.Generator) -> Perturbat
     return Perturbation(random_colors(rng, data.color), random_affine(rng, **vars(data.affine)))
 
 
-def object_scale(there: Outline, size: int) -> float:
+def object_scale(silhouette: Outline, size: int) -> float:
     """How much of an image's resolution an object image of `size` pixels needs."""
-    x0, y0, x1, y1 = there.box
+    x0, y0, x1, y1 = silhouette.box
     return OVERSIZE * size / max(x1 - x0, y1 - y0)
 
 
 def perturbed_object(
-    image: Image.Image, there: Outline, perturbation: Perturbation, size: int
+    image: Image.Image, silhouette: Outline, perturbation: Perturbation, size: int
 ) -> np.ndarray:
     """The object image (size size 3) uint8, perturbed.
 
     Args:
         image: Of mode "RGB".
-        there: The object in it.
+        silhouette: The object in it.
         perturbation: From `random_perturbation`.
         size: Side of the object image.
     """
-    x0, y0, x1, y1 = there.box
-    cut, edge = np.asarray(image.crop(there.box)), there.coverage[y0:y1, x0:x1]
+    x0, y0, x1, y1 = silhouette.box
+    cut, edge = np.asarray(image.crop(silhouette.box)), silhouette.coverage[y0:y1, x0:x1]
     scale = OVERSIZE * size / max(edge.shape)
     if scale < 1:
         width, height = (max(round(side * scale), 1) for side in (x1 - x0, y1 - y0))
@@ -446,9 +448,9 @@ def perturbed_object(
 
 def object_of(record: Record, perturbation: Perturbation, size: int) -> np.ndarray:
     """The object image of a record, perturbed, (size size 3) uint8."""
-    there = outline(decode_coverage(record))
-    image, there = open_outlined(record, there, object_scale(there, size))
-    return perturbed_object(image, there, perturbation, size)
+    silhouette = outline(decode_coverage(record))
+    image, silhouette = open_outlined(record, silhouette, object_scale(silhouette, size))
+    return perturbed_object(image, silhouette, perturbation, size)
 
 
 def view_on_black(record: Record, colors: np.ndarray, size: int) -> np.ndarray:
@@ -469,14 +471,14 @@ def object_on_black(record: Record, colors: np.ndarray, size: int, context: floa
 
     Its longer side is `size` / `context`.
     """
-    there = outline(decode_coverage(record))
-    x0, y0, x1, y1 = there.box
+    silhouette = outline(decode_coverage(record))
+    x0, y0, x1, y1 = silhouette.box
     longest = size / context
-    image, there = open_outlined(record, there, longest / max(x1 - x0, y1 - y0))
-    x0, y0, x1, y1 = there.box
+    image, silhouette = open_outlined(record, silhouette, longest / max(x1 - x0, y1 - y0))
+    x0, y0, x1, y1 = silhouette.box
     scale = longest / max(x1 - x0, y1 - y0)
     width, height = (max(round(side * scale), 1) for side in (x1 - x0, y1 - y0))
-    cut, edge = np.asarray(image.crop(there.box)), there.coverage[y0:y1, x0:x1]
+    cut, edge = np.asarray(image.crop(silhouette.box)), silhouette.coverage[y0:y1, x0:x1]
     cut, edge = resize_cut(cut, edge, width, height)
     return centre(cut_out(recolor(cut, colors), edge), size)
 
@@ -580,20 +582,20 @@ class InPlace(grain.transforms.RandomMap):
         perturbation = random_perturbation(config.data, rng)
         framing = random_framing(config, rng)
         record = self.records[second]
-        there = outline(decode_coverage(record))
-        scale = size / framing.side(there)
+        silhouette = outline(decode_coverage(record))
+        scale = size / framing.side(silhouette)
         if first == second:
-            scale = max(scale, object_scale(there, config.object_size))
-        image, there = open_outlined(record, there, scale)
+            scale = max(scale, object_scale(silhouette, config.object_size))
+        image, silhouette = open_outlined(record, silhouette, scale)
         if first == second:
-            crop = perturbed_object(image, there, perturbation, config.object_size)
+            crop = perturbed_object(image, silhouette, perturbation, config.object_size)
         else:
             crop = object_of(self.records[first], perturbation, config.object_size)
-        square = framing.square(there, rng)
+        square = framing.square(silhouette, rng)
         target = square_of(image, square, size)
-        hole = extract(there.inside, square, size)
+        hole = extract(silhouette.inside, square, size)
         return Scene(
-            crop, target, hole, (first, second), box=loose_box(framing, there, square, size)
+            crop, target, hole, (first, second), box=loose_box(framing, silhouette, square, size)
         )
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -633,14 +635,14 @@ class InScene(grain.transforms.RandomMap):
         if not record["background"]:
             raise InputError(f'{record["group"]} has no background; the kind "scenes" needs it.')
         framing = random_framing(self.config, rng)
-        there = outline(decode_coverage(record))
-        square = framing.square(there, rng)
+        silhouette = outline(decode_coverage(record))
+        square = framing.square(silhouette, rng)
         pictures = (open_rgb(record[key], record["group"]) for key in ("image", "background"))
         target, background = (square_of(picture, square, size) for picture in pictures)
-        hole = extract(there.inside, square, size)
+        hole = extract(silhouette.inside, square, size)
         if rng.random() < SHADOW_SHARE:
             hole = with_shadow(target, background, hole)
-        loose = loose_box(framing, there, square, size)
+        loose = loose_box(framing, silhouette, square, size)
         return Scene(crop, target, hole, (first, second), background, loose)
 
     def random_map(self, k: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -670,11 +672,11 @@ def with_shadow(target: np.ndarray, background: np.ndarray, hole: np.ndarray) ->
 
 
 def loose_box(
-    framing: AnyShare | AsComposed, there: Outline, square: Crop, size: int
+    framing: AnyShare | AsComposed, silhouette: Outline, square: Crop, size: int
 ) -> np.ndarray | None:
     """The hole in a square, (size size) bool, if it is a box larger than the object's."""
-    box = framing.box(there)
-    return None if box is None else extract(box_mask(box, *there.inside.shape), square, size)
+    box = framing.box(silhouette)
+    return None if box is None else extract(box_mask(box, *silhouette.inside.shape), square, size)
 
 
 def _with_random_level(

@@ -114,14 +114,14 @@ def variants(
     # adapter does, from stage 1.
     start = full.init_from
     inherits = ("dinov2", "adapter", *(["unet"] if start.unet == start.adapter != "" else []))
-    found = []
+    chosen = []
     for name in names:
         stages = [_shortened(recipe(name, scale, stage, overrides), share) for stage in (1, 2)]
         for seed in range(repeats):
             first, second = (c and replace(c, seed=c.seed + seed) for c in stages)
-            found.append(Variant(name, seed, first, second, inherits if first else ()))
-    _check_encoders(found)
-    return found
+            chosen.append(Variant(name, seed, first, second, inherits if first else ()))
+    _check_encoders(chosen)
+    return chosen
 
 
 def recipe(name: str, scale: str, stage: int, overrides: Sequence[str] = ()) -> Config | None:
@@ -227,17 +227,17 @@ def ablate(
     for baseline in baselines:
         results[baseline] = out / "results" / baseline
         evaluate.baseline_results(baseline, entries, results[baseline], track)
-    found = evaluate.evaluate(entries, results, measures, out / "cache", track=track)
+    evaluated = evaluate.evaluate(entries, results, measures, out / "cache", track=track)
     about = {"records": "test split", "apart": identity_probe.APART, "crop": "cut"}
     for name, text in (("probe_top1", "top-1 accuracy"), ("probe_map", "mean average precision")):
-        found.columns[name] = Column(
+        evaluated.columns[name] = Column(
             "higher", f"the encoder alone: {text} of same-object retrieval across views", about
         )
     for label, result in probes.items():
-        found.sets[label] |= {"probe_top1": result.top1, "probe_map": result.mean_precision}
+        evaluated.sets[label] |= {"probe_top1": result.top1, "probe_map": result.mean_precision}
     described = manifest.describe(test_set, entries)
-    summary = report.summarize(found, command=command, manifest=described)
-    report.write(found, summary, out, worst=None, limit=60)
+    summary = report.summarize(evaluated, command=command, manifest=described)
+    report.write(evaluated, summary, out, worst=None, limit=60)
     steps = {v.label: _steps(v) for v in suite}
     with atomic_file(out / "ablation.md") as file:
         file.write_text(_table(suite, baselines, summary, steps), encoding="utf-8")
@@ -461,9 +461,9 @@ def _cells(labels: list[str], columns: list[str], summary: dict, repeated: bool)
     """Each measure's mean over the trainings of a variant, with the error that the table has."""
     cells = []
     for column in columns:
-        found = [summary["methods"][label].get(column, {"mean": None}) for label in labels]
-        means = [one["mean"] for one in found if one["mean"] is not None]
-        error = None if repeated else found[0].get("standard_error")
+        values = [summary["methods"][label].get(column, {"mean": None}) for label in labels]
+        means = [one["mean"] for one in values if one["mean"] is not None]
+        error = None if repeated else values[0].get("standard_error")
         if len(means) > 1:
             error = float(np.std(means, ddof=1))
         cells.append(report.cell(float(np.mean(means)) if means else None, error))

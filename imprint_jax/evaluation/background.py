@@ -124,13 +124,13 @@ def pose(
         Image.fromarray(x[window]).resize((POSE_SIZE, POSE_SIZE), Image.Resampling.BOX), np.float32
     )
     grey = lambda x: np.asarray(Image.fromarray(x).convert("L"))
-    made, copy = small(grey(result)), small(grey(colours))
+    small_result, copy = small(grey(result)), small(grey(colours))
     both = (small(coverage) >= 128) & (small(hole.astype(np.uint8) * 255) >= 128)
     same = _outline_overlap(coverage >= 128, hole, mask_sigmas)
     if both.sum() < 16 or (detail := _detail(copy, both)).std() < FLAT:
         return math.nan, same
     best = max(
-        _correlation(_detail(np.roll(made, (dy, dx), axis=(0, 1)), both), detail)
+        _correlation(_detail(np.roll(small_result, (dy, dx), axis=(0, 1)), both), detail)
         for dy in range(-SHIFTS, SHIFTS + 1)
         for dx in range(-SHIFTS, SHIFTS + 1)
     )

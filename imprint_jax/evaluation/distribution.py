@@ -73,8 +73,8 @@ class Distribution:
             scores.sets[method] = dict(
                 zip(names, (values, kernel_distance(of_results, of_photos)), strict=True)
             )
-        known = store.files_key(sorted(photos), {})[:12]
-        settings = self.settings | {"photographs": len(photos), "set": known}
+        key = store.files_key(sorted(photos), {})[:12]
+        settings = self.settings | {"photographs": len(photos), "set": key}
         scores.columns[names[0]] = Column("lower", "Frechet distance to photographs", settings)
         scores.columns[names[1]] = Column("lower", "kernel distance to photographs", settings)
         return scores

@@ -74,8 +74,8 @@ def probe(
         np.stack([index["group"], index["instance"]])[:, numbers], axis=1, return_inverse=True
     )
     frames = index["frame"][numbers]
-    found = identity.retrieval(embeddings, objects, frames, apart)
-    return Result(*found, views=len(numbers), objects=int(objects.max()) + 1)
+    scores = identity.retrieval(embeddings, objects, frames, apart)
+    return Result(*scores, views=len(numbers), objects=int(objects.max()) + 1)
 
 
 def _view(records: RecordSource, size: int, color: float, number: int) -> tuple[np.ndarray]:

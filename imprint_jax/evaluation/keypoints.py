@@ -228,17 +228,17 @@ class Keypoints:
                     key = key_of(*map(store.file_hash, files), settings_hash(self.settings))
                     views[shot.entry.id, index, view] = key
                     items[key] = functools.partial(_view_item, shot.entry, index, view)
-        found = store.values(items, self.network.detect, "keypoints")
+        keypoints = store.values(items, self.network.detect, "keypoints")
         inside = functools.cache(lambda entry, index, view: _inside(entry, index, view))
         scores = Scores([{} for _ in shots])
         for shot, row in zip(shots, scores.rows, strict=True):
             shares = []
             for index, one in enumerate(shot.entry.objects):
                 # Of several views the one most like the result is the one to compare with.
-                result = found[results[shot, index]]
+                result = keypoints[results[shot, index]]
                 of_views = [
                     matched_share(
-                        found[views[shot.entry.id, index, view]],
+                        keypoints[views[shot.entry.id, index, view]],
                         inside(shot.entry, index, view),
                         result,
                     )

@@ -249,10 +249,10 @@ def taps(params: dict, steps: tuple, images: jax.Array) -> list[jax.Array]:
     Returns:
         A (b h w c) float32 a tap.
     """
-    x, found = (images - jnp.array(SHIFT)) / jnp.array(SCALE), []
+    x, features = (images - jnp.array(SHIFT)) / jnp.array(SCALE), []
     for step in steps:
         if step == "tap":
-            found.append(x / (jnp.sqrt((x**2).sum(axis=-1, keepdims=True)) + EPSILON))
+            features.append(x / (jnp.sqrt((x**2).sum(axis=-1, keepdims=True)) + EPSILON))
         elif step[0] == "pool":
             _, window, stride = step
             shape, strides = (1, window, window, 1), (1, stride, stride, 1)
@@ -267,7 +267,7 @@ def taps(params: dict, steps: tuple, images: jax.Array) -> list[jax.Array]:
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
             x = jax.nn.relu(x + params["biases"][place])
-    return found
+    return features
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -73,8 +73,8 @@ def summarize(evaluation: Evaluation, *, command: str, manifest: dict) -> dict:
     first = _values(evaluation, next(iter(evaluation.sets)))
     methods = {}
     for method in evaluation.sets:
-        found = _values(evaluation, method)
-        methods[method] = {name: _summary(found[name], first.get(name, [])) for name in found}
+        values = _values(evaluation, method)
+        methods[method] = {name: _summary(values[name], first.get(name, [])) for name in values}
         methods[method] |= {k: {"mean": x} for k, x in evaluation.sets[method].items()}
     folders = {shot.method: shot.path.parent for shot in evaluation.shots}
     return {
@@ -146,10 +146,10 @@ def _estimate(values: list[tuple[Shot, float]]) -> Estimate:
     return estimate([x for _, x in values], [which_objects(shot.entry) for shot, _ in values])
 
 
-def _interval(found: Estimate) -> dict:
-    if found.low is None:
+def _interval(estimate: Estimate) -> dict:
+    if estimate.low is None:
         return {}
-    return {"standard_error": found.standard_error, "interval": [found.low, found.high]}
+    return {"standard_error": estimate.standard_error, "interval": [estimate.low, estimate.high]}
 
 
 def compare(evaluation: Evaluation, first: str, second: str) -> dict[str, dict]:
@@ -163,18 +163,18 @@ def compare(evaluation: Evaluation, first: str, second: str) -> dict[str, dict]:
     Returns:
         By column, for JSON: mean, interval over objects, pictures, objects, and `verdict` in words.
     """
-    ours, theirs = (_values(evaluation, method) for method in (first, second))
+    first_values, second_values = (_values(evaluation, method) for method in (first, second))
     result = {}
     for name, column in evaluation.columns.items():
-        pairs = _paired(ours.get(name, []), theirs.get(name, []))
+        pairs = _paired(first_values.get(name, []), second_values.get(name, []))
         if pairs:
-            found = _estimate(pairs)
+            difference = _estimate(pairs)
             result[name] = {
-                "mean": found.mean,
-                "interval": [found.low, found.high],
-                "pictures": found.pictures,
-                "objects": found.objects,
-                "verdict": verdict(found, column.better, first, second),
+                "mean": difference.mean,
+                "interval": [difference.low, difference.high],
+                "pictures": difference.pictures,
+                "objects": difference.objects,
+                "verdict": verdict(difference, column.better, first, second),
             }
     return result
 
@@ -184,10 +184,10 @@ def comparison_table(compared: dict[str, dict], first: str, second: str) -> Tabl
     result = Table(title=f"{first} minus {second}, on the same compositions")
     for column in ("measure", "difference", "95 % interval over objects", "so"):
         result.add_column(column, justify="left" if column in ("measure", "so") else "right")
-    for name, found in compared.items():
-        low, high = found["interval"]
+    for name, comparison in compared.items():
+        low, high = comparison["interval"]
         interval = "-" if low is None else f"{low:.3g} to {high:.3g}"
-        result.add_row(name, f"{found['mean']:.3g}", interval, found["verdict"])
+        result.add_row(name, f"{comparison['mean']:.3g}", interval, comparison["verdict"])
     return result
 
 
@@ -208,7 +208,7 @@ def earlier_results(out: Path, manifest: dict) -> dict[str, Path]:
     same = ("sha256", "entries", "objects")
     if any(before["manifest"].get(key) != manifest[key] for key in same):
         return {}
-    return {method: Path(made["folder"]) for method, made in before["made"].items()}
+    return {method: Path(origin["folder"]) for method, origin in before["made"].items()}
 
 
 def table(summary: dict) -> Table:
@@ -288,8 +288,8 @@ def sorted_shots(evaluation: Evaluation, worst: str | None) -> list[list[int]]:
     if worst is None:
         return order
     if worst not in evaluation.columns or not evaluation.columns[worst].better:
-        known = [name for name, m in evaluation.columns.items() if m.better]
-        raise InputError(f"--worst {worst!r} is no measure to sort by; {', '.join(known)} are.")
+        sortable = [name for name, m in evaluation.columns.items() if m.better]
+        raise InputError(f"--worst {worst!r} is no measure to sort by; {', '.join(sortable)} are.")
     sign = -1 if evaluation.columns[worst].better == "lower" else 1
     value = lambda group: evaluation.rows[group[0]].get(worst, math.nan)
     return sorted(order, key=lambda group: (math.isnan(value(group)), sign * value(group)))
@@ -355,8 +355,8 @@ def _html_made(summary: dict) -> str:
     """What was measured, and how each method's pictures were made."""
     manifest = summary["manifest"]
     lines = [
-        f"<li>{html.escape(method)}: <code>{html.escape(json.dumps(made))}</code>"
-        for method, made in summary["made"].items()
+        f"<li>{html.escape(method)}: <code>{html.escape(json.dumps(origin))}</code>"
+        for method, origin in summary["made"].items()
     ]
     digest = f", SHA-256 <code>{manifest['sha256'][:12]}</code>" if manifest["sha256"] else ""
     return (

@@ -257,7 +257,7 @@ def rendered(
     Raises:
         InputError: `out` is not empty, or there is no scene, or no such view for any.
     """
-    found = []
+    chosen = []
     for path in sorted(scenes.glob("*/*/scene.json")):
         object_id, number = path.parent.parent.name, path.parent.name
         about = views / object_id / "views.json"
@@ -272,15 +272,15 @@ def rendered(
         choices = np.flatnonzero((angles >= apart[0]) & (angles <= apart[1]))
         if choices.size:
             view = int(rng.choice(choices))
-            found.append((object_id, path.parent, frame, view, float(angles[view])))
-    if not found:
+            chosen.append((object_id, path.parent, frame, view, float(angles[view])))
+    if not chosen:
         raise InputError(
             f"No scene in {scenes} has a view in {views} that is {apart[0]:g} to {apart[1]:g}"
             " degrees apart; both must be rendered of the same models."
         )
     with _test_set(out) as folder:
-        for k in _spread(np.arange(len(found)), limit):
-            object_id, scene, frame, view, angle = found[k]
+        for k in _spread(np.arange(len(chosen)), limit):
+            object_id, scene, frame, view, angle = chosen[k]
             read = lambda name: images.read_image(next(scene.glob(name)))  # noqa: B023
             target = read(f"{frame:03d}_target.*")[..., :3]
             hole = images.read_mask(scene / f"{frame:03d}_mask.png", target.shape[:2])

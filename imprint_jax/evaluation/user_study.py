@@ -197,8 +197,8 @@ def _section(number: int, shots: list, pictures: Path) -> str:
         f'<figure><img src="pictures/{name}" alt=""><figcaption>{caption}</figcaption></figure>'
         for name, caption in zip(names, captions, strict=True)
     )
-    asked = "".join(_question(number, *question) for question in QUESTIONS.items())
-    return f"<section>{figures}{asked}</section>"
+    questions = "".join(_question(number, *question) for question in QUESTIONS.items())
+    return f"<section>{figures}{questions}</section>"
 
 
 def _question(number: int, name: str, text: str) -> str:
@@ -243,9 +243,9 @@ def count(tally: Tally) -> list[Count]:
     """The decisions between every two methods that were shown together, by question."""
     counts = []
     for question in QUESTIONS:
-        asked = [answer for answer in tally.answers if answer.question == question]
+        answers = [answer for answer in tally.answers if answer.question == question]
         for pair in itertools.combinations(range(len(tally.methods)), 2):
-            chosen = [answer.chosen for answer in asked if answer.methods == pair]
+            chosen = [answer.chosen for answer in answers if answer.methods == pair]
             first, second = (chosen.count(method) for method in pair)
             p = float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
             names = tuple(tally.methods[method] for method in pair)
@@ -312,20 +312,20 @@ def _read_answers(path: Path, folder: Path, key: dict) -> dict:
     Raises:
         InputError: As `count`.
     """
-    given = _json(path)
+    file = _json(path)
     kinds = {"study": str, "person": str, "answers": dict}
     if (
-        not isinstance(given, dict)
-        or not all(isinstance(given.get(name), kind) for name, kind in kinds.items())
-        or not isinstance(given.get("saved", 0), int)  # pages of before do not say
-        or given["study"] != key["study"]
+        not isinstance(file, dict)
+        or not all(isinstance(file.get(name), kind) for name, kind in kinds.items())
+        or not isinstance(file.get("saved", 0), int)  # pages of before do not say
+        or file["study"] != key["study"]
     ):
         raise InputError(f"{path} holds no answers to the study in {folder}.")
-    for name, answer in given["answers"].items():
+    for name, answer in file["answers"].items():
         number, _, question = name.partition(".")
         if number not in key["pairs"] or question not in QUESTIONS or answer not in ANSWERS:
             raise InputError(f"{path}: {name!r}: {answer!r} is no answer to this study.")
-    return given
+    return file
 
 
 def _json(path: Path):

@@ -68,8 +68,8 @@ def main() -> None:
     answer = lambda **fields: print(json.dumps(fields), file=answers, flush=True)
     try:
         folders = [Path(x) for x in order["folders"]]
-        made = make_plan(request, folders, lambda text: answer(doing=text))
-        answer(plan=made.to_json())
+        plan = make_plan(request, folders, lambda text: answer(doing=text))
+        answer(plan=plan.to_json())
     except InputError as error:
         answer(refused=str(error))
     os._exit(0)  # libtpu does not always end by itself

@@ -62,10 +62,10 @@ class Place:
     height: float
     shades: tuple[np.ndarray, np.ndarray]
 
-    def look(
+    def colours_along(
         self, eye: np.ndarray, rays: np.ndarray, spread: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `Room.look`."""
+        """As `Room.colours_along`."""
         del spread  # a panorama is coarser than the view
         down = rays[:, 1] < -1e-3
         point = eye + (-eye[1] / np.where(down, rays[:, 1], -1))[:, None] * rays

@@ -357,7 +357,7 @@ def trace(model, scene, eye, rays, threshold):
     """
     alive = np.arange(len(rays))
     origin = np.broadcast_to(eye.astype(np.float32), rays.shape).copy()
-    found = []
+    visible = []
     for _ in range(MAX_LAYERS):
         hits = scene.run(origin[alive], rays[alive], output=True)
         hit = hits["primID"] >= 0
@@ -374,12 +374,14 @@ def trace(model, scene, eye, rays, threshold):
         face_normal = unit(hits["Ng"][hit]) * towards
         normal = unit(np.einsum("hc,hci->hi", weight, model.normals[face]))
         normal *= np.where(np.einsum("hi,hi->h", normal, face_normal) < 0, -1, 1)[:, None]
-        found.append([array[seen] for array in (alive, position, face_normal, normal, ray, colour)])
+        visible.append(
+            [array[seen] for array in (alive, position, face_normal, normal, ray, colour)]
+        )
         origin[alive] = position + 1e-4 * ray
         alive = alive[~seen]
-    if not found:
+    if not visible:
         return np.zeros(0, int), *(np.zeros((0, 3), np.float32),) * 5
-    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+    return [np.concatenate(arrays) for arrays in zip(*visible, strict=True)]
 
 
 def _look_up(model: Model, face: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -135,7 +135,7 @@ class Panorama:
     width: float
     height: float
 
-    def look(self, rays: np.ndarray) -> np.ndarray:
+    def colours_along(self, rays: np.ndarray) -> np.ndarray:
         """Colours (n 3) along unit vectors (n 3)."""
         turn = (np.arctan2(rays[:, 0], rays[:, 2]) - self.azimuth + np.pi) % (2 * np.pi) - np.pi
         rise = np.arcsin(np.clip(rays[:, 1], -1, 1)) - self.elevation
@@ -153,7 +153,7 @@ class Room:
     maps: list[tuple[np.ndarray, np.ndarray]]
     panorama: Panorama | None
 
-    def look(
+    def colours_along(
         self, eye: np.ndarray, rays: np.ndarray, spread: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """What rays meet, objects apart: colours (n 3) float32 without and with their shadow.
@@ -176,8 +176,8 @@ class Room:
         without, with_thing = np.zeros((2, len(rays), 3), np.float32)
         for number, (plane, maps) in enumerate(zip(self.planes, self.maps, strict=True)):
             here = which == number
-            there = eye + nearest[here, None] * rays[here] - plane.origin
-            place = np.stack([there @ plane.right, there @ plane.up], 1)
+            offset = eye + nearest[here, None] * rays[here] - plane.origin
+            place = np.stack([offset @ plane.right, offset @ plane.up], 1)
             footprint = nearest[here] * spread / np.sqrt(-(rays[here] @ plane.normal))
             colour = _textured(plane, place, footprint)
             edge = 0.5 / MAP_SIDE
@@ -185,7 +185,7 @@ class Room:
             without[here], with_thing[here] = (colour * bilinear(light, uv) for light in maps)
         if self.panorama is not None:
             behind = which < 0
-            without[behind] = with_thing[behind] = self.panorama.look(rays[behind])
+            without[behind] = with_thing[behind] = self.panorama.colours_along(rays[behind])
         return without, with_thing
 
 

@@ -254,7 +254,7 @@ def scene_views(scene: Scene, size: int, samples: int) -> Iterator[View]:
         for sample in range(samples):
             rays = pixel_rays(direction, size, sample)
             lights = scene.light.directions(sample, samples)
-            without, with_object = scene.room.look(eye, rays, spread)
+            without, with_object = scene.room.colours_along(eye, rays, spread)
             threshold = (sample + 0.5) / samples
             depth = np.full(len(rays), np.inf)
             if scene.others:
@@ -353,10 +353,10 @@ def render_scenes(
             if not (folder / "scene.json").exists():
                 jobs.append((path, number, models_dir, folder, others, photos, panoramas, settings))
                 continue
-            found = json.loads((folder / "scene.json").read_text())["settings"]
-            if found != settings:
+            earlier = json.loads((folder / "scene.json").read_text())["settings"]
+            if earlier != settings:
                 raise InputError(
-                    f"{folder} was rendered with {found}, not {settings}; choose another folder."
+                    f"{folder} was rendered with {earlier}, not {settings}; choose another folder."
                 )
             source = str(path.relative_to(models_dir))
             yield Result(f"{object_id}/{number:03d}", source, "complete")
@@ -449,7 +449,7 @@ def _stand_beside(
 ) -> list[tuple[str | os.PathLike, Model]]:
     """Models beside and behind the object as seen from `azimuth`, those that load and find room."""
     taken = [(np.zeros(2), _radius(model))]
-    found = []
+    neighbours = []
     for path in paths:
         try:
             loaded = load_model(path, up)
@@ -460,11 +460,11 @@ def _stand_beside(
         angle = azimuth + np.radians(rng.uniform(75, 285))
         reach = taken[0][1] + radius + rng.uniform(0.05, 1)
         place = reach * np.array([np.sin(angle), np.cos(angle)])
-        if all(np.linalg.norm(place - there) > radius + size for there, size in taken):
+        if all(np.linalg.norm(place - center) > radius + size for center, size in taken):
             taken.append((place, radius))
             lift = np.array([place[0], 0, place[1]], np.float32)
-            found.append((path, dataclasses.replace(other, triangles=other.triangles + lift)))
-    return found
+            neighbours.append((path, dataclasses.replace(other, triangles=other.triangles + lift)))
+    return neighbours
 
 
 def _radius(model: Model) -> float:

@@ -217,10 +217,10 @@ def render_folder(
         if not views_json.exists():
             todo.append((object_id, path))
             continue
-        found = json.loads(views_json.read_text())["settings"]
-        if found != settings:
+        earlier = json.loads(views_json.read_text())["settings"]
+        if earlier != settings:
             raise InputError(
-                f"{views_json.parent} was rendered with {found}, not {settings}; choose another"
+                f"{views_json.parent} was rendered with {earlier}, not {settings}; choose another"
                 " folder."
             )
         yield Result(object_id, str(path.relative_to(models_dir)), "complete")

@@ -37,8 +37,8 @@ def initialize(
     Raises:
         InputError: Some but not all of the arguments, or the others cannot be found or reached.
     """
-    given = (coordinator, num_processes, process_id)
-    if any(x is not None for x in given) and None in given:
+    arguments = (coordinator, num_processes, process_id)
+    if any(x is not None for x in arguments) and None in arguments:
         raise InputError(
             "Give all of --coordinator HOST:PORT, --num-processes N and --process-id I, or none"
             " of them under SLURM, Open MPI or on a TPU pod."

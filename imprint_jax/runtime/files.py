@@ -20,9 +20,9 @@ UNFINISHED = ".*.tmp"
 
 def check_local(path: str | os.PathLike) -> None:
     """Raises `InputError` for an address (gs://, s3://): a path of its text would be made here."""
-    if found := re.match(r"(\w{2,}):/+(.*)", os.fspath(path)):
+    if url := re.match(r"(\w{2,}):/+(.*)", os.fspath(path)):
         raise InputError(
-            f"{found[1]}://{found[2]} is an address, and only files are read and written here: copy"
+            f"{url[1]}://{url[2]} is an address, and only files are read and written here: copy"
             " it to a disk, or mount it (gcsfuse, mount-s3, rclone) and give the path."
         )
 

@@ -154,11 +154,11 @@ class Checkpoints:
         self.manager.wait_until_finished()
         if not distributed.is_main():
             return
-        there = {int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()}
+        on_disk = {int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()}
         vouched = {int(p.stem) for p in self.checksums.glob("*.json") if p.stem.isdecimal()}
-        for step in vouched - there:
+        for step in vouched - on_disk:
             (self.checksums / f"{step}.json").unlink(missing_ok=True)
-        for step in sorted((there & self.own) - vouched):
+        for step in sorted((on_disk & self.own) - vouched):
             try:
                 self._write_checksums(self.folder / str(step))
             except (OSError, InputError) as error:  # a full disk, a server that is away
@@ -166,10 +166,10 @@ class Checkpoints:
 
     def _write_checksums(self, folder: Path) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        found = {path.relative_to(folder).as_posix(): _crc32(path) for path in files}
+        checksums = {path.relative_to(folder).as_posix(): _crc32(path) for path in files}
         self.checksums.mkdir(exist_ok=True)
         with atomic_file(self.checksums / f"{folder.name}.json") as file:
-            file.write_text(json.dumps(found, indent=0) + "\n")
+            file.write_text(json.dumps(checksums, indent=0) + "\n")
 
     def _try_step(self, step: int, target: TrainState):
         """The checkpoint, and ""; or None and why it cannot be read, if no checksums vouch for it.

@@ -182,9 +182,9 @@ class Meter:
         step, name, value = bad[0]
         first = (step - 1) * self.config.batch_size
         ids = [first, first + self.config.batch_size - 1]
-        found = {"step": step, name: str(value), "first_and_last_sample": ids}
+        report = {"step": step, name: str(value), "first_and_last_sample": ids}
         with atomic_file(self.workdir / "nonfinite.json") as file:
-            file.write_text(json.dumps(found) + "\n")
+            file.write_text(json.dumps(report) + "\n")
         raise FloatingPointError(
             f"The {name} of step {step} is {value} (samples {ids[0]} to {ids[1]} of the data);"
             " no checkpoint was saved since. Start a new run from the last one"

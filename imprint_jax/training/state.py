@@ -154,9 +154,11 @@ class Trainer:
 
         def one_device(trained, frozen, batch, key):
             loss_fn = lambda trained, part: self._losses(self._bind(trained, frozen), part, key)
-            grads, found = step.gradients(loss_fn, trained, batch, self.config.accumulation)
+            grads, sample_losses = step.gradients(loss_fn, trained, batch, self.config.accumulation)
             with jax.named_scope("sum_gradients"):
-                return sharding.mean_over_devices(grads, self._specs("trained"), self.mesh), found
+                return sharding.mean_over_devices(
+                    grads, self._specs("trained"), self.mesh
+                ), sample_losses
 
         out_specs = self._specs("trained"), sharding.BATCH
         return self._each_device(one_device, out_specs)(trained, frozen, batch, key)
@@ -170,13 +172,13 @@ class Trainer:
 
         def train(state: TrainState, batch: dict):
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-            grads, found = self.gradients(state.trained, state.frozen, batch, key)
+            grads, sample_losses = self.gradients(state.trained, state.frozen, batch, key)
             with jax.named_scope("optimizer"):
                 updates, opt_state = self.tx.update(grads, state.opt_state, state.trained)
                 trained = optax.apply_updates(state.trained, updates)
                 decay = config.optim.ema_decay
                 ema = step.moving_average(state.ema, trained, state.step, decay)
-            metrics = step.metrics(found, grads, self.labels, len(self.alphas_cumprod))
+            metrics = step.metrics(sample_losses, grads, self.labels, len(self.alphas_cumprod))
             metrics |= {f"lr/{name}": rate(state.step) for name, rate in rates.items()}
             return TrainState(state.step + 1, trained, state.frozen, ema, opt_state), metrics
 

@@ -121,11 +121,11 @@ def _loop(
         train_step = start.compiled_step(trainer, state, meter, startup)
         first = int(state.step) + 1
         for step in range(first, config.total_steps + 1):
-            asked = time.monotonic()
+            wait_start = time.monotonic()
             host_batch = next(host_batches)
             # While the device is at the step before, nothing waits for data.
             idle = before is None or before["loss"].is_ready()
-            waited = time.monotonic() - asked if idle else 0.0
+            waited = time.monotonic() - wait_start if idle else 0.0
             if step == first:
                 startup.done("first batch")
                 log.info("%s", startup)

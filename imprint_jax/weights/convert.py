@@ -77,8 +77,8 @@ def convert(
 def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None, licence: str | None) -> None:
     released = _released(source, dst, licence)
     names = [part.name for part in source.components]
-    if there := [name for name in names if (dst / f"{name}.safetensors").exists()]:
-        raise InputError(f"{dst} holds {', '.join(there)} already; choose another folder.")
+    if existing := [name for name in names if (dst / f"{name}.safetensors").exists()]:
+        raise InputError(f"{dst} holds {', '.join(existing)} already; choose another folder.")
     with _adding(dst) as folder:
         for part in source.components:
             params = mapping.read(part.table, part.tensors, part.abstract, part.source, dtype)

@@ -100,9 +100,9 @@ def find(path: Path, kind: str = "auto", clip_folder: Path | None = None) -> Sou
         raise InputError(
             f"{path} is of {family}, which is not read; docs/weights.md lists what is."
         )
-    found = _detect(path)
+    detected = _detect(path)
     if kind == "auto":
-        kind = found
+        kind = detected
     if kind is None:
         raise InputError(
             f"{path} is not recognised. It may be a folder of diffusers, of transformers' DINOv2 or"
@@ -110,10 +110,10 @@ def find(path: Path, kind: str = "auto", clip_folder: Path | None = None) -> Sou
             " names. See docs/weights.md."
         )
     # The families of 9-channel UNets may look alike; all else must be what it is called.
-    similar = found in (None, "sd") and kind in ("sd", *stable_diffusion.INPAINTING)
-    similar = similar or (found, kind) == ("paint-by-example", "objectstitch")
-    if found != kind and not similar:
-        raise InputError(f"{path} is of the kind {found or 'unknown'}, not {kind}.")
+    similar = detected in (None, "sd") and kind in ("sd", *stable_diffusion.INPAINTING)
+    similar = similar or (detected, kind) == ("paint-by-example", "objectstitch")
+    if detected != kind and not similar:
+        raise InputError(f"{path} is of the kind {detected or 'unknown'}, not {kind}.")
     if clip_folder is not None and kind not in peers.PEERS:
         raise InputError(
             f"--clip belongs to {' and '.join(peers.PEERS)}; {path} is of kind {kind}."
@@ -169,10 +169,10 @@ def other_family(keys) -> str | None:
 
 def licences(source: Source) -> dict[str, str]:
     """{component: licence} of the published weights that they may be, or `NOT_STATED`."""
-    found = {part.name: _licence(part.name, part.settings) for part in source.components}
-    if source.kind in peers.LICENCES and found.get("unet", NOT_STATED) != NOT_STATED:
-        return dict.fromkeys(found, peers.LICENCES[source.kind])
-    return found
+    licences = {part.name: _licence(part.name, part.settings) for part in source.components}
+    if source.kind in peers.LICENCES and licences.get("unet", NOT_STATED) != NOT_STATED:
+        return dict.fromkeys(licences, peers.LICENCES[source.kind])
+    return licences
 
 
 def _licence(component: str, settings: dict) -> str:

@@ -45,9 +45,9 @@ class Piece(NamedTuple):
     lead: int = 0
     order: tuple[int, ...] = ()
 
-    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(self, param_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape the tensor must have, given our parameter's."""
-        part = np.broadcast_to(False, ours)[self.where].shape
+        part = np.broadcast_to(False, param_shape)[self.where].shape
         return (1,) * self.lead + tuple(part[i] for i in self.axes or range(len(part)))
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
@@ -113,11 +113,11 @@ def check(table: Table, tensors: Mapping[str, StoredTensor], abstract: dict, nam
     for piece in table.pieces:
         if piece.key not in tensors:
             continue
-        found, wanted = tensors[piece.key], piece.shape(shapes[piece.path])
-        if found.shape != wanted:
-            wrong.append(f"shape: {piece.key} is {found.shape}, should be {wanted}")
-        if dtypes.setdefault(piece.path, found.dtype) != found.dtype:
-            wrong.append(f"dtype: {piece.key} is {found.dtype}, its like {dtypes[piece.path]}")
+        tensor, wanted = tensors[piece.key], piece.shape(shapes[piece.path])
+        if tensor.shape != wanted:
+            wrong.append(f"shape: {piece.key} is {tensor.shape}, should be {wanted}")
+        if dtypes.setdefault(piece.path, tensor.dtype) != tensor.dtype:
+            wrong.append(f"dtype: {piece.key} is {tensor.dtype}, its like {dtypes[piece.path]}")
     if wrong:
         raise InputError(f"{name} does not fit. {'; '.join(sorted(wrong))}.")
 

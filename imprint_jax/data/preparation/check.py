@@ -89,8 +89,8 @@ def check(
 
     total, done = sum(stop - start for *_, start, stop in tasks), 0
     results = in_processes(_read, tasks, workers, folder)
-    for (split, start, stop), found in zip(tasks, results, strict=True):
-        wrong, num_bytes, sides, areas = found
+    for (split, start, stop), result in zip(tasks, results, strict=True):
+        wrong, num_bytes, sides, areas = result
         problems += wrong
         statistics = report.splits[split]
         statistics.num_bytes += num_bytes

@@ -60,8 +60,8 @@ class Filters:
         for setting in settings:
             name, _, text = setting.partition("=")
             if name not in base.__dataclass_fields__:
-                known = ", ".join(base.__dataclass_fields__)
-                raise InputError(f"There is no filter {name!r}; known are {known}.")
+                names = ", ".join(base.__dataclass_fields__)
+                raise InputError(f"There is no filter {name!r}; known are {names}.")
             try:
                 changes[name] = type(getattr(base, name))(text)
             except ValueError:

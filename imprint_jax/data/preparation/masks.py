@@ -93,15 +93,15 @@ def is_palette(path: Path) -> bool:
 
 
 def label_masks(
-    path: Path, image: np.ndarray, *, known: Callable[[np.ndarray], Iterable[int]]
+    path: Path, image: np.ndarray, *, objects_of: Callable[[np.ndarray], Iterable[int]]
 ) -> Iterator:
     """The objects of a file of labels.
 
     Args:
         path: The file.
         image: Its picture.
-        known: Which labels are objects, given those that occur in it. One that does not occur is a
-            reject.
+        objects_of: Which labels are objects, given those that occur in it. One that does not occur
+            is a reject.
     """
     try:
         labels = _same_size(decode_labels(_read(path), str(path)), image, path)
@@ -114,7 +114,7 @@ def label_masks(
     # Counting is many times faster than sorting, but needs room for every number.
     few = labels.max() < 2**16
     present = np.flatnonzero(np.bincount(labels.ravel())) if few else np.unique(labels)
-    objects = sorted(known(present))
+    objects = sorted(objects_of(present))
     if not objects:
         yield 0, Reject("no object", f"{path} marks none.")
     for label in objects:

@@ -203,9 +203,9 @@ def _start(building: Path, fingerprint: dict) -> None:
     """
     plan = building / "plan.json"
     if plan.exists():
-        found = json.loads(plan.read_text())
-        if found != fingerprint:
-            changed = [k for k, value in fingerprint.items() if found.get(k) != value]
+        earlier = json.loads(plan.read_text())
+        if earlier != fingerprint:
+            changed = [k for k, value in fingerprint.items() if earlier.get(k) != value]
             raise InputError(
                 f"{building} is a stopped run with other {', '.join(changed)}; start it again as it"
                 " was, or delete that folder."
@@ -372,8 +372,8 @@ def _check_fractions(
 
 
 def _archives(src: Path) -> str:
-    found = sorted(path.name for path in src.iterdir() if path.suffix.lower() in ARCHIVES)
-    return f" but archives ({', '.join(found[:3])}...): unpack them" if found else ""
+    archives = sorted(path.name for path in src.iterdir() if path.suffix.lower() in ARCHIVES)
+    return f" but archives ({', '.join(archives[:3])}...): unpack them" if archives else ""
 
 
 def _list(counts: Counter) -> str:

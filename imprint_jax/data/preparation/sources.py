@@ -109,8 +109,8 @@ def _folders(parent: Path) -> Iterator[Path | Reject]:
 
 
 def _groups_of_folders(src: Path) -> Iterator[Group | Reject]:
-    for found in _folders(src):
-        yield found if isinstance(found, Reject) else Group(found.name, found)
+    for folder in _folders(src):
+        yield folder if isinstance(folder, Reject) else Group(folder.name, folder)
 
 
 def _pictures(folder: Path, suffixes: Iterable[str] = PICTURES) -> list[tuple[int, Path]]:
@@ -134,10 +134,10 @@ def _numbered(pictures: Iterable[Path]) -> list[tuple[int, Path]]:
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
     """The pictures in a folder, in order, by their names without suffix; {} if there is none."""
-    found = defaultdict(list)
+    paths = defaultdict(list)
     for _, path in _pictures(folder) if folder.is_dir() else ():
-        found[path.stem].append(path)
-    return found
+        paths[path.stem].append(path)
+    return paths
 
 
 def _foreign(folder: Path, suffixes: set[str] = PICTURES) -> Iterator[Reject]:
@@ -147,9 +147,9 @@ def _foreign(folder: Path, suffixes: set[str] = PICTURES) -> Iterator[Reject]:
         yield Reject("unknown format", f"Pictures are read here from {formats}.", path)
 
 
-def _of_one_name(paths: list[Path], found: list[Path]) -> Iterator[Reject]:
+def _of_one_name(paths: list[Path], same: list[Path]) -> Iterator[Reject]:
     """Rejects of pictures since several files were found where one is to have their name."""
-    names = ", ".join(path.name for path in found)
+    names = ", ".join(path.name for path in same)
     for path in paths:
         yield Reject("two of one name", f"Which of {names} is meant cannot be told.", path)
 
@@ -168,11 +168,11 @@ def _group_pictures(
         suffixes: Those of pictures.
         mask_suffix: That of masks beside them.
     """
-    found = _pictures(folder, suffixes)
+    pictures = _pictures(folder, suffixes)
     yield from (r for r in _foreign(folder, suffixes) if r.path.suffix != mask_suffix)
-    if not found:
+    if not pictures:
         yield Reject("empty folder", "It holds no picture.", folder)
-    for frame, path in found:
+    for frame, path in pictures:
         yield Picture(path, frame, masks_of(path))
 
 
@@ -217,12 +217,12 @@ def objaverse_groups(src: Path) -> Iterator[Group | Reject]:
     (rgba/); dataset/gobjaverse of modelscope/richdreamer (campos_512_v4/); xxlong0/Wonder3D
     (normals_NNN_VIEW.png beside rgb_NNN_VIEW.png).
     """
-    for found in _folders(src):
-        parts = [] if isinstance(found, Reject) else [*found.glob(f"*/{GOBJAVERSE}")]
+    for folder in _folders(src):
+        parts = [] if isinstance(folder, Reject) else [*folder.glob(f"*/{GOBJAVERSE}")]
         for name in in_order(part.parent.name for part in parts):
-            yield Group(f"{found.name}/{name}", found / name)
+            yield Group(f"{folder.name}/{name}", folder / name)
         if not parts:
-            yield found if isinstance(found, Reject) else Group(found.name, found)
+            yield folder if isinstance(folder, Reject) else Group(folder.name, folder)
 
 
 def objaverse_pictures(group: Group) -> Iterator[Picture | Reject]:
@@ -265,25 +265,25 @@ def mvimgnet_groups(src: Path) -> Iterator[Group | Reject]:
     images = next((src / n for n in ("image", "MVImgNet_origin") if (src / n).is_dir()), src)
     masks = [src / n for n in ("mask", "MVImgNet_mask") if (src / n).is_dir()]
     shelves = {m: [m, *(f for f in m.glob("mvi_*") if f.is_dir())] for m in masks}
-    for found in _mvimgnet_classes(images):
-        if isinstance(found, Reject):
-            yield found
-        elif found not in masks:
-            for inner in _folders(found):
+    for folder in _mvimgnet_classes(images):
+        if isinstance(folder, Reject):
+            yield folder
+        elif folder not in masks:
+            for inner in _folders(folder):
                 if isinstance(inner, Reject):
                     yield inner
                     continue
-                name = f"{found.name}/{inner.name}"
+                name = f"{folder.name}/{inner.name}"
                 places = [shelf / name for m in masks for shelf in shelves[m]]
                 yield Group(name, inner, about=[p for p in places if p.is_dir()])
 
 
 def _mvimgnet_classes(images: Path) -> Iterator[Path | Reject]:
-    for found in _folders(images):
-        if isinstance(found, Path) and re.fullmatch("mvi_[0-9]+", found.name):
-            yield from _folders(found)
+    for folder in _folders(images):
+        if isinstance(folder, Path) and re.fullmatch("mvi_[0-9]+", folder.name):
+            yield from _folders(folder)
         else:
-            yield found
+            yield folder
 
 
 def mvimgnet_pictures(group: Group) -> Iterator[Picture | Reject]:
@@ -300,8 +300,8 @@ def mvimgnet_pictures(group: Group) -> Iterator[Picture | Reject]:
             group.folder / "masks" / f"{path.name}.png",
             *(place / f"{path.name}.png" for place in group.about),
         ]
-        there = next((p for p in (*places, cut_out) if p.is_file()), places[-1])
-        return partial(scaled_mask, there, cut_out=there == cut_out)
+        mask_path = next((p for p in (*places, cut_out) if p.is_file()), places[-1])
+        return partial(scaled_mask, mask_path, cut_out=mask_path == cut_out)
 
     yield from _group_pictures(folder, masks, {".jpg", ".jpeg"}, mask_suffix=".png")
 
@@ -344,31 +344,35 @@ def youtubevos_groups(src: Path) -> Iterator[Group | Reject]:
             yield Group(video, folder, about)
         else:
             yield Reject("no object", "meta.json names none in it.", folder)
-    for found in _folders(src / "JPEGImages"):
-        if isinstance(found, Reject):
-            yield found
-        elif found.name not in videos:
-            yield Reject("video not in meta.json", "Which objects it has is not known.", found)
+    for entry in _folders(src / "JPEGImages"):
+        if isinstance(entry, Reject):
+            yield entry
+        elif entry.name not in videos:
+            yield Reject("video not in meta.json", "Which objects it has is not known.", entry)
 
 
 def youtubevos_pictures(group: Group) -> Iterator[Picture | Reject]:
     """The frames of a video that have objects."""
     folder = group.folder.parent.parent / "Annotations" / group.name
     if group.about is None:
-        known = lambda present: present[present > 0].tolist()
-        masks = lambda path: partial(label_masks, folder / f"{path.stem}.png", known=known)
+        objects_of = lambda present: present[present > 0].tolist()
+        masks = lambda path: partial(
+            label_masks, folder / f"{path.stem}.png", objects_of=objects_of
+        )
         yield from _group_pictures(group.folder, masks)
         return
     for position, name in enumerate(group.about):
         frame = int(name) if re.fullmatch(r"[0-9]{1,18}", name) else position
         objects = group.about[name]
-        known = lambda present, objects=objects: {*objects, *present[present > 0].tolist()}
-        masks = partial(_listed_masks, folder / f"{name}.png", objects=objects, known=known)
+        objects_of = lambda present, objects=objects: {*objects, *present[present > 0].tolist()}
+        masks = partial(
+            _listed_masks, folder / f"{name}.png", objects=objects, objects_of=objects_of
+        )
         yield Picture(group.folder / f"{name}.jpg", frame, masks)
 
 
-def _listed_masks(path: Path, image: np.ndarray, *, objects: list[int], known) -> Iterator:
-    for label, mask in label_masks(path, image, known=known):
+def _listed_masks(path: Path, image: np.ndarray, *, objects: list[int], objects_of) -> Iterator:
+    for label, mask in label_masks(path, image, objects_of=objects_of):
         if label in objects or isinstance(mask, Reject):
             yield label, mask
         else:
@@ -408,8 +412,8 @@ def davis_pictures(group: Group) -> Iterator[Picture | Reject]:
 def _davis_masks(path: Path, image: np.ndarray) -> Iterator:
     """A palette's numbers are objects (2017); other masks are of one object, white (2016)."""
     if is_palette(path):
-        known = lambda present: present[(present > 0) & (present < 255)].tolist()
-        return label_masks(path, image, known=known)
+        objects_of = lambda present: present[(present > 0) & (present < 255)].tolist()
+        return label_masks(path, image, objects_of=objects_of)
     return scaled_mask(path, image)
 
 
@@ -437,14 +441,14 @@ def vipseg_groups(src: Path) -> Iterator[Group | Reject]:
     things = {}
     for path in [] if plain else described:
         things |= _vipseg_things(path)
-    for found in _folders(src / images):
-        if isinstance(found, Reject):
-            yield found
+    for folder in _folders(src / images):
+        if isinstance(folder, Reject):
+            yield folder
         elif plain:
-            yield Group(found.name, found, (src / "panomasks" / found.name, None))
+            yield Group(folder.name, folder, (src / "panomasks" / folder.name, None))
         else:
-            about = (src / "panomasksRGB" / found.name, things.get(found.name, {}))
-            yield Group(found.name, found, about)
+            about = (src / "panomasksRGB" / folder.name, things.get(folder.name, {}))
+            yield Group(folder.name, folder, about)
 
 
 def _fault(error: Exception) -> str:
@@ -475,10 +479,10 @@ def vipseg_pictures(group: Group) -> Iterator[Picture | Reject]:
 
     def masks(path: Path) -> Masks:
         if things is None:
-            known = lambda present: present[(present > 124) & (present != 200)].tolist()
+            objects_of = lambda present: present[(present > 124) & (present != 200)].tolist()
         else:
-            known = lambda present: things.get(path.stem, ())
-        return partial(label_masks, folder / f"{path.stem}.png", known=known)
+            objects_of = lambda present: things.get(path.stem, ())
+        return partial(label_masks, folder / f"{path.stem}.png", objects_of=objects_of)
 
     return _group_pictures(group.folder, masks)
 
@@ -495,7 +499,7 @@ def ppr10k_groups(src: Path) -> Iterator[Group | Reject]:
     SRC/masks_360p beside it. Source: code_3DLUT/datasets.py, utils/split_train_val.py and
     README.md of csjliang/PPR10K. Raw photos are exported first (its docs/dataset_usage.md).
     """
-    found = 0
+    count = 0
     small = src / "train_val_images_tif_360p"
     for part in (src, src / "train", src / "val", small, small / "train", small / "val"):
         images = next((part / n for n in ("target_a", "source") if (part / n).is_dir()), None)
@@ -508,7 +512,7 @@ def ppr10k_groups(src: Path) -> Iterator[Group | Reject]:
         masks = next((place for place in places if place.is_dir()), None)
         if masks is None:
             raise InputError(f"{part} holds photos but no masks, masks_full or masks_360p.")
-        found += 1
+        count += 1
         yield from _foreign(images)
         groups = defaultdict(list)
         for _, path in _pictures(images):
@@ -519,7 +523,7 @@ def ppr10k_groups(src: Path) -> Iterator[Group | Reject]:
                 yield Reject("unknown name", "It is not called <group>_<photo>.", path)
         for name in in_order(groups):
             yield Group(name, masks, about=groups[name])
-    if not found:
+    if not count:
         raise InputError(
             f"{src} has no folder target_a or source, also not in train or val; "
             "see docs/data_sets.md."
@@ -565,12 +569,12 @@ def photos_groups(src: Path) -> Iterator[Group | Reject]:
         for path in marks[name]:
             yield Reject("no photo", "No photo has the name of this mask.", path)
     yield from _foreign(src)
-    for found in _folders(src):
-        path = found.path if isinstance(found, Reject) else found
+    for entry in _folders(src):
+        path = entry.path if isinstance(entry, Reject) else entry
         if path.suffix.lower() in PICTURES | FOREIGN or path.name == "masks":
             continue
-        if isinstance(found, Reject):
-            yield found
+        if isinstance(entry, Reject):
+            yield entry
         else:
             yield Reject("folder among photos", "Photos are not looked for in it.", path)
 
