@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from imprint_jax.cli.terminal import App, note, parse_numbers
+from imprint_jax.cli.terminal import App, note, parse_numbers, track
 from imprint_jax.errors import InputError
 
 app = App(help="Write test sets, as manifests.", no_args_is_help=True)
@@ -38,7 +38,7 @@ def dreambooth(
     if pairs is not None:
         segmenter = Segmenter(segment) if segment else None
         own = dict(pairs=pairs, masks=masks, segmenter=segmenter)
-    written = test_sets.dreambooth(objects, backgrounds, out, num=num, **own)
+    written = test_sets.dreambooth(objects, backgrounds, out, num=num, track=track, **own)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
@@ -57,7 +57,7 @@ def perturbed(
     from imprint_jax.data.records import RecordSource
     from imprint_jax.evaluation import test_sets
 
-    options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
+    options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed, track=track)
     source = RecordSource(records, split)
     written = test_sets.perturbed(DataConfig(), source, out, **options)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
@@ -82,7 +82,7 @@ def pasted(
     from imprint_jax.evaluation import test_sets
 
     settings = configs.Config.of(configs.load(config))
-    options = dict(size=size, num=num, limit=limit, mask_level=mask_level, seed=seed)
+    options = dict(size=size, num=num, limit=limit, mask_level=mask_level, seed=seed, track=track)
     sources = (RecordSource(folder, split) for folder in (records, backgrounds))
     written = test_sets.pasted(settings.data, *sources, out, **options)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
@@ -104,7 +104,7 @@ def video(
     from imprint_jax.data.records import RecordSource
     from imprint_jax.evaluation import test_sets
 
-    options = dict(apart=apart, num=num, limit=limit, mask_level=mask_level, seed=seed)
+    options = dict(apart=apart, num=num, limit=limit, mask_level=mask_level, seed=seed, track=track)
     source = RecordSource(records, split)
     written = test_sets.video(DataConfig(), source, out, **options)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
@@ -126,6 +126,6 @@ def rendered(
     from imprint_jax.evaluation import test_sets
 
     least, most = parse_numbers("--apart", apart, 2)
-    options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed)
+    options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed, track=track)
     written = test_sets.rendered(DataConfig(), views, scenes, out, apart=(least, most), **options)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")

@@ -30,7 +30,7 @@ class Settings:
             its pose and the finer its detail.
 
     Raises:
-        InputError: A value of another type.
+        InputError: A value of another type, out of range, or a sampler that does not exist.
     """
 
     num_steps: int | None = None
@@ -50,12 +50,17 @@ class Settings:
                 raise InputError(f"{name} must be a number, not {value!r}.")
         if not isinstance(self.match_colors, bool | np.bool_):
             raise InputError(f"match_colors must be true or false, not {self.match_colors!r}.")
+        if self.sampler is not None:
+            sampling.check_sampler(self.sampler, self.eta)
+        guidance = self.guidance_scale
+        if guidance is not None and not 0 <= guidance <= MOST_GUIDANCE:
+            raise InputError(f"The guidance scale must be 0 to {MOST_GUIDANCE:g}, not {guidance}.")
 
     def filled(self, config: ReleasedConfig) -> "Filled":
         """With the choices of a model in the place of None.
 
         Raises:
-            InputError: A value out of range.
+            InputError: What does not go with the model's choices.
         """
         chosen = {
             name: getattr(config.sampling if getattr(self, name) is None else self, name)
@@ -65,12 +70,6 @@ class Settings:
         sampling.sampling_timesteps(
             train_steps, chosen["num_steps"], config.sampling.spacing, chosen["strength"]
         )
-        sampling.check_sampler(chosen["sampler"], self.eta)
-        if not 0 <= chosen["guidance_scale"] <= MOST_GUIDANCE:
-            raise InputError(
-                f"The guidance scale must be 0 to {MOST_GUIDANCE:g}, not"
-                f" {chosen['guidance_scale']}."
-            )
         return Filled(
             num_steps=int(chosen["num_steps"]),
             guidance_scale=float(chosen["guidance_scale"]),

@@ -21,7 +21,7 @@ import csv
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,11 @@ from imprint_jax.runtime.files import atomic_folder
 DREAMBOOTH = Path(__file__).parent / "dreambooth"
 # Columns of a list of pairs.
 COLUMNS = ("object", "background", "x0", "y0", "x1", "y1")
+
+
+def untracked(items: Iterable, about: str, total: int) -> Iterable:
+    """The items, without a progress bar."""
+    return items
 
 
 @contextlib.contextmanager
@@ -74,6 +79,7 @@ def perturbed(
     limit: int | None = None,
     mask_level: int = 0,
     seed: int = 0,
+    track: Callable = untracked,
 ) -> int:
     """The self-perturbed test: every photo's object, perturbed, is to be put back where it was.
 
@@ -87,6 +93,7 @@ def perturbed(
         limit: Only so many, evenly spread.
         mask_level: Precision of the hole, 0 to 3.
         seed: Decides the perturbations.
+        track: (iterable, description, total) -> the iterable, with a progress bar.
 
     Returns:
         How many entries were written.
@@ -96,7 +103,7 @@ def perturbed(
     """
     numbers = make_pairs("photo", records.index, 0).records
     with _test_set(out) as folder:
-        for number in _spread(numbers, limit):
+        for number in _spread(numbers, limit, track):
             record, rng = records[number], np.random.default_rng([seed, number])
             image, coverage = transforms.decode_view(record)
             hole = _level(coverage >= geometry.FAINT, mask_level, data)
@@ -121,6 +128,7 @@ def pasted(
     limit: int | None = None,
     mask_level: int = 0,
     seed: int = 0,
+    track: Callable = untracked,
 ) -> int:
     """Views of objects in photos: another view, perturbed, is to become the one that was pasted.
 
@@ -130,7 +138,7 @@ def pasted(
         data: As `perturbed`; also which views are pairs, and how they are pasted.
         records: Views of objects.
         backgrounds: Photos.
-        out, num, limit, mask_level, seed: As `perturbed`.
+        out, num, limit, mask_level, seed, track: As `perturbed`.
         size: Side of the photos' squares, in pixels.
 
     Returns:
@@ -146,7 +154,7 @@ def pasted(
         )
     pairs = make_pairs("pasted", records.index, data.window)
     with _test_set(out) as folder:
-        for k in _spread(np.arange(len(pairs)), limit):
+        for k in _spread(np.arange(len(pairs)), limit, track):
             rng = np.random.default_rng([seed, k])
             first, second = pairs.draw(k, rng)
             photo = backgrounds[int(rng.integers(len(backgrounds)))]
@@ -177,6 +185,7 @@ def video(
     limit: int | None = None,
     mask_level: int = 0,
     seed: int = 0,
+    track: Callable = untracked,
 ) -> int:
     """Objects of video frames, to be put into other frames of the same video.
 
@@ -188,7 +197,7 @@ def video(
         records: Frames with masks, of videos that no model was trained on.
         out: Folder to make.
         apart: Frames between the two, at least; it ends the entries' ids.
-        num, limit, mask_level, seed: As `perturbed`.
+        num, limit, mask_level, seed, track: As `perturbed`.
 
     Returns:
         How many entries were written.
@@ -207,7 +216,7 @@ def video(
     if not chosen:
         raise InputError(f"No object is seen in two frames that are {apart} or more apart.")
     with _test_set(out) as folder:
-        for k in _spread(np.arange(len(chosen)), limit):
+        for k in _spread(np.arange(len(chosen)), limit, track):
             target, partners = chosen[k]
             source = int(np.random.default_rng([seed, target]).choice(partners))
             image, coverage = transforms.decode_view(records[target])
@@ -236,6 +245,7 @@ def rendered(
     limit: int | None = None,
     mask_level: int = 0,
     seed: int = 0,
+    track: Callable = untracked,
 ) -> int:
     """Views of objects by themselves, to be put into rendered scenes that have them for truth.
 
@@ -249,7 +259,7 @@ def rendered(
         out: Folder to make.
         apart: Least and largest angle between the two directions of view, degrees; it ends the
             entries' ids. Scenes that no view is so far apart from are left out.
-        num, limit, mask_level, seed: As `perturbed`.
+        num, limit, mask_level, seed, track: As `perturbed`.
 
     Returns:
         How many entries were written.
@@ -279,7 +289,7 @@ def rendered(
             " degrees apart; both must be rendered of the same models."
         )
     with _test_set(out) as folder:
-        for k in _spread(np.arange(len(chosen)), limit):
+        for k in _spread(np.arange(len(chosen)), limit, track):
             object_id, scene, frame, view, angle = chosen[k]
             read = lambda name: images.read_image(next(scene.glob(name)))  # noqa: B023
             target = read(f"{frame:03d}_target.*")[..., :3]
@@ -312,6 +322,7 @@ def dreambooth(
     masks: Path | None = DREAMBOOTH / "masks",
     segmenter: Segmenter | None = None,
     num: int = 1,
+    track: Callable = untracked,
 ) -> int:
     """Objects in several backgrounds, from a list of pairs.
 
@@ -328,6 +339,7 @@ def dreambooth(
             smaller one of the same shape; not needed for pictures with transparency.
         segmenter: Finds the objects where there are no masks.
         num: Pictures to make of each pair.
+        track: As `perturbed`.
 
     Returns:
         How many entries were written.
@@ -338,7 +350,7 @@ def dreambooth(
     """
     rows = read_pairs(pairs)
     with _test_set(out) as folder:
-        for number, row in enumerate(rows):
+        for number, row in enumerate(track(rows, "pairs", len(rows))):
             background = images.read_image(backgrounds / row["background"])[..., :3]
             cut = _cut(objects / row["object"], masks, Path(row["object"]), segmenter)
             box = [int(row[name]) for name in COLUMNS[2:]]
@@ -425,11 +437,11 @@ def _level(hole: np.ndarray, level: int, data: DataConfig) -> np.ndarray:
     return geometry.mask_level(hole, level, data.mask_sigmas)
 
 
-def _spread(numbers: np.ndarray, limit: int | None) -> Iterable[int]:
-    """At most `limit` of the numbers, evenly spread."""
+def _spread(numbers: np.ndarray, limit: int | None, track: Callable) -> Iterable[int]:
+    """At most `limit` of the numbers, evenly spread, with a progress bar."""
     if limit is not None and limit < len(numbers):
         numbers = numbers[np.linspace(0, len(numbers) - 1, limit).round().astype(int)]
-    return [int(number) for number in numbers]
+    return track([int(number) for number in numbers], "entries", len(numbers))
 
 
 def _name(record: Record, number: int) -> str:
