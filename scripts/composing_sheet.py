@@ -19,13 +19,14 @@ SHOWN = 1.8  # times the hole's longer side, of the photo
 HEADINGS = ("object", "hole", "result")
 
 # Object, its view, the view whose outline is the hole, photo, and a box in its pixels for the hole.
+# Objects, photos and panoramas are of mini's test and validation splits.
 COMPOSITIONS = (
-    ("puzzle_cube", 6, 20, "fig", (140, 240, 390, 490)),
-    ("cap", 30, 28, "mountains", (250, 330, 530, 540)),
-    ("doll", 2, 4, "room", (40, 390, 270, 630)),
-    ("bulldog", 22, 20, "meadow", (280, 250, 540, 480)),
-    ("cardboard_box", 10, 12, "creek", (220, 240, 520, 470)),
-    ("chicken", 8, 10, "coffee", (320, 150, 530, 380)),
+    ("puzzle_cube", 6, 20, "samples/photos/fig", (140, 240, 390, 490)),
+    ("cap", 30, 28, "samples/photos/mountains", (250, 330, 530, 540)),
+    ("chicken", 8, 10, "benchmark/backgrounds/rooitou_park_060", (130, 200, 240, 330)),
+    ("bulldog", 22, 20, "benchmark/backgrounds/rooitou_park_120", (120, 200, 280, 340)),
+    ("doll", 2, 4, "benchmark/backgrounds/st_fagans_interior_180", (150, 190, 270, 320)),
+    ("cardboard_box", 10, 12, "benchmark/backgrounds/st_fagans_interior_000", (120, 220, 280, 340)),
 )
 
 
@@ -34,7 +35,7 @@ def tiles(
 ) -> list[np.ndarray]:
     """A composition: object, photo with its hole and result, (TILE TILE 3) uint8 each."""
     thing = images.read_image(mini_sheet.SAMPLES / "objects" / name / f"{view:03d}.webp")
-    photo = images.read_image(mini_sheet.SAMPLES / "photos" / f"{photo_name}.jpg")
+    photo = images.read_image(mini_sheet.ROOT / "data" / f"{photo_name}.jpg")
     hole = mini_sheet.outline_mask(name, outline, box, photo.shape[:2])
     marked = geometry.fill_hole(photo, hole[..., None], "grey", grey=128)
     result = np.asarray(compositor(thing, photo, hole, seed=0))
