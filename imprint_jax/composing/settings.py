@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imprint_jax.composing.request import is_whole
-from imprint_jax.config.fields import ReleasedConfig
+from imprint_jax.config.fields import Config, ReleasedConfig
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 
@@ -51,7 +51,7 @@ class Settings:
         if not isinstance(self.match_colors, bool | np.bool_):
             raise InputError(f"match_colors must be true or false, not {self.match_colors!r}.")
 
-    def filled(self, config: ReleasedConfig) -> "Filled":
+    def filled(self, config: Config | ReleasedConfig) -> "Filled":
         """With the choices of a model in the place of None.
 
         Raises:
