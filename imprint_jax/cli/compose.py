@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -119,7 +119,7 @@ def compose(
         mask_level = config.sampling.mask_level
     if batch_size < 1:
         raise InputError(f"--batch-size must be 1 or more, not {batch_size}.")
-    shape = dict(mask_level=mask_level, scribble=scribble, invert_mask=invert_mask)
+    shape: dict[str, Any] = dict(mask_level=mask_level, scribble=scribble, invert_mask=invert_mask)
     segmenter = Segmenter(segment) if segment else None
     how = shape | ({"segment": file_hash(segment)[:16]} if segment else {})
     describe = partial(job.provenance, folder, config, settings, how, dtype)
@@ -127,8 +127,8 @@ def compose(
     inputs = [path for path in (manifest, segment) if path]
     load = partial(_load_compositor, folder, dtype=dtype, max_batch=batch_size)
 
-    single = dict(object=object_paths, object_mask=object_masks, background=background, mask=mask)
-    single |= dict(box=box, num=num, seed=seed)
+    single: dict[str, Any] = dict(object=object_paths, object_mask=object_masks)
+    single |= dict(background=background, mask=mask, box=box, num=num, seed=seed)
     if manifest is None:
         if shard != "1/1":
             raise InputError("--shard is for --manifest: one request is one process's work.")
@@ -158,8 +158,9 @@ def _entry(
         raise InputError("Give --object and --background, or --manifest.")
     if (mask is None) == (box is None):
         raise InputError("Say where the object goes: either --mask FILE or --box X0,Y0,X1,Y1.")
-    where = ObjectEntry(tuple(object), tuple(object_mask or ()), mask, box and _box(box))
-    numbers = {key: x for key, x in (("num", num), ("seed", seed)) if x is not None}
+    rectangle = None if box is None else _box(box)
+    where = ObjectEntry(tuple(object), tuple(object_mask or ()), mask, rectangle)
+    numbers: dict[str, Any] = {key: x for key, x in (("num", num), ("seed", seed)) if x is not None}
     return Entry(out.stem, background, (where,), **numbers)
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -55,7 +55,7 @@ def render(
 
     if scenes is None and (photos is not None or panoramas is not None):
         raise InputError("--photos and --panoramas are for scenes: add --scenes N.")
-    options = dict(size=size, workers=workers, limit=limit, seed=seed, up=up)
+    options: dict[str, Any] = dict(size=size, workers=workers, limit=limit, seed=seed, up=up)
     total = min(view_renderer.count_models(models), limit or sys.maxsize)
     if scenes is None:
         results = view_renderer.render_folder(models, dst, num_views=views or 36, **options)
@@ -71,7 +71,7 @@ def render(
             **options,
         )
         total *= scenes
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for result in track(results, "rendering", total):
         counts[result.reason or result.status] += 1
     note(", ".join(f"{count} {what}" for what, count in counts.items()))

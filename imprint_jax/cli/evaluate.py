@@ -190,11 +190,12 @@ def evaluate(
     evaluated = evaluation.evaluate(entries, folders, measures, cache or out / "cache", track=track)
     summary = report.summarize(evaluated, command=_command(), manifest=described)
     if any(compare):
-        summary["compared"] = {" minus ".join(compare): report.compare(evaluated, *compare)}
+        compared = report.compare(evaluated, *compare)
+        summary["compared"] = {" minus ".join(compare): compared}
     page = report.write(evaluated, summary, out, worst=worst, limit=show_pictures)
     stdout.print(report.table(summary))
     if any(compare):
-        stdout.print(report.comparison_table(*summary["compared"].values(), *compare))
+        stdout.print(report.comparison_table(compared, *compare))
     if summary["not_computed"]:
         note(f"not computed: {', '.join(summary['not_computed'])} (summary.json says why)")
     note(f"wrote {page}")
@@ -294,6 +295,7 @@ def ablate(
 
     variants = ablation.variants(suite, scale, steps=steps, repeats=repeats, overrides=context.args)
     stage1, stage2 = (ablation.recipe("full", scale, stage, context.args) for stage in (1, 2))
+    assert stage1 is not None and stage2 is not None  # all of the paper trains in both
     if manifest is None:
         drawn = dict(seeds=seeds or 3, limit=limit or 60, size=256)
         manifest = ablation.held_out_set(stage2, out, **drawn)
@@ -315,7 +317,7 @@ def ablate(
         variants,
         out,
         test_set=manifest,
-        records=RecordSource(stage1.data.sources[0]["records"], "test"),
+        records=RecordSource(stage1.data.sources[0].records, "test"),
         measures=measures,
         settings=Settings(num_steps=sampling_steps, strength=1.0),
         command=_command(),

@@ -17,23 +17,22 @@ console = Console(stderr=True)  # progress, notes, errors
 stdout = Console()  # what a command was asked for, so that it can be piped
 
 
-class _PlainFlags:
+def _plain_flags(params: list) -> list:
     """In the help of a command, what is given or not (`--resume`) has no type."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
 
+
+class _Command(TyperCommand):
     def get_params(self, ctx):
-        params = super().get_params(ctx)
-        for param in params:
-            if getattr(param, "is_flag", False):
-                param.metavar = ""
-        return params
+        return _plain_flags(super().get_params(ctx))
 
 
-class _Command(_PlainFlags, TyperCommand):
-    pass
-
-
-class _Group(_PlainFlags, TyperGroup):
-    pass
+class _Group(TyperGroup):
+    def get_params(self, ctx):
+        return _plain_flags(super().get_params(ctx))
 
 
 class App(typer.Typer):
@@ -96,7 +95,8 @@ def cache_folder() -> Path:
     """Where compiled programs are kept: the user's cache folder, unless JAX is told otherwise."""
     import jax
 
-    chosen = jax.config.jax_compilation_cache_dir
+    # jax makes its options attributes only at run time.
+    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     return Path(chosen) if chosen else platformdirs.user_cache_path("imprint_jax") / "compiled"
 
 

@@ -1,7 +1,7 @@
 """`imprint testset`: the sets that methods are measured on, as manifests."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,7 +34,7 @@ def dreambooth(
 
     if pairs is None and (masks or segment):
         raise InputError("--masks and --segment go with --pairs: our list has its masks.")
-    own = {}
+    own: dict[str, Any] = {}
     if pairs is not None:
         segmenter = Segmenter(segment) if segment else None
         own = dict(pairs=pairs, masks=masks, segmenter=segmenter)
@@ -57,9 +57,9 @@ def perturbed(
     from imprint_jax.data.records import RecordSource
     from imprint_jax.evaluation import test_sets
 
-    options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed, track=track)
     source = RecordSource(records, split)
-    written = test_sets.perturbed(DataConfig(), source, out, **options)
+    how: dict[str, Any] = dict(num=num, limit=limit, mask_level=mask_level, seed=seed, track=track)
+    written = test_sets.perturbed(DataConfig(), source, out, **how)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
@@ -82,9 +82,11 @@ def pasted(
     from imprint_jax.evaluation import test_sets
 
     settings = configs.Config.of(configs.load(config))
-    options = dict(size=size, num=num, limit=limit, mask_level=mask_level, seed=seed, track=track)
-    sources = (RecordSource(folder, split) for folder in (records, backgrounds))
-    written = test_sets.pasted(settings.data, *sources, out, **options)
+    how: dict[str, Any] = dict(
+        size=size, num=num, limit=limit, mask_level=mask_level, seed=seed, track=track
+    )
+    views, photos = RecordSource(records, split), RecordSource(backgrounds, split)
+    written = test_sets.pasted(settings.data, views, photos, out, **how)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
@@ -104,9 +106,11 @@ def video(
     from imprint_jax.data.records import RecordSource
     from imprint_jax.evaluation import test_sets
 
-    options = dict(apart=apart, num=num, limit=limit, mask_level=mask_level, seed=seed, track=track)
+    how: dict[str, Any] = dict(
+        apart=apart, num=num, limit=limit, mask_level=mask_level, seed=seed, track=track
+    )
     source = RecordSource(records, split)
-    written = test_sets.video(DataConfig(), source, out, **options)
+    written = test_sets.video(DataConfig(), source, out, **how)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")
 
 
@@ -126,6 +130,6 @@ def rendered(
     from imprint_jax.evaluation import test_sets
 
     least, most = parse_numbers("--apart", apart, 2)
-    options = dict(num=num, limit=limit, mask_level=mask_level, seed=seed, track=track)
-    written = test_sets.rendered(DataConfig(), views, scenes, out, apart=(least, most), **options)
+    how: dict[str, Any] = dict(num=num, limit=limit, mask_level=mask_level, seed=seed, track=track)
+    written = test_sets.rendered(DataConfig(), views, scenes, out, apart=(least, most), **how)
     note(f"wrote {out / 'manifest.jsonl'}: {written} entries")

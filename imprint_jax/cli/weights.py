@@ -42,8 +42,8 @@ def convert(
     from imprint_jax.weights.convert import convert
 
     clip_folder = _source(clip, "clip") if clip else None
-    options = dict(kind=kind, to=to, dtype=dtype, licence=licence, clip_folder=clip_folder)
-    convert(_source(src, kind), dst, **options)
+    path = _source(src, kind)
+    convert(path, dst, kind=kind, to=to, dtype=dtype, licence=licence, clip_folder=clip_folder)
     note(f"wrote {dst}")
 
 
@@ -70,8 +70,10 @@ def push(
     """Upload a model to the Hugging Face hub, with a model card."""
     from imprint_jax.weights import publish
 
-    options = dict(trained=trained, licence=licence, picture=picture, private=private)
-    note(f"pushed {publish.push(folder, repository, **options)}")
+    address = publish.push(
+        folder, repository, trained=trained, licence=licence, picture=picture, private=private
+    )
+    note(f"pushed {address}")
 
 
 @app.command()

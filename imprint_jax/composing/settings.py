@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imprint_jax.composing.request import is_whole
-from imprint_jax.config.fields import ReleasedConfig
+from imprint_jax.config.fields import Config, ReleasedConfig
 from imprint_jax.diffusion import sampling
 from imprint_jax.errors import InputError
 
@@ -56,7 +56,7 @@ class Settings:
         if guidance is not None and not 0 <= guidance <= MOST_GUIDANCE:
             raise InputError(f"The guidance scale must be 0 to {MOST_GUIDANCE:g}, not {guidance}.")
 
-    def filled(self, config: ReleasedConfig) -> "Filled":
+    def filled(self, config: Config | ReleasedConfig) -> "Filled":
         """With the choices of a model in the place of None.
 
         Raises:

@@ -139,5 +139,5 @@ def make_transform(config: Config, source: SourceConfig) -> ViewPair | Pasted | 
     return InPlace(config, records, source.kind)
 
 
-def _number(index: int, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _number(index: int, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray | np.int32]:
     return sample | {"index": np.int32(index % 2**31)}

@@ -25,7 +25,7 @@ import zipfile
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import grain
 import numpy as np
@@ -90,7 +90,7 @@ def encode(record: Record) -> bytes:
 def decode(data: bytes) -> Record:
     """The inverse of `encode`; pictures stay encoded."""
     feature = tf_example_pb2.Example.FromString(data).features.feature
-    record = {}
+    record: Any = {}
     for key, kind in Record.__annotations__.items():
         value = (feature[key].int64_list if kind is int else feature[key].bytes_list).value[0]
         record[key] = value.decode() if kind is str else value
@@ -197,7 +197,8 @@ def merge_shards(folder: Path, name: str, stems: dict[str, list[Path]]) -> dict[
     """
     infos, sums = [], {}
     for split, paths in stems.items():
-        lengths, num_bytes = [], 0
+        lengths: list[int] = []
+        num_bytes = 0
         for number, stem in enumerate(paths):
             shard = folder / f"{name}-{split}.array_record-{number:05d}-of-{len(paths):05d}"
             if not shard.exists():

@@ -48,11 +48,11 @@ class Segmenter:
         Raises:
             Reject: It finds none.
         """
-        mean, deviation = FAMILIES[self._side]
+        mean, deviation = (np.array(x, np.float32) for x in FAMILIES[self._side])
         height, width = image.shape[:2]
         size = (self._side, self._side)
         small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-        scaled = (small.astype(np.float32) / 255 - np.float32(mean)) / np.float32(deviation)
+        scaled = (small.astype(np.float32) / 255 - mean) / deviation
         inputs = {self._session.get_inputs()[0].name: scaled.transpose(2, 0, 1)[None]}
         coverage = self._session.run(None, inputs)[0].reshape(size)
         square = Image.fromarray(np.rint(np.clip(coverage, 0, 1) * 255).astype(np.uint8))

@@ -140,10 +140,10 @@ def warp(image: np.ndarray, mask: np.ndarray, matrix: np.ndarray) -> tuple[np.nd
     shift = np.array(rgba.size) / 2 - inverse @ [width / 2, height / 2]
     coefficients = np.column_stack([inverse, shift]).ravel().tolist()
     # Pillow multiplies by alpha before and divides after, so no colour seeps in from outside.
-    warped = rgba.transform(
+    picture = rgba.transform(
         (width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC
     )
-    warped = np.asarray(warped)
+    warped = np.asarray(picture)
     return warped[..., :3], warped[..., 3]
 
 
@@ -244,7 +244,7 @@ def outline(coverage: np.ndarray) -> Outline:
     """The outline of an object's coverage (h w) uint8, which is not empty."""
     inside = coverage >= FAINT
     x0, y0, x1, y1 = box = bounding_box(inside)
-    return Outline(coverage, inside, box, np.count_nonzero(inside[y0:y1, x0:x1]))
+    return Outline(coverage, inside, box, int(np.count_nonzero(inside[y0:y1, x0:x1])))
 
 
 def context_side(silhouette: Outline, share: float, size: int) -> int:
@@ -302,7 +302,7 @@ class AnyShare(NamedTuple):
 
     def box(self, silhouette: Outline) -> Box | None:
         """The hole's box where it is not the object's: none."""
-        del silhouette
+        return None
 
 
 class AsComposed(NamedTuple):
@@ -326,9 +326,8 @@ class AsComposed(NamedTuple):
         return self._square(silhouette)
 
     def _square(self, silhouette: Outline) -> Crop:
-        return crop_around(
-            self.box(silhouette) or silhouette.box, *silhouette.inside.shape, self.context
-        )
+        height, width = silhouette.inside.shape
+        return crop_around(self.box(silhouette) or silhouette.box, height, width, self.context)
 
     def box(self, silhouette: Outline) -> Box | None:
         """The hole's box, inside the photo, where it is not the object's."""
@@ -461,8 +460,8 @@ def view_on_black(record: Record, colors: np.ndarray, size: int) -> np.ndarray:
     mask = decode_coverage(record)
     scale = min(size / max(mask.shape), MAX_ENLARGED)
     height, width = (max(round(side * scale), 1) for side in mask.shape)
-    image, mask = open_shrunk(record, mask, scale)
-    image, mask = resize_cut(np.asarray(image), mask, width, height)
+    picture, mask = open_shrunk(record, mask, scale)
+    image, mask = resize_cut(np.asarray(picture), mask, width, height)
     return centre(cut_out(recolor(image, colors), mask), size)
 
 
@@ -544,8 +543,8 @@ class Pasted(grain.transforms.RandomMap):
         config, data = self.config, self.config.data
         first, second = self.pairs.draw(k, rng)
         crop = object_of(self.records[first], random_perturbation(data, rng), config.object_size)
-        photo = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
-        photo = random_square(photo, config.image_size, rng)
+        background = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
+        photo = random_square(background, config.image_size, rng)
         framing = random_framing(config, rng)
         view = decode_view(self.records[second])
         if isinstance(framing, AnyShare):
@@ -660,7 +659,8 @@ def with_shadow(target: np.ndarray, background: np.ndarray, hole: np.ndarray) ->
     x0, y0, x1, y1 = bounding_box(hole)
     reach = round(SHADOW_REACH * max(x1 - x0, y1 - y0))
     near = np.s_[max(y0 - reach, 0) : y1 + reach, max(x0 - reach, 0) : x1 + reach]
-    difference = ImageChops.subtract(*map(Image.fromarray, (background[near], target[near])))
+    bright, shaded = (Image.fromarray(picture[near]) for picture in (background, target))
+    difference = ImageChops.subtract(bright, shaded)
     # The noise of compression is as strong as a faint shadow, but fine.
     smooth = difference.convert("L").filter(ImageFilter.BoxBlur(len(hole) / 64))
     dark = (np.asarray(smooth) >= SHADOW_DEPTH) | hole[near]

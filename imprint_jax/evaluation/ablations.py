@@ -119,6 +119,7 @@ def variants(
         stages = [_shortened(recipe(name, scale, stage, overrides), share) for stage in (1, 2)]
         for seed in range(repeats):
             first, second = (c and replace(c, seed=c.seed + seed) for c in stages)
+            assert second is not None  # only a first stage may train nothing
             chosen.append(Variant(name, seed, first, second, inherits if first else ()))
     _check_encoders(chosen)
     return chosen

@@ -84,10 +84,10 @@ def pasted(view: np.ndarray, mask: np.ndarray, hole: np.ndarray) -> tuple[np.nda
     scale = min((right - left) / rgba.width, (bottom - top) / rgba.height)
     width, height = (max(round(side * scale), 1) for side in rgba.size)
     # As in training's `paste`: Lanczos would overshoot at the edge.
-    rgba = np.asarray(rgba.resize((width, height), Image.Resampling.HAMMING))
+    scaled = np.asarray(rgba.resize((width, height), Image.Resampling.HAMMING))
     x, y = left + (right - left - width) // 2, top + (bottom - top - height) // 2
     canvas = np.zeros((*hole.shape, 4), np.uint8)
-    canvas[y : y + height, x : x + width] = rgba
+    canvas[y : y + height, x : x + width] = scaled
     return canvas[..., :3], canvas[..., 3]
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -100,9 +100,10 @@ def cached(
         wanted: {key: what makes the item}; the items are made in threads, a few ahead.
         progress: Called with 1 for each result.
     """
-    results = {key: cache.get(key) for key in wanted}
-    todo = [key for key, result in results.items() if result is None]
-    for _ in range(len(results) - len(todo)):
+    kept = {key: cache.get(key) for key in wanted}
+    results = {key: array for key, array in kept.items() if array is not None}
+    todo = [key for key in wanted if key not in results]
+    for _ in results:
         progress(1)
     for key, result in zip(todo, function(_ahead([wanted[key] for key in todo])), strict=True):
         results[key] = np.asarray(result)
@@ -114,7 +115,7 @@ def cached(
 def _ahead(makers: list[Callable]) -> Iterator:
     """What they make, in order, made by `THREADS` threads, twice as many ahead at most."""
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting = deque()
+        waiting: deque[Future] = deque()
         for make in makers:
             waiting.append(pool.submit(make))
             if len(waiting) == 2 * THREADS:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-from imprint_jax.config.fields import CLIPConfig, DINOv2Config, ModelConfig
+from imprint_jax.config.fields import CLIPConfig, Config, DINOv2Config, ModelConfig, ReleasedConfig
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import perceptual, vit
 from imprint_jax.evaluation.batched import Batched
@@ -100,6 +100,7 @@ def untrained(path: str | Path) -> Encoder:
         InputError: As `load`, or the path is no model of ours.
     """
     path, bare = _split(path)
+    config: Config | ReleasedConfig
     if (path / "checkpoints").is_dir():
         config = checkpoint.load_config(path)
     else:
@@ -197,7 +198,7 @@ def _ours(model: ModelConfig, object_size: int, params: dict, bare: bool) -> Enc
 
     params = {name: params[name] for name in ("dinov2", "adapter")}
     flat = traverse_util.flatten_dict(params, sep=".")
-    stored = {k: StoredTensor(x.shape, x.dtype, lambda x=x: x) for k, x in flat.items()}
+    stored = {k: StoredTensor(x.shape, x.dtype, partial(np.asarray, x)) for k, x in flat.items()}
     section = vars(model.dinov2)
     about = _shape(section, model.dinov2.depth) + ("" if bare else " and adapter")
     return Encoder(

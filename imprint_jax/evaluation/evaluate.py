@@ -6,6 +6,7 @@ manifest, folders of results, measures (measures.py) -> rows of scores -> report
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -165,7 +166,7 @@ def compose_results(
     config = release.load_config(folder)
     filled = settings.filled(config)
     # A model that knows boxes only gets every hole as one; others take the entries' own levels.
-    shape = {"mask_level": level} if (level := config.sampling.mask_level) else {}
+    shape: dict[str, Any] = {"mask_level": level} if (level := config.sampling.mask_level) else {}
     how = job.provenance(folder, config, filled, shape, np.float32)
     todo = job.unfinished(entries, out, how)
     if not todo:
@@ -208,7 +209,8 @@ def baseline_results(baseline: str, entries: list[Entry], out: Path, track: Call
         else:
             picture = request.photo
             for part in request.parts:
-                picture = BASELINES[baseline](picture, *part.views[0], part.hole)
+                view, mask = part.views[0]
+                picture = BASELINES[baseline](picture, view, mask, part.hole)
         for name in entry.names():
             with atomic_file(out / name) as file:
                 file.write_bytes(images.encode_png(picture))
@@ -267,8 +269,7 @@ def evaluate(
         InputError: Pictures are missing or cannot be read.
     """
     shots = find_shots(entries, results)
-    sets = {method: {} for method in results}
-    evaluation = Evaluation([{} for _ in shots], sets=sets, shots=shots)
+    evaluation = Evaluation([{} for _ in shots], sets={name: {} for name in results}, shots=shots)
     store = Store(Cache(cache), track)
     for measure in measures:
         evaluation.add(measure.compute(shots, store))

@@ -95,7 +95,7 @@ class Identity:
             for index, one in enumerate(shot.entry.objects):
                 similar = cosine(results[shot, index][None], embeddings)
                 own = [gallery[_view_key(one, v, store)] for v in range(len(one.views))]
-                right = same.get(one.object_id, own)
+                right = set(own) if one.object_id is None else same[one.object_id]
                 cosines.append(similar[own].mean())
                 hits.append(float(int(similar.argmax()) in right))
                 guesses.append(len(right) / len(gallery))
@@ -167,7 +167,7 @@ def _view_key(one, view: int, store: Store) -> str:
 
 def _same_object(shots: list[Shot], gallery: dict[str, int], store: Store) -> dict[str, set[int]]:
     """Of each `object_id`, the places of its pictures in the gallery."""
-    same = defaultdict(set)
+    same: dict[str, set[int]] = defaultdict(set)
     for shot in shots:
         for one in shot.entry.objects:
             if one.object_id is not None:

@@ -7,6 +7,7 @@ and the score is the share of the object's keypoints that are left.
 """
 
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,9 +245,9 @@ class Keypoints:
                     )
                     for view in range(len(one.views))
                 ]
-                shares.append(max((x for x in of_views if x is not None), default=None))
-            if None not in shares:
-                row["keypoints"] = float(np.mean(shares))
+                shares.append(max((x for x in of_views if x is not None), default=math.nan))
+            if not math.isnan(share := float(np.mean(shares))):
+                row["keypoints"] = share
         about = "share of the object's keypoints that the result has again, as one motion puts them"
         scores.columns["keypoints"] = Column("higher", about, self.settings)
         return scores

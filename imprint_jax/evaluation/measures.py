@@ -9,7 +9,7 @@ is new. The measures: pixels.py (no network), identity.py (embeddings of the obj
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -80,7 +80,9 @@ class Scores:
 class Measure(Protocol):
     """Columns that are computed together."""
 
-    settings: dict
+    @property
+    def settings(self) -> dict:
+        """All that its columns depend on beside the pictures; for JSON."""
 
     def sortable(self, entries: Iterable[Entry]) -> list[str]:
         """The columns by which pictures of these entries can be sorted, worst first."""
@@ -139,7 +141,7 @@ class Store:
         return key_of(*map(self.file_hash, paths), settings_hash(settings))
 
     def values(
-        self, items: dict[str, Callable[[], tuple]], function: Callable, about: str
+        self, items: Mapping[str, Callable[[], tuple]], function: Callable, about: str
     ) -> dict[str, np.ndarray]:
         """`cached`, with a progress bar over the items."""
         bar = iter(self._track(range(len(items)), about, len(items)))

@@ -6,7 +6,7 @@ over their channels, squared differences weighted by learned heads, averaged ove
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class LpipsMeasure:
 
     def __init__(self, network: "Lpips"):
         self.network = network
-        self.settings = {"network": network.network, "weights": network.weights}
+        self.settings: dict = {"network": network.network, "weights": network.weights}
         self.settings |= {"crop": "box", "size": LPIPS_SIZE}
 
     def sortable(self, entries: Iterable[Entry]) -> list[str]:
@@ -76,7 +76,8 @@ class LpipsMeasure:
         """As `measures.Measure`."""
         scores = Scores([{} for _ in shots])
         pairs = siblings(shots)
-        keys, items = {}, {}
+        keys: dict[int | tuple[int, int], str] = {}
+        items: dict[str, Callable[[], tuple]] = {}
         for i, shot in enumerate(shots):
             if shot.entry.target:
                 keys[i] = key_of(store.key(shot, self.settings), "target")

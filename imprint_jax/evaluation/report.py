@@ -8,6 +8,7 @@ import math
 import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -115,7 +116,7 @@ def _summary(values: list[tuple[Shot, float]], first: list[tuple[Shot, float]]) 
     if not values:
         return {"mean": None, "pictures": 0}
     numbers = np.array([x for _, x in values])
-    summary = {"mean": float(numbers.mean()), "pictures": len(numbers)}
+    summary: dict[str, Any] = {"mean": float(numbers.mean()), "pictures": len(numbers)}
     if len(numbers) > 1:
         summary["deviation"] = float(numbers.std(ddof=1))
     summary |= _interval(_estimate(values))
@@ -123,7 +124,7 @@ def _summary(values: list[tuple[Shot, float]], first: list[tuple[Shot, float]]) 
     for shot, x in values:
         entries.setdefault(shot.entry.id, {})[shot.number] = x
     seeds = sorted({shot.number for shot, _ in values})
-    whole = [list(map(of.get, seeds)) for of in entries.values() if len(of) == len(seeds)]
+    whole = [[of[seed] for seed in seeds] for of in entries.values() if len(of) == len(seeds)]
     if len(seeds) > 1 and whole:
         means = np.mean(whole, axis=0).tolist()
         summary |= {"seeds": means, "between_seeds": float(np.std(means, ddof=1))}

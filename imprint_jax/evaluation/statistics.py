@@ -84,11 +84,12 @@ def verdict(difference: Estimate, better: str, first: str, second: str) -> str:
         first: A method's name.
         second: The other's.
     """
-    if difference.objects < FEWEST:
+    low, high = difference.low, difference.high
+    if difference.objects < FEWEST or low is None or high is None:
         return f"too few objects ({difference.objects}): this test cannot tell"
-    if difference.low == difference.high == 0:
+    if low == high == 0:
         return "equal"
-    if difference.low <= 0 <= difference.high:
+    if low <= 0 <= high:
         return "no difference that this test can tell"
     larger, smaller = (first, second) if difference.mean > 0 else (second, first)
     if not better:

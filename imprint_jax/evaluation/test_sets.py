@@ -353,9 +353,9 @@ def dreambooth(
         for number, row in enumerate(track(rows, "pairs", len(rows))):
             background = images.read_image(backgrounds / row["background"])[..., :3]
             cut = _cut(objects / row["object"], masks, Path(row["object"]), segmenter)
-            box = [int(row[name]) for name in COLUMNS[2:]]
+            x0, y0, x1, y1 = box = [int(row[name]) for name in COLUMNS[2:]]
             try:
-                geometry.box_mask(box, *background.shape[:2])
+                geometry.box_mask((x0, y0, x1, y1), *background.shape[:2])
             except InputError as error:
                 raise InputError(f"{pairs}, line {number + 2}: {error}") from error
             stem = f"{number:03d}_{Path(row['object']).with_suffix('').as_posix()}"

@@ -248,7 +248,7 @@ def count(tally: Tally) -> list[Count]:
             chosen = [answer.chosen for answer in answers if answer.methods == pair]
             first, second = (chosen.count(method) for method in pair)
             p = float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
-            names = tuple(tally.methods[method] for method in pair)
+            names = tally.methods[pair[0]], tally.methods[pair[1]]
             counts.append(Count(question, names, first, second, chosen.count(None), p))
     return counts
 

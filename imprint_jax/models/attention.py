@@ -173,9 +173,8 @@ def with_even_lengths(flash: Callable, q: jax.Array, k: jax.Array, v: jax.Array)
     if t % 2 == 0 and s % 2 == 0:
         return flash(q, k, v)
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    lengths = {"query_seq_lengths": t, "key_value_seq_lengths": s}
-    lengths = {name: jnp.full((b,), length, jnp.int32) for name, length in lengths.items()}
-    return flash(q, k, v, **lengths)[:, :t]
+    lengths = lambda length: jnp.full((b,), length, jnp.int32)
+    return flash(q, k, v, query_seq_lengths=lengths(t), key_value_seq_lengths=lengths(s))[:, :t]
 
 
 @contextmanager

@@ -8,6 +8,9 @@ nested dict of arrays with string keys: {dinov2, adapter, unet, vae}. `bind` put
 inside a jitted function.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -128,7 +131,7 @@ def _widened(mask: jax.Array) -> jax.Array:
     )
 
 
-NETWORKS = {
+NETWORKS: dict[type[Section], Callable[..., nnx.Module]] = {
     DINOv2Config: DINOv2,
     CLIPConfig: CLIPVision,
     AdapterConfig: Adapter,
@@ -139,7 +142,7 @@ NETWORKS = {
 }
 
 
-def build(section: Section, **make) -> nnx.Module:
+def build(section: Section, **make) -> Any:
     """The network that a section of `config.model` describes.
 
     Args:
@@ -149,7 +152,7 @@ def build(section: Section, **make) -> nnx.Module:
     return NETWORKS[type(section)](**vars(section), **make)
 
 
-def abstract_params(make, *args, **arguments) -> dict:
+def abstract_params(make: Callable[..., nnx.Module], *args, **arguments) -> dict:
     """The shapes of a module's parameters, a nested dict of `jax.ShapeDtypeStruct`.
 
     Args:

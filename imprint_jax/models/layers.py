@@ -3,6 +3,9 @@
 Letters in shapes: b batch, h w height and width, c channels, t tokens, n heads, d head width.
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,8 +13,14 @@ from flax import nnx
 from imprint_jax.models.attention import Attention
 from imprint_jax.models.sharded import whole
 
+# Flax's layers are annotated to take an `nnx.Rngs`; all that they use of it is `params`.
+if TYPE_CHECKING:
+    _Rngs = nnx.Rngs
+else:
+    _Rngs = object
 
-class Rngs:
+
+class Rngs(_Rngs):
     """Keys for the initial parameters: every call of `params` gives another.
 
     What `nnx.Rngs` does, with a counter that is a Python number: nnx's is an array, and each of its
@@ -93,6 +102,7 @@ class ResnetBlock(nnx.Module):
         """(b h w c_in), (b e) or None -> (b h w c_out)."""
         y = self.conv1(nnx.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
+            assert temb is not None
             y = y + self.time_emb_proj(nnx.silu(temb))[:, None, None, :]
         y = self.conv2(nnx.silu(self.norm2(y)))
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -180,7 +190,7 @@ class TransformerBlock(nnx.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def stack_blocks(make, depth: int, rngs: Rngs) -> nnx.Module:
+def stack_blocks(make: Callable[[Rngs], nnx.Module], depth: int, rngs: Rngs) -> nnx.Module:
     """Equal blocks as one module, whose parameters have a leading axis of `depth`.
 
     Args:

@@ -5,6 +5,8 @@ so are the constants: GroupNorm epsilon 1e-5 in residual blocks and 1e-6 before 
 LayerNorm epsilon 1e-5, erf GELU (diffusers' UNet2DConditionModel with SD v1.4's config).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -102,7 +104,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, width: int, *, dtype, rngs: Rngs):
         # The checkpoints number the layers net.0 and net.2 (net.1 is a dropout).
-        self.net = nnx.Dict(
+        self.net: nnx.Dict[Callable[[jax.Array], jax.Array]] = nnx.Dict(
             {
                 "0": GEGLU(width, 4 * width, dtype=dtype, rngs=rngs),
                 "2": nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs),
@@ -212,8 +214,10 @@ class Level(nnx.Module):
         self.attentions = nnx.List(
             [
                 Transformer2D(width, **transformer, groups=groups, dtype=dtype, rngs=rngs)
-                for _ in (widths_in if transformer else ())
+                for _ in widths_in
             ]
+            if transformer
+            else []
         )
 
     def block(self, i: int, x: jax.Array, temb: jax.Array, keys_values: list) -> jax.Array:
@@ -337,7 +341,7 @@ class UNet(nnx.Module):
         self.conv_in = conv3x3(in_channels, first, **make)
         self.time_embedding = TimestepMLP(first, embedding, **make)
 
-        self.down_blocks = nnx.List([])
+        self.down_blocks: nnx.List[DownBlock] = nnx.List([])
         width, skips = first, [first]
         for level, (out, has_attention) in enumerate(levels):
             widths_in = [width] + [out] * (layers_per_block - 1)
@@ -359,7 +363,7 @@ class UNet(nnx.Module):
 
         self.mid_block = MidBlock(last, embedding, transformer, norm_groups, remat=remat, **make)
 
-        self.up_blocks = nnx.List([])
+        self.up_blocks: nnx.List[UpBlock] = nnx.List([])
         for level, (out, has_attention) in enumerate(reversed(levels)):
             widths_in = [before + skips.pop() for before in [width] + [out] * layers_per_block]
             self.up_blocks.append(
@@ -388,7 +392,7 @@ class UNet(nnx.Module):
         Returns:
             Keys and values (b s n d) of each cross-attention, in the order they are used.
         """
-        blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        blocks: list[Level | MidBlock] = [*self.down_blocks, self.mid_block, *self.up_blocks]
         return [a.keys_values(context) for block in blocks for a in block.attentions]
 
     def embed_time(self, timesteps: jax.Array) -> jax.Array:
@@ -427,9 +431,9 @@ class UNet(nnx.Module):
         keys_values = list(keys_values)
         x = self.conv_in(latents.astype(self.dtype))
         skips = [x]
-        for block in self.down_blocks:
-            x = block(x, temb, keys_values, skips)
+        for down in self.down_blocks:
+            x = down(x, temb, keys_values, skips)
         x = self.mid_block(x, temb, keys_values)
-        for block in self.up_blocks:
-            x = block(x, temb, keys_values, skips)
+        for up in self.up_blocks:
+            x = up(x, temb, keys_values, skips)
         return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(jnp.float32)

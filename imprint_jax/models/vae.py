@@ -27,7 +27,7 @@ from imprint_jax.models.layers import (
 AT_ONCE = 4
 
 
-def in_parts(function: Callable, x: jax.Array) -> jax.Array:
+def in_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """`function` of a batch (b ...), for `AT_ONCE` samples at a time or the next divisor of b."""
     size = max(n for n in range(1, AT_ONCE + 1) if x.shape[0] % n == 0)
     if size == x.shape[0]:
@@ -95,7 +95,10 @@ class VAEUpsample(nnx.Module):
 
 
 class VAELevel(nnx.Module):
-    """Residual blocks at one resolution."""
+    """Residual blocks at one resolution; the encoder and the decoder add what changes it."""
+
+    downsamplers: "nnx.List[VAEDownsample]"
+    upsamplers: "nnx.List[VAEUpsample]"
 
     def __init__(self, width_in: int, width: int, layers: int, groups: int, *, dtype, rngs: Rngs):
         widths_in = [width_in] + [width] * (layers - 1)
@@ -129,7 +132,7 @@ class Encoder(nnx.Module):
     ):
         make = dict(dtype=dtype, rngs=rngs)
         self.conv_in = conv3x3(3, block_widths[0], **make)
-        self.down_blocks = nnx.List([])
+        self.down_blocks: nnx.List[VAELevel] = nnx.List([])
         width = block_widths[0]
         for level, out in enumerate(block_widths):
             block = VAELevel(width, out, layers_per_block, groups, **make)
@@ -169,7 +172,7 @@ class Decoder(nnx.Module):
         width = block_widths[-1]
         self.conv_in = conv3x3(latent_channels, width, **make)
         self.mid_block = VAEMidBlock(width, groups, attention=attention, **make)
-        self.up_blocks = nnx.List([])
+        self.up_blocks: nnx.List[VAELevel] = nnx.List([])
         for level, out in enumerate(reversed(block_widths)):
             block = VAELevel(width, out, layers_per_block + 1, groups, **make)
             last = level == len(block_widths) - 1

@@ -15,7 +15,7 @@ def attentions(jaxpr, target: Target) -> tuple[AttentionUse, ...]:
         jaxpr: The program's, of calls of `imprint_jax.models.attention`.
         target: The chip it is for.
     """
-    counts = collections.Counter()
+    counts: collections.Counter[tuple] = collections.Counter()
     for kernel, (q, k), times in _calls(jaxpr, 1):
         _, tokens, heads, width = q.shape
         why_not = "" if kernel == "cudnn" else why_not_flash(target, q.dtype.name, width)

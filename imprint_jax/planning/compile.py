@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,7 @@ def installed_compiler(accelerator: str | None) -> str | None:
 def gpu_description(accelerator: Accelerator) -> str:
     """XLA's description of a GPU: its `GpuTargetConfigProto` as text."""
     chip = accelerator.chip
+    assert isinstance(chip, GPU)
     limits = MULTIPROCESSORS[chip.compute_capability]
     major, minor = chip.compute_capability.split(".")
     return f"""
@@ -114,7 +116,7 @@ def tpu_topology(chip: TPU, devices: int) -> dict:
     """Arguments of `topologies.get_topology_desc` for a slice of TPUs."""
     shape = chip.slices[devices]
     name = f"{chip.generation}:{shape}"
-    options = {"chip_config_name": "megacore"} if chip.megacore else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if chip.megacore else {}
     if devices == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     return dict(topology_name=name, platform="tpu", **options)
@@ -202,6 +204,7 @@ def trace_training_step(request: Request, mesh: jax.sharding.Mesh, chip: Target)
 def trace_sampler(request: Request, mesh: jax.sharding.Mesh, chip: Target) -> Traced:
     """The sampler as `Compositor` runs it, with the recipe's steps, for one view of the object."""
     config = configs.Config.of(configs.load(request.recipe, request.overrides))
+    assert request.sampling_batch is not None
     config = replace(config, batch_size=request.sampling_batch)
     dtype = jnp.dtype(config.dtype)
     attention = Attention(chip, "auto" if config.attention == "cudnn" else config.attention)
@@ -276,6 +279,7 @@ def make_plan(request: Request, folders: list[Path], say: Callable[[str], None])
         # What the program does not depend on is as requested.
         return replace(kept, request=request, total_steps=_total_steps(request, traced))
     if compiler is None:
+        assert request.accelerator is not None  # XLA:CPU is always there
         extra = (
             "plan-gpu" if isinstance(ACCELERATORS[request.accelerator].chip, GPU) else "plan-tpu"
         )
@@ -335,6 +339,7 @@ def _compile(request: Request, traced: Traced, compiler: str, key: str) -> Plan:
     seconds = time.perf_counter() - start
 
     resident = sum(traced.state.values()) + traced.inputs
+    facts: dict[str, Any]
     facts = {"temporary": 0, "peak": 0, "traffic": 0, "library_calls": {}, "collectives": ()}
     if program is not None:
         facts = _read(program, request, traced, resident)
@@ -344,10 +349,9 @@ def _compile(request: Request, traced: Traced, compiler: str, key: str) -> Plan:
         batch_size=traced.config.batch_size * devices // compiled,
         accumulation=traced.config.accumulation if request.sampling_batch is None else 1,
         total_steps=_total_steps(request, traced),
-        **traced.state,
         inputs=traced.inputs,
         gradients=traced.state["trained"],
-        **facts,
+        **facts | traced.state,
         flops=traced.flops * devices // compiled,
         model_flops=traced.model_flops * devices // compiled,
         attentions=attentions(traced.forward, target(request.accelerator)),
@@ -360,8 +364,9 @@ def _compile(request: Request, traced: Traced, compiler: str, key: str) -> Plan:
 
 def _read(program: jax.stages.Compiled, request: Request, traced: Traced, resident: int) -> dict:
     """What a compiled program says of itself."""
-    text = hlo.Program(program.as_text())
-    memory = program.memory_analysis()
+    printed, memory = program.as_text(), program.memory_analysis()
+    assert printed is not None and memory is not None  # XLA's compilers for these chips give both
+    text = hlo.Program(printed)
     compiled_resident = memory.argument_size_in_bytes
     # Groups grow with the axes they lie along.
     size = lambda mesh, axes: math.prod(mesh[axis] for axis in axes)

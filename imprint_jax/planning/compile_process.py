@@ -42,6 +42,7 @@ def plan(
             text=True,
         )
         with process:
+            assert process.stdout is not None
             try:
                 for line in process.stdout:
                     answer = json.loads(line)

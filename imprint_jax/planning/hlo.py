@@ -65,10 +65,19 @@ class Instruction:
     operands: tuple[str, ...]
     line: str
 
-    def calls(self, attribute: str) -> str | None:
+    def calls(self, attribute: str) -> str:
         """The computation that an attribute as `calls` or `body` names."""
-        called = re.search(rf"\b{attribute}=%([\w.\-]+)", self.line)
-        return called and called[1]
+        return self.field(rf"\b{attribute}=%([\w.\-]+)")
+
+    def field(self, pattern: str) -> str:
+        """The group of a pattern that is in the line.
+
+        Raises:
+            ValueError: It is not.
+        """
+        if match := re.search(pattern, self.line):
+            return match[1]
+        raise ValueError(f"an instruction of an unknown form: {self.line.strip()[:200]}")
 
     @property
     def is_root(self) -> bool:
@@ -154,7 +163,7 @@ def _closing(text: str) -> int:
 
 def library_calls(program: Program) -> dict[str, int]:
     """How often each function of a library (cuDNN, cuBLAS...) or custom kernel is called."""
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for _, x, times in program.executed():
         if target := re.search(r'custom_call_target="([^"]+)"', x.line):
             counts[target[1]] += times
@@ -204,7 +213,7 @@ def collectives(program: Program, mesh: dict[str, int]) -> tuple[Collective, ...
             for inner in program.computations[x.calls("calls")]:
                 if match := _COLLECTIVE.fullmatch(inner.opcode):
                     seen.add(inner.line)
-                    channel = re.search(r"channel_id=(\d+)", inner.line)[1]
+                    channel = inner.field(r"channel_id=(\d+)")
                     if channel in channels:
                         continue
                     channels.add(channel)
@@ -411,7 +420,7 @@ def _fusion_traffic(
     total = 0
     parameters = [x for x in body if x.opcode == "parameter"]
     for x in parameters:
-        kind = operands[int(re.search(r"parameter\((\d+)\)", x.line)[1])]
+        kind = operands[int(x.field(r"parameter\((\d+)\)"))]
         sliced = read(x.name)
         total += size(kind) if sliced is None else min(sliced, size(kind))
 

@@ -75,9 +75,10 @@ class Place:
         edge = 0.5 / MAP_SIDE
         place = np.stack([point[:, 0], -point[:, 2]], 1)
         uv = np.clip(place / (2 * MAP_REACH) + 0.5, edge, 1 - edge)
-        return tuple(
+        without, with_thing = (
             np.where(down[:, None], colour * bilinear(shade, uv), colour) for shade in self.shades
         )
+        return without, with_thing
 
 
 def read_panorama(path: str | os.PathLike) -> np.ndarray:

@@ -8,6 +8,7 @@ random, so there is no noise to remove. y is up; colours are linear light.
 import dataclasses
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -145,12 +146,13 @@ def _read_model(path: str | os.PathLike, up: str) -> Model:
             path, "large", f"{count} triangles, at most {MAX_TRIANGLES} are rendered"
         )
 
-    parts, textures = [], []
+    parts = []
+    textures: list[np.ndarray] = []
     for mesh in meshes:
         colour, opacity, image = _surface(mesh)
         uv = getattr(mesh.visual, "uv", None) if image is not None else None
         texture = -1
-        if uv is not None:
+        if image is not None and uv is not None:
             texture = len(textures)
             textures.append(np.asarray(image.convert("RGBA"), np.float32) / 255)
         parts.append(
@@ -321,10 +323,10 @@ def trace_view(
     total = np.zeros((size * size, 4), np.float32)
     for sample in range(samples):
         # A see-through surface is hit by the share of the samples that its opacity names.
-        pixel, *surface = trace(
+        pixel, surface = trace(
             model, scene, eye, pixel_rays(direction, size, sample), (sample + 0.5) / samples
         )
-        total[pixel, :3] += shade(shadows, *surface, *light.directions(sample, samples))
+        total[pixel, :3] += shade(shadows, surface, *light.directions(sample, samples))
         total[pixel, 3] += 1
     colour = develop(total[:, :3] / np.maximum(total[:, 3:], 1))
     view = np.concatenate([colour, total[:, 3:] / samples], 1)
@@ -348,12 +350,23 @@ def develop(colour: np.ndarray) -> np.ndarray:
     return np.clip(colour / (1 + 0.15 * colour), 0, 1) ** (1 / GAMMA)
 
 
-def trace(model, scene, eye, rays, threshold):
+class Surface(NamedTuple):
+    """Where rays meet a model, (h 3) each."""
+
+    position: np.ndarray
+    face_normal: np.ndarray
+    normal: np.ndarray
+    ray: np.ndarray  # its direction
+    colour: np.ndarray
+
+
+def trace(
+    model: Model, scene, eye: np.ndarray, rays: np.ndarray, threshold: float
+) -> tuple[np.ndarray, Surface]:
     """First surfaces with more than `threshold` opacity.
 
     Returns:
-        (h) indices of the rays that meet one; position, face normal, normal, direction of the ray
-        and colour there, (h 3) each.
+        (h) indices of the rays that meet one, and what is there.
     """
     alive = np.arange(len(rays))
     origin = np.broadcast_to(eye.astype(np.float32), rays.shape).copy()
@@ -380,8 +393,9 @@ def trace(model, scene, eye, rays, threshold):
         origin[alive] = position + 1e-4 * ray
         alive = alive[~seen]
     if not visible:
-        return np.zeros(0, int), *(np.zeros((0, 3), np.float32),) * 5
-    return [np.concatenate(arrays) for arrays in zip(*visible, strict=True)]
+        return np.zeros(0, int), Surface(*(np.zeros((0, 3), np.float32),) * 5)
+    pixel, *surface = (np.concatenate(arrays) for arrays in zip(*visible, strict=True))
+    return pixel, Surface(*surface)
 
 
 def _look_up(model: Model, face: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -415,8 +429,9 @@ def bilinear(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
     return upper * (1 - low_share) + lower * low_share
 
 
-def shade(shadows, position, face_normal, normal, ray, colour, directions, brings) -> np.ndarray:
+def shade(shadows, surface: Surface, directions: np.ndarray, brings: np.ndarray) -> np.ndarray:
     """Linear light (h 3) that leaves a matt surface with a faint gloss; see Light.directions."""
+    position, face_normal, normal, ray, colour = surface
     directions = directions.astype(np.float32)
     cosine = np.maximum(normal @ directions.T, 0)
     cosine[face_normal @ directions.T <= 0] = 0

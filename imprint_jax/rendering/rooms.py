@@ -286,7 +286,7 @@ def procedural_texture(rng: np.random.Generator) -> np.ndarray:
         mix, gap = mix + 0.06 * _clouds(rng, 1.0, 1.0), np.zeros((n, n), bool)
     colour = other + np.clip(mix, 0, 1)[..., None] * (base - other)
     colour = np.where(gap[..., None], colour * 0.45, colour)
-    return np.clip(np.rot90(colour, rng.integers(2)), 0.02, 0.95) ** GAMMA
+    return np.clip(np.rot90(colour, int(rng.integers(2))), 0.02, 0.95) ** GAMMA
 
 
 def _clouds(rng: np.random.Generator, across: float, along: float) -> np.ndarray:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,6 +36,7 @@ from imprint_jax.rendering.raytracer import (
     Light,
     Model,
     RejectedModel,
+    Surface,
     blocks_light,
     camera_distance,
     develop,
@@ -168,32 +170,31 @@ def random_scene(
     distance = camera_distance(points, directions) * FILL / fill
     reach = distance * np.tan(np.radians(FIELD_OF_VIEW) / 2) * (FILL - fill)
     shift = rng.uniform(-reach, reach, 2)
-    eyes = []
+    places = []
     for direction in directions:
         right, upwards = frame(direction)
-        eyes.append(centre + distance * direction + shift[0] * right + shift[1] * upwards)
-    eyes = np.stack(eyes)
+        places.append(centre + distance * direction + shift[0] * right + shift[1] * upwards)
+    eyes = np.stack(places)
     resolution = size * np.sqrt(samples)
     model = _fitted(model, resolution, distance)
-    others = _stand_beside(model, others, azimuth, up, rng)
-    names = [str(path) for path, _ in others]
-    other = _joined([_fitted(one, resolution, distance) for _, one in others])
+    neighbours = _stand_beside(model, others, azimuth, up, rng)
+    other = _joined([_fitted(one, resolution, distance) for _, one in neighbours])
 
-    about = {"others": names, "photos": []}
+    about: dict[str, Any] = {"others": [str(path) for path, _ in neighbours], "photos": []}
 
     if panoramas and rng.random() < PANORAMA_SHARE:
-        path = panoramas[rng.integers(len(panoramas))]
+        path = panoramas[int(rng.integers(len(panoramas)))]
         about["panorama"] = Path(path).name
         sphere = turned(read_panorama(path), rng)
         light = light_of(sphere, rng)
         ground = Plane(np.zeros(3), np.array([1.0, 0, 0]), np.array([0, 0, -1.0]), [], 1.0)
         maps = light_maps(ground, light, Caster(model), Caster(other) if other else None)
-        room = Place(sphere, rng.uniform(*CAMERA), shades(maps))
+        place = Place(sphere, rng.uniform(*CAMERA), shades(maps))
         about |= _in_words(directions, turn, distance, light)
-        return Scene(model, other, directions, eyes, light, room, about)
+        return Scene(model, other, directions, eyes, light, place, about)
 
     def photo() -> np.ndarray:
-        path = photos[rng.integers(len(photos))]
+        path = photos[int(rng.integers(len(photos)))]
         about["photos"].append(Path(path).name)
         return read_image(path)[..., :3]
 
@@ -248,6 +249,8 @@ def scene_views(scene: Scene, size: int, samples: int) -> Iterator[View]:
     shadows = make_scene(np.concatenate(casting))
     shadows_without = make_scene(casting[1]) if scene.others else None
     spread = np.radians(FIELD_OF_VIEW) / (size * np.sqrt(samples))
+    to_uint8 = lambda x: (x * 255).round().astype(np.uint8)
+    picture = lambda x: to_uint8(develop(x / samples)).reshape(size, size, 3)
     for eye, direction in zip(scene.eyes, scene.directions, strict=True):
         target, background = np.zeros((2, size * size, 3), np.float32)
         coverage = np.zeros(size * size, np.float32)
@@ -258,22 +261,19 @@ def scene_views(scene: Scene, size: int, samples: int) -> Iterator[View]:
             threshold = (sample + 0.5) / samples
             depth = np.full(len(rays), np.inf)
             if scene.others:
-                pixel, *surface = trace(scene.others, meshes[1], eye, rays, threshold)
-                depth[pixel] = np.linalg.norm(surface[0] - eye, axis=1)
-                without[pixel] = shade(shadows_without, *surface, *lights)
-                with_object[pixel] = shade(shadows, *surface, *lights)
-            pixel, *surface = trace(scene.model, meshes[0], eye, rays, threshold)
-            seen = np.linalg.norm(surface[0] - eye, axis=1) < depth[pixel]
-            with_object[pixel[seen]] = shade(shadows, *(x[seen] for x in surface), *lights)
+                pixel, surface = trace(scene.others, meshes[1], eye, rays, threshold)
+                depth[pixel] = np.linalg.norm(surface.position - eye, axis=1)
+                without[pixel] = shade(shadows_without, surface, *lights)
+                with_object[pixel] = shade(shadows, surface, *lights)
+            pixel, surface = trace(scene.model, meshes[0], eye, rays, threshold)
+            seen = np.linalg.norm(surface.position - eye, axis=1) < depth[pixel]
+            visible = Surface(*(x[seen] for x in surface))
+            with_object[pixel[seen]] = shade(shadows, visible, *lights)
             coverage[pixel[seen]] += 1
             target += with_object
             background += without
-        pictures = [
-            (develop(x / samples) * 255).round().astype(np.uint8).reshape(size, size, 3)
-            for x in (target, background)
-        ]
-        mask = (coverage / samples * 255).round().astype(np.uint8).reshape(size, size)
-        yield View(*pictures, mask)
+        mask = to_uint8(coverage / samples).reshape(size, size)
+        yield View(picture(target), picture(background), mask)
 
 
 def render_scenes(

@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -267,7 +268,7 @@ def find_models(models_dir: Path) -> list[tuple[str, Path]]:
     Raises:
         InputError: There is none, or one without a usable name, or two would have one id.
     """
-    models = {}
+    models: dict[str, Path] = {}
     for path in sorted(models_dir.rglob("*")):
         if path.suffix.lower() not in MODEL_SUFFIXES or not path.is_file():
             continue
@@ -311,8 +312,9 @@ def _render_object(
                 up=settings["up"],
                 samples=settings["samples"],
             )
+            webp = image_format == "webp"
+            options: dict[str, Any] = dict(quality=90, method=4) if webp else {}
             for index, view in enumerate(views):
-                options = {"quality": 90, "method": 4} if image_format == "webp" else {}
                 Image.fromarray(view).save(building / f"{index:03d}.{image_format}", **options)
             (building / "views.json").write_text(json.dumps(about) + "\n")
     except RejectedModel as error:

@@ -360,7 +360,7 @@ def _load(workdir: Path, config: Config, components: Sequence[str], *, ema: bool
     checkpoint = _newest_whole(workdir, {"ema"} if ema and trained else set(trained))
     if frozen and (damage := _damage(workdir / "checksums", workdir / "frozen")):
         raise _frozen_is_damaged(workdir / "frozen", damage)
-    params = {}
+    params: dict[str, dict] = {}
     for name in components:  # one by one: a device need not hold them all
         parts = []
         if name in trained and ema:

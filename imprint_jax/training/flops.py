@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 
 import jax
+from jax.extend import core
 
 # JAX's calls of cuDNN's attention hold no program: how many products of queries and keys each is.
 # Scores that the second computes anew are left out, as all recomputation is.
@@ -63,7 +64,7 @@ def count_jaxpr(jaxpr) -> int:
 def inner_jaxprs(params: dict):
     """The functions an operation calls: those of jit, checkpoint, custom derivatives..."""
     for value in params.values():
-        if isinstance(value, jax.extend.core.ClosedJaxpr):
+        if isinstance(value, core.ClosedJaxpr):
             yield value.jaxpr
-        elif isinstance(value, jax.extend.core.Jaxpr):
+        elif isinstance(value, core.Jaxpr):
             yield value

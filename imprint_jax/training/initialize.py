@@ -136,7 +136,7 @@ def _with_background_channels(unet: dict, abstract: dict) -> dict:
         return unet
     if isinstance(kernel, jax.ShapeDtypeStruct):
         shape = (*kernel.shape[:2], wanted.shape[2], kernel.shape[3])
-        padded = jax.ShapeDtypeStruct(shape, kernel.dtype)
+        padded: jax.ShapeDtypeStruct | np.ndarray = jax.ShapeDtypeStruct(shape, kernel.dtype)
     else:
         padded = np.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
     return unet | {"conv_in": unet["conv_in"] | {"kernel": padded}}

@@ -51,7 +51,7 @@ def partition(params: dict, labels: dict[str, str]) -> tuple[dict, dict]:
 
 def merge(*trees: dict) -> dict:
     """One nested dict of several with different leaves: the inverse of `partition`."""
-    flat = {}
+    flat: dict[str, jax.Array] = {}
     for tree in trees:
         flat |= traverse_util.flatten_dict(tree, sep="/")
     return traverse_util.unflatten_dict(flat, sep="/")
@@ -119,7 +119,7 @@ def parameter_table(params: dict, labels: dict[str, str], groups) -> list[tuple]
         Rows of (prefix, number of tensors, number of parameters, dtype, group, learning rate).
     """
     rates = {name: rate for name, _, rate in groups}
-    rows = {}
+    rows: dict[tuple[str, str, str], tuple[int, int]] = {}
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         prefix = "/".join(path.split("/")[:2])
         key = (prefix, str(leaf.dtype), labels[path])

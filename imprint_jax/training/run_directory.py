@@ -138,8 +138,8 @@ def _differences(before: Config, after: Config) -> list[str]:
                 source.pop(field, None)
         return traverse_util.flatten_dict(content, sep=".")
 
-    before, after = flat(before), flat(after)
-    changed = {key for key in before | after if before.get(key) != after.get(key)}
+    old, new = flat(before), flat(after)
+    changed = {key for key in old | new if old.get(key) != new.get(key)}
     return sorted(changed - MAY_CHANGE)
 
 

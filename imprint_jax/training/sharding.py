@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from imprint_jax.errors import InputError
@@ -65,7 +65,7 @@ RULES = (
 )
 
 
-def state_sharding(mesh: Mesh, abstract_state):
+def state_sharding(mesh: Mesh | AbstractMesh, abstract_state):
     """The sharding of each array of a state or of parameters, by `RULES`.
 
     Moments and averages lie as their parameters do: their paths end alike.

@@ -163,7 +163,7 @@ class Trainer:
         out_specs = self._specs("trained"), sharding.BATCH
         return self._each_device(one_device, out_specs)(trained, frozen, batch, key)
 
-    def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    def train_step(self) -> jax.stages.Wrapped:
         """One step, compiled: (state, batch) -> (state, metrics). The old state is donated.
 
         Metrics are those of `step.metrics`, and the learning rate of each group.
@@ -185,7 +185,7 @@ class Trainer:
         out_shardings = (self.state_sharding, sharding.replicated(self.mesh))
         return jax.jit(train, donate_argnums=0, out_shardings=out_shardings)
 
-    def validation_step(self) -> Callable[[TrainState, dict], jax.Array]:
+    def validation_step(self) -> jax.stages.Wrapped:
         """(state, batch) -> the averaged weights' mean loss, with draws that never change."""
 
         def one_device(ema, frozen, batch, key):
@@ -198,7 +198,7 @@ class Trainer:
 
         return jax.jit(validate, out_shardings=sharding.replicated(self.mesh))
 
-    def preview_step(self) -> Callable[[TrainState, dict, float], jax.Array]:
+    def preview_step(self) -> jax.stages.Wrapped:
         """(state, batch, guidance scale) -> pictures (b h w 3) uint8 by the averaged weights."""
         config, how = self.config, self.config.sampling
         choices = sampling.Choices(how.num_steps, how.sampler, how.spacing)

@@ -51,8 +51,8 @@ def gradients(loss_fn: LossFn, trained: dict, batch: dict, parts: int) -> tuple[
 def moving_average(average: dict, params: dict, step: jax.Array, decay: float) -> dict:
     """The average after `step` (from 0); its decay is (1 + step) / (10 + step), `decay` at most."""
     step = step.astype(jnp.float32)
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return optax.incremental_update(params, average, 1 - decay)
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(params, average, 1 - kept)
 
 
 def metrics(
@@ -70,7 +70,7 @@ def metrics(
         loss; grad_norm, also a group; loss_sum/A-B and loss_count/A-B a range of timesteps.
     """
     scalars = {"loss": jnp.mean(losses.values), "grad_norm": optax.tree.norm(grads)}
-    groups = {}
+    groups: dict[str, list[jax.Array]] = {}
     for path, grad in traverse_util.flatten_dict(grads, sep="/").items():
         groups.setdefault(labels[path], []).append(grad)
     for name, group in groups.items():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,14 +28,14 @@ def show(config: Config, trainer: Trainer, console: Console, *, verbose: bool) -
         verbose: Also the configuration, and each parameter's place where it is cut.
     """
     console.print(group_table(trainer))
-    plain = dict(markup=False, highlight=False, soft_wrap=True)
+    plain = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     for line in _lines(config, trainer):
-        console.print(line, **plain)
+        plain(line)
     if verbose:
-        console.print(json.dumps(config.to_dict(), indent=2), **plain)
+        plain(json.dumps(config.to_dict(), indent=2))
         if trainer.mesh.shape["fsdp"] > 1:
             console.print(sharding_table(trainer))
-    console.print("Nothing was written. --verbose shows the configuration.", **plain)
+    plain("Nothing was written. --verbose shows the configuration.")
 
 
 def _lines(config: Config, trainer: Trainer):
@@ -80,8 +81,7 @@ def group_table(trainer: Trainer) -> Table:
     """What trains at which rate: a row for each two-part path prefix and group."""
     table = Table(title=f"Stage {trainer.config.stage}: what trains")
     for name in ("parameters", "tensors", "size", "dtype", "group", "learning rate"):
-        justify = "right" if name in ("tensors", "size") else "left"
-        table.add_column(name, justify=justify)
+        table.add_column(name, justify="right" if name in ("tensors", "size") else "left")
     rows = optimizer.parameter_table(trainer.abstract_params, trainer.labels, trainer.config.groups)
     for prefix, tensors, size, dtype, group, rate in rows:
         rate = "-" if rate is None else str(rate)

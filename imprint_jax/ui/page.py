@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from functools import partial
 from pathlib import Path
 
 # Gradio reports its use to its makers unless it is told not to before it is imported.
@@ -42,18 +43,13 @@ def build(studio: Studio, examples: Path | None = None) -> gr.Blocks:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column():
-                picture = dict(type="filepath", image_mode=None, sources=["upload", "clipboard"])
-                object_file = gr.Image(
-                    label="1. The object",
-                    elem_id="object",
-                    height=240,
-                    **picture,
+                picture = partial(
+                    gr.Image, type="filepath", image_mode=None, sources=["upload", "clipboard"]
                 )
+                object_file = picture(label="1. The object", elem_id="object", height=240)
                 with gr.Accordion("Its mask, unless it is transparent around it", open=False):
-                    mask_file = gr.Image(
-                        label="White where the object is", elem_id="object-mask", **picture
-                    )
-                photo_file = gr.Image(label="2. The photo", elem_id="photo", height=240, **picture)
+                    mask_file = picture(label="White where the object is", elem_id="object-mask")
+                photo_file = picture(label="2. The photo", elem_id="photo", height=240)
                 if examples:
                     _examples(examples, object_file, photo_file)
             with gr.Column():

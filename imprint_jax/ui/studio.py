@@ -105,8 +105,8 @@ class Studio:
             if path.is_file():
                 _check_size(path, name)
         try:
-            photo = images.read_image(photo_file)
-            hole_file.write_bytes(images.encode_png(hole_of(layers, photo.shape[:2])))
+            height, width = images.read_image(photo_file).shape[:2]
+            hole_file.write_bytes(images.encode_png(hole_of(layers, (height, width))))
             masks = (mask_file,) if mask_file else ()
             where = ObjectEntry((object_file,), masks, hole_file, None)
             entry = Entry("picture", photo_file, (where,), seed=choices.seed, num=choices.num)
@@ -120,8 +120,8 @@ class Studio:
         how = job.provenance(self.folder, config, settings, shape, self.compositor.dtype)
         files = [folder / name for name in entry.names()]
         for _, number, picture in self.compositor.run([request], settings):
-            photo = request.original
-            job.write_picture(files[number], picture, photo, how, choices.seed, number)
+            original = request.original
+            job.write_picture(files[number], picture, original, how, choices.seed, number)
         return files
 
 

@@ -69,9 +69,9 @@ def convert(
     if to == "torch":
         if source.layout != "imprint":
             raise InputError(f"{src} is in PyTorch's names already.")
-        _to_torch(source, dst, DTYPES.get(dtype))
+        _to_torch(source, dst, DTYPES[dtype] if dtype else None)
     else:
-        _to_imprint(source, dst, DTYPES.get(dtype), licence)
+        _to_imprint(source, dst, DTYPES[dtype] if dtype else None, licence)
 
 
 def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None, licence: str | None) -> None:
@@ -133,7 +133,7 @@ def _to_torch(source: Source, dst: Path, dtype: np.dtype | None) -> None:
     with atomic_folder(dst) as folder:
         for name, group in itertools.groupby(targets, lambda pair: pair[1].folder):
             (folder / name).mkdir()
-            tensors = {}
+            tensors: dict[str, np.ndarray] = {}
             for part, target in group:
                 params = mapping.read(part.table, part.tensors, part.abstract, part.source, dtype)
                 tensors |= mapping.write(target.table, params)

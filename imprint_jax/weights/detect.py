@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from imprint_jax.config.fields import KLConfig, network
 from imprint_jax.diffusion import process
@@ -17,7 +18,7 @@ KINDS = ("sd", *stable_diffusion.INPAINTING, "dinov2", "clip", "imprint")
 # any other network of the same kind has whatever licence its owner gave it.
 OPENRAIL = "CreativeML OpenRAIL-M"
 NOT_STATED = "not stated"
-PUBLISHED = {
+PUBLISHED: dict[str, tuple[str, dict[str, tuple]]] = {
     "unet": (OPENRAIL, dict(block_widths=((320, 640, 1280, 1280),), context_width=(768,))),
     "vae": (OPENRAIL, dict(block_widths=((128, 256, 512, 512),), latent_channels=(4,))),
     "dinov2": ("Apache-2.0", dict(width=(384, 768, 1024, 1536), patch_size=(14,))),
@@ -102,8 +103,8 @@ def find(path: Path, kind: str = "auto", clip_folder: Path | None = None) -> Sou
         )
     detected = _detect(path)
     if kind == "auto":
-        kind = detected
-    if kind is None:
+        kind = detected or ""
+    if not kind:
         raise InputError(
             f"{path} is not recognised. It may be a folder of diffusers, of transformers' DINOv2 or"
             " CLIP or of a released model, or a file of Stable Diffusion or DINOv2 in the original"
@@ -205,7 +206,7 @@ def _component(
 def _find_sd(path: Path, kind: str) -> Source:
     if path.is_file():
         unet, vae = stable_diffusion.open_compvis(path)
-        parts = {"unet": (unet, {}), "vae": (vae, {})}
+        parts: dict[str, Any] = {"unet": (unet, {}), "vae": (vae, {})}
     else:
         folders = {name: path / name for name in ("unet", "vae") if (path / name).is_dir()}
         if not folders:  # one model's own folder
@@ -270,7 +271,7 @@ def _find_peer(path: Path, kind: str, clip_folder: Path | None) -> Source:
     adapter_part = _component(
         "adapter", mapper_settings, mapper, peers.mapper_table, name, adapter_kind="mapper"
     )
-    released = {key: dict(section) for key, section in peers.PEERS[kind].items()}
+    released: dict[str, Any] = {key: dict(section) for key, section in peers.PEERS[kind].items()}
     released["diffusion"] |= source.released["diffusion"]
     released["object_size"] = encoder_part.settings["image_size"]
     if not path.is_file():
@@ -283,7 +284,7 @@ def _find_peer(path: Path, kind: str, clip_folder: Path | None) -> Source:
 
 def _find_tower(folder: Path) -> Component:
     """CLIP's vision tower, without the projection that compares pictures with texts."""
-    (part,) = find(folder, "auto").components[:1] or [None]
+    part = next(iter(find(folder, "auto").components), None)
     if part is None or part.name != "clip":
         raise InputError(f"{folder} is no CLIP: --clip takes transformers' folder of it.")
     settings = part.settings | {"projection": 0}

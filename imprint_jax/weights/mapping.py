@@ -109,7 +109,7 @@ def check(table: Table, tensors: Mapping[str, StoredTensor], abstract: dict, nam
     wrong += [f"in no tensor: {path}" for path in shapes.keys() - {p.path for p in table.pieces}]
     wrong += [f"missing: {key}" for key in keys if key not in tensors]
     wrong += [f"unknown: {k}" for k in tensors if k not in keys and not ignored.fullmatch(k)]
-    dtypes = {}
+    dtypes: dict[str, np.dtype] = {}
     for piece in table.pieces:
         if piece.key not in tensors:
             continue
@@ -156,16 +156,13 @@ def parameters(
     check(table, tensors, abstract, name)
     shapes = {p: x.shape for p, x in traverse_util.flatten_dict(abstract, sep="/").items()}
     zero = []
-    for path, pieces in itertools.groupby(table.pieces, lambda piece: piece.path):
-        array = None
+    for path, group in itertools.groupby(table.pieces, lambda piece: piece.path):
+        pieces = list(group)
+        # Before a tensor is read: the other order leaves holes in memory, twice the model's size.
+        array = np.empty(shapes[path], dtype or tensors[pieces[0].key].dtype)
         for piece in pieces:
-            stored = tensors[piece.key]
-            # Before the tensor is read: the other order leaves holes in memory, twice the model's
-            # size.
-            if array is None:
-                array = np.empty(shapes[path], dtype or stored.dtype)
             with np.errstate(over="ignore"):  # what does not fit the dtype is refused below
-                array[piece.where] = piece.to_ours(stored.read())
+                array[piece.where] = piece.to_ours(tensors[piece.key].read())
             _check_values(array[piece.where], piece, name)
             if path.endswith("/kernel") and not array[piece.where].any():
                 zero.append(piece.key)

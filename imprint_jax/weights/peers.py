@@ -16,7 +16,7 @@ from imprint_jax.weights.mapping import Piece, Table, axes_of
 from imprint_jax.weights.tensors import StoredTensor
 
 # What a released folder of each says beside its networks' sizes.
-PEERS = {
+PEERS: dict[str, dict[str, dict]] = {
     # Fantasy-Studio/Paint-by-Example: scripts/inference.py, test.sh, ldm/data/open_images.py.
     "paint-by-example": dict(
         model=dict(encoder="clip", adapter_kind="mapper", object_tokens="class"),

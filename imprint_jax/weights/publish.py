@@ -40,7 +40,8 @@ def push(
     card = _card(
         repository, config, release.load_licences(folder), trained, licence, picture is not None
     )
-    files = {path.name: path for pattern in hub.MODEL_FILES for path in folder.glob(pattern)}
+    files: dict[str, Path | bytes] = {}
+    files |= {path.name: path for pattern in hub.MODEL_FILES for path in folder.glob(pattern)}
     files |= {"README.md": card.encode()} | ({"picture.png": picture} if picture else {})
     with hub.errors_of_the_hub(repository):
         from huggingface_hub import CommitOperationAdd, HfApi

@@ -232,9 +232,10 @@ def open_compvis(path: Path) -> tuple[dict[str, StoredTensor], dict[str, StoredT
         listed = f": unknown {', '.join(sorted(unknown)[:20])}" if unknown else ""
         raise InputError(f"{path} is {kind}{listed}.")
     # The average's names have lost their dots (LitEma in ldm/modules/ema.py).
-    averaged = {k: tensors.get(f"model_ema.diffusion_model{k.replace('.', '')}") for k in trained}
-    lacking = [key for key, tensor in averaged.items() if tensor is None]
-    if any(averaged.values()) and lacking:
+    name = lambda key: f"model_ema.diffusion_model{key.replace('.', '')}"
+    averaged = {key: tensors[name(key)] for key in trained if name(key) in tensors}
+    lacking = [key for key in trained if key not in averaged]
+    if averaged and lacking:
         raise InputError(f"{path} lacks the averaged (EMA) {', '.join(lacking)}.")
     unet = trained if lacking else averaged
     return _unet_names(unet), _vae_names(vae)

@@ -161,8 +161,9 @@ def open_folder(folder: Path, stem: str) -> dict[str, StoredTensor]:
 
 
 def _open_shards(index: Path) -> dict[str, StoredTensor]:
-    weight_map = read_json(index).get("weight_map")
-    names = weight_map.values() if isinstance(weight_map, dict) else [None]
+    content = read_json(index).get("weight_map")
+    weight_map = content if isinstance(content, dict) else {}
+    names = weight_map.values()
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise InputError(f"{index} is damaged: its weight_map names no file of each tensor.")
     shards = {name: open_tensors(index.parent / name) for name in sorted(set(weight_map.values()))}

@@ -23,6 +23,7 @@ from imprint_jax.models import imprint, init
 from imprint_jax.training import initialize, sharding
 from imprint_jax.training.state import Trainer
 from imprint_jax.weights import release
+from tests.commands import run as imprint_command
 from tests.tiny import write_scale
 
 ALL = [name for name in ablations.SUITES["paper"] if name != "full"]
@@ -293,6 +294,20 @@ def test_a_run_that_was_trained_anew_is_exported_anew(tmp_path, monkeypatch):
         results.mkdir(exist_ok=True)
         ablations._exported(tmp_path / "run", tmp_path / "model", results)
         assert len(saved) == exports and results.exists() == kept
+
+
+def test_the_command_reads_the_test_split_of_the_scales_records(
+    tiny_release, tmp_path, monkeypatch
+):
+    table = tmp_path / "table.md"
+    table.write_text("the table")
+    handed_over = {}
+    monkeypatch.setattr(ablations, "ablate", lambda *_, **how: handed_over.update(how) or table)
+    scale, out = write_scale(tmp_path), tmp_path / "out"
+    arguments = ("--suite", "full", "--scale", scale, "--out", out, "--encoder", tiny_release)
+    code, said = imprint_command("ablate", *arguments, "--seeds", 1, "--limit", 2)
+    assert code == 0 and "the table" in said
+    assert set(handed_over["records"].index["group_names"]) == {"object2", "object3"}
 
 
 def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, caplog):

@@ -124,7 +124,7 @@ def _read_picture(
         split = _split(job, unit)
     data, image = _load(picture.path)
     job.filters.check_picture(image)
-    background = _load_background(picture, image) if picture.background else b""
+    background = _load_background(picture.background, image) if picture.background else b""
     for instance, mask in picture.masks(image):
         try:
             if job.unit == "object":
@@ -204,13 +204,13 @@ def _is_kept(data: bytes) -> bool:
     return header.format in KEPT_FORMATS and header.mode in KEPT_MODES and not deep
 
 
-def _load_background(picture: Picture, image: np.ndarray) -> bytes:
+def _load_background(path: Path, image: np.ndarray) -> bytes:
     """The file of the picture without the object, which must be as large."""
-    data, background = _load(picture.background)
+    data, background = _load(path)
     if background.shape[:2] != image.shape[:2]:
         sizes = [f"{width}x{height}" for height, width in (background.shape[:2], image.shape[:2])]
         what = f"It is {sizes[0]}, the picture with the object {sizes[1]}."
-        raise Reject("background of another size", what, picture.background)
+        raise Reject("background of another size", what, path)
     return data
 
 
@@ -220,7 +220,8 @@ def _shrink(record: Record, max_side: int) -> Record:
     mask = Image.fromarray(decode_image(record["mask"], record["group"])[..., 0])
     if max(image.size) <= max_side:
         return record
-    size = tuple(max(round(side * max_side / max(image.size)), 1) for side in image.size)
+    shrunk = lambda side: max(round(side * max_side / max(image.size)), 1)
+    size = shrunk(image.width), shrunk(image.height)
 
     def jpeg(picture: Image.Image) -> bytes:
         buffer = io.BytesIO()
@@ -231,9 +232,8 @@ def _shrink(record: Record, max_side: int) -> Record:
     background = record["background"]
     if background:
         background = jpeg(Image.fromarray(decode_image(background, record["group"])))
-    mask = np.asarray(mask.resize(size, Image.Resampling.LANCZOS))
-    mask = _encode_mask(mask)
-    return record | {"image": jpeg(image), "mask": mask, "background": background}
+    small = _encode_mask(np.asarray(mask.resize(size, Image.Resampling.LANCZOS)))
+    return record | {"image": jpeg(image), "mask": small, "background": background}
 
 
 def _encode_mask(mask: np.ndarray) -> bytes:

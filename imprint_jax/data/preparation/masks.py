@@ -145,8 +145,8 @@ def scaled_mask(path: Path, image: np.ndarray, *, cut_out: bool = False) -> Iter
 
 def box_file(path: Path, image: np.ndarray) -> Iterator:
     try:
-        words = path.read_text().split()[:4]
-        yield 0, box_mask(tuple(int(word) for word in words), *image.shape[:2]) * np.uint8(255)
+        x0, y0, x1, y1 = (int(word) for word in path.read_text().split()[:4])
+        yield 0, box_mask((x0, y0, x1, y1), *image.shape[:2]) * np.uint8(255)
     except FileNotFoundError:
         yield 0, Reject(NO_MASK, f"There is neither a mask nor {path}.")
     except (OSError, ValueError, InputError) as error:
@@ -208,7 +208,8 @@ def _coco_runs(text: str) -> list[int]:
     another follows, bit 5 of the last is the sign. From the third on, numbers are differences to
     the one two before.
     """
-    runs, number, shift = [], 0, 0
+    runs: list[int] = []
+    number, shift = 0, 0
     for character in text:
         digit = ord(character) - 48
         number |= (digit & 31) << shift

@@ -147,9 +147,10 @@ def prepare(
         groups = list(_first(READERS[name].groups(src), options.limit))
     except OSError as error:
         raise InputError(f"Cannot list {error.filename}: {error.strerror}.") from error
-    if not any(isinstance(group, Group) for group in groups):
-        reasons = Counter(group.reason for group in groups)
-        raise _nothing_usable(src, dst, reasons, (reject_line(job, group) for group in groups))
+    rejects = [group for group in groups if isinstance(group, Reject)]
+    if len(rejects) == len(groups):
+        reasons = Counter(reject.reason for reject in rejects)
+        raise _nothing_usable(src, dst, reasons, (reject_line(job, reject) for reject in rejects))
     size = min(-(-len(groups) // MIN_CHUNKS), CHUNK_PICTURES // READERS[name].group_size)
     chunks = [groups[start : start + size] for start in range(0, len(groups), size)]
     if beam is None:
@@ -274,7 +275,9 @@ def _run(job: Job, chunks: list, todo: list[int], workers: int) -> Iterator[int]
 
 def _finish(job: Job, count: int, building: Path, dst: Path, max_reject: float | None) -> dict:
     """Merges the chunks to DST."""
-    rejects, units, stems = Counter(), defaultdict(set), {}
+    rejects: Counter[str] = Counter()
+    units: dict[str, set[str]] = defaultdict(set)
+    stems: dict[str, list[Path]] = {}
     for number in range(count):
         folder = chunk_folder(job, number)
         about = json.loads((folder / "about.json").read_text())
@@ -395,7 +398,7 @@ def _read_splits(path: str | os.PathLike, name: str) -> dict[str, str]:
     splits = splits.get(name, splits)
     if not isinstance(splits, dict):
         raise InputError(f"{path} must hold lists of names by split under {name!r}.")
-    split_of = {}
+    split_of: dict[str, str] = {}
     for split in SPLITS:
         units = splits.get(split, [])
         if not isinstance(units, list) or not all(isinstance(unit, str) for unit in units):

@@ -4,7 +4,7 @@ import html
 import io
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,7 +185,8 @@ def _rejects(folder: Path) -> list[str]:
     path = folder / "rejects.jsonl"
     if not path.exists():
         return []
-    counts, examples = defaultdict(int), defaultdict(list)
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[str]] = defaultdict(list)
     with open(path) as lines:
         for line in map(json.loads, lines):
             counts[line["reason"]] += 1
@@ -193,7 +194,7 @@ def _rejects(folder: Path) -> list[str]:
                 text = f"{line['path']}: {line['detail']}".encode("utf-8", "replace").decode()
                 examples[line["reason"]].append(html.escape(text))
     rows = [
-        f"<tr><td>{counts[r]}<td>{html.escape(r)}<td>{'<br>'.join(examples[r])}"
-        for r in sorted(counts, key=counts.get, reverse=True)
+        f"<tr><td>{count}<td>{html.escape(reason)}<td>{'<br>'.join(examples[reason])}"
+        for reason, count in counts.most_common()
     ]
     return ["<h2>Left out</h2>", "<table>", *rows, "</table>"] if rows else []

@@ -218,11 +218,13 @@ def objaverse_groups(src: Path) -> Iterator[Group | Reject]:
     (normals_NNN_VIEW.png beside rgb_NNN_VIEW.png).
     """
     for folder in _folders(src):
-        parts = [] if isinstance(folder, Reject) else [*folder.glob(f"*/{GOBJAVERSE}")]
-        for name in in_order(part.parent.name for part in parts):
-            yield Group(f"{folder.name}/{name}", folder / name)
-        if not parts:
-            yield folder if isinstance(folder, Reject) else Group(folder.name, folder)
+        if isinstance(folder, Reject):
+            yield folder
+        elif parts := in_order(part.parent.name for part in folder.glob(f"*/{GOBJAVERSE}")):
+            for name in parts:
+                yield Group(f"{folder.name}/{name}", folder / name)
+        else:
+            yield Group(folder.name, folder)
 
 
 def objaverse_pictures(group: Group) -> Iterator[Picture | Reject]:
@@ -356,22 +358,19 @@ def youtubevos_pictures(group: Group) -> Iterator[Picture | Reject]:
     folder = group.folder.parent.parent / "Annotations" / group.name
     if group.about is None:
         objects_of = lambda present: present[present > 0].tolist()
-        masks = lambda path: partial(
+        masks_of = lambda path: partial(
             label_masks, folder / f"{path.stem}.png", objects_of=objects_of
         )
-        yield from _group_pictures(group.folder, masks)
+        yield from _group_pictures(group.folder, masks_of)
         return
     for position, name in enumerate(group.about):
         frame = int(name) if re.fullmatch(r"[0-9]{1,18}", name) else position
-        objects = group.about[name]
-        objects_of = lambda present, objects=objects: {*objects, *present[present > 0].tolist()}
-        masks = partial(
-            _listed_masks, folder / f"{name}.png", objects=objects, objects_of=objects_of
-        )
+        masks = partial(_listed_masks, folder / f"{name}.png", objects=group.about[name])
         yield Picture(group.folder / f"{name}.jpg", frame, masks)
 
 
-def _listed_masks(path: Path, image: np.ndarray, *, objects: list[int], objects_of) -> Iterator:
+def _listed_masks(path: Path, image: np.ndarray, *, objects: list[int]) -> Iterator:
+    objects_of = lambda present: {*objects, *present[present > 0].tolist()}
     for label, mask in label_masks(path, image, objects_of=objects_of):
         if label in objects or isinstance(mask, Reject):
             yield label, mask
@@ -438,7 +437,7 @@ def vipseg_groups(src: Path) -> Iterator[Group | Reject]:
         _need(src, images, *([] if plain else ["panomasksRGB", "panoptic_gt_VIPSeg.json"]))
     else:
         _need(src, images, "panomasksRGB")
-    things = {}
+    things: dict[str, dict[str, set[int]]] = {}
     for path in [] if plain else described:
         things |= _vipseg_things(path)
     for folder in _folders(src / images):
@@ -564,7 +563,8 @@ def photos_groups(src: Path) -> Iterator[Group | Reject]:
         if max(len(paths), len(marked)) > 1:
             yield from _of_one_name(paths, max(paths, marked, key=len))
         else:
-            yield Group(name, *paths, about=marked[0] if marked else src / "masks" / f"{name}.png")
+            about = marked[0] if marked else src / "masks" / f"{name}.png"
+            yield Group(name, paths[0], about)
     for name in sorted(marks.keys() - photos.keys()):
         for path in marks[name]:
             yield Reject("no photo", "No photo has the name of this mask.", path)
@@ -652,7 +652,7 @@ def folder_groups(src: Path) -> Iterator[Group | Reject]:
             yield from _of_one_name(paths, most)
         else:
             about = {part: path for part, (path,) in named.items()}
-            yield Group(name, *paths, about | {"bbox": src / "bbox" / f"{name}.txt"})
+            yield Group(name, paths[0], about | {"bbox": src / "bbox" / f"{name}.txt"})
     for part in parts:
         yield from _foreign(src / part)
         for path in chain.from_iterable(files[part].values()):
