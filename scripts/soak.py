@@ -428,7 +428,8 @@ def damaged_checkpoint(soak: Soak, workdir: Path, start: Start, rng: random.Rand
     vouched = (workdir / "checksums" / f"{newest.name}.json").exists()
     files = [path for path in sorted(newest.rglob("*")) if path.is_file() and path.stat().st_size]
     if not vouched:
-        files = [path for path in files if path.parent.name == "d"]  # the arrays
+        # The largest holds arrays; smaller ones may be what Orbax needed for writing only.
+        files = [max(files, key=lambda path: path.stat().st_size)]
     path = rng.choice(files)
     how = rng.choice(("changed", "cut", "missing")) if vouched else "cut"
     content = bytearray(path.read_bytes())
