@@ -24,13 +24,11 @@ def doctor() -> None:
     free_disk = facts.disk(Path.cwd())
     flash = f"cuDNN's flash kernel, heads up to {target.flash_width}"
     gb = lambda size: f"{size / 1e9:.0f} GB"
+    extras = facts.extras()
     rows = {
         "versions": ", ".join(f"{name} {version}" for name, version in facts.versions().items()),
-        "extras": ", ".join(name for name, installed in facts.extras().items() if installed)
-        or "none",
-        "not installed": ", ".join(
-            name for name, installed in facts.extras().items() if not installed
-        ),
+        "extras": ", ".join(name for name in extras if extras[name]) or "none",
+        "not installed": ", ".join(name for name in extras if not extras[name]),
         "system": f"{platform.platform()}, {platform.machine()}",
         "devices": "; ".join(facts.devices()),
         "attention": flash if target.flash_width else "plain and chunked, by XLA",

@@ -241,12 +241,9 @@ def probe(
             note(f"{path} is no model of ours: not tried untrained")
     for name, one in tried.items():
         result = run(one, source, apart=apart, color=color, track=track)
-        top1, precision = (
-            (result.top1, result.chance),
-            (result.mean_precision, result.chance_precision),
-        )
-        shares = (f"{x:.3f}" for x in (*top1, *precision))
-        table.add_row(name, *shares, str(result.views), str(result.objects))
+        top1, precision = result.top1, result.mean_precision
+        shares = (top1, result.chance, precision, result.chance_precision)
+        table.add_row(name, *(f"{x:.3f}" for x in shares), str(result.views), str(result.objects))
     stdout.print(table)
 
 

@@ -308,7 +308,7 @@ class RecordSource:
             self._records = _open_shards(self._shards)
         except RuntimeError:  # array_record's for any damage
             for shard in self._shards:
-                _check_shard(shard)
+                _shard_length(shard)
             raise
         if len(self._records) != len(self.index["frame"]):
             raise InputError(
@@ -328,9 +328,8 @@ class RecordSource:
         try:
             return decode(self._records[i])
         except (RuntimeError, DecodeError, LookupError, ValueError) as error:
-            for shard in self._shards:
-                _check_shard(shard)  # it may have lost its end since it was opened
-            ends = np.cumsum([len(_open_shards([shard])) for shard in self._shards])
+            # Opened anew: one may have lost its end since.
+            ends = np.cumsum([_shard_length(shard) for shard in self._shards])
             shard = self._shards[np.searchsorted(ends, i, side="right")]
             raise InputError(
                 f"{shard} is damaged: its record {i - (ends[ends <= i].max(initial=0))} cannot be"
@@ -342,10 +341,14 @@ def _open_shards(paths: list[Path]) -> grain.sources.ArrayRecordDataSource:
     return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
 
 
-def _check_shard(path: Path) -> None:
-    """Says what is wrong with a shard that cannot be opened."""
+def _shard_length(path: Path) -> int:
+    """How many records a shard has.
+
+    Raises:
+        InputError: It cannot be opened, and why.
+    """
     try:
-        _open_shards([path])
+        return len(_open_shards([path]))
     except RuntimeError as error:
         with open(path, "rb") as file:
             pointer = file.read(len(LFS_POINTER)) == LFS_POINTER

@@ -156,9 +156,8 @@ class Trainer:
             loss_fn = lambda trained, part: self._losses(self._bind(trained, frozen), part, key)
             grads, sample_losses = step.gradients(loss_fn, trained, batch, self.config.accumulation)
             with jax.named_scope("sum_gradients"):
-                return sharding.mean_over_devices(
-                    grads, self._specs("trained"), self.mesh
-                ), sample_losses
+                grads = sharding.mean_over_devices(grads, self._specs("trained"), self.mesh)
+            return grads, sample_losses
 
         out_specs = self._specs("trained"), sharding.BATCH
         return self._each_device(one_device, out_specs)(trained, frozen, batch, key)

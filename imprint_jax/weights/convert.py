@@ -66,12 +66,13 @@ def convert(
         raise InputError(f"{src} holds no weights.")
     for part in source.components:
         mapping.check(part.table, part.tensors, part.abstract, part.source)
+    kept_as = DTYPES[dtype] if dtype else None
     if to == "torch":
         if source.layout != "imprint":
             raise InputError(f"{src} is in PyTorch's names already.")
-        _to_torch(source, dst, DTYPES[dtype] if dtype else None)
+        _to_torch(source, dst, kept_as)
     else:
-        _to_imprint(source, dst, DTYPES[dtype] if dtype else None, licence)
+        _to_imprint(source, dst, kept_as, licence)
 
 
 def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None, licence: str | None) -> None:

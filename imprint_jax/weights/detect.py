@@ -170,10 +170,10 @@ def other_family(keys) -> str | None:
 
 def licences(source: Source) -> dict[str, str]:
     """{component: licence} of the published weights that they may be, or `NOT_STATED`."""
-    licences = {part.name: _licence(part.name, part.settings) for part in source.components}
-    if source.kind in peers.LICENCES and licences.get("unet", NOT_STATED) != NOT_STATED:
-        return dict.fromkeys(licences, peers.LICENCES[source.kind])
-    return licences
+    published = {part.name: _licence(part.name, part.settings) for part in source.components}
+    if source.kind in peers.LICENCES and published.get("unet", NOT_STATED) != NOT_STATED:
+        return dict.fromkeys(published, peers.LICENCES[source.kind])
+    return published
 
 
 def _licence(component: str, settings: dict) -> str:

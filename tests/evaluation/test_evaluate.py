@@ -30,6 +30,7 @@ from imprint_jax.evaluation import (
     report,
     test_sets,
 )
+from imprint_jax.evaluation.test_sets import untracked
 from imprint_jax.weights import release
 from imprint_jax.weights.tensors import file_hash
 from tests.commands import run
@@ -38,10 +39,6 @@ from tests.pictures import write_png
 from tests.tiny import write_records
 
 runner = CliRunner()
-
-
-def untracked(items, about, total):
-    return items
 
 
 @pytest.fixture(scope="module")

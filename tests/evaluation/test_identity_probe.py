@@ -9,16 +9,13 @@ from imprint_jax.data.records import RecordSource
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import encoders
 from imprint_jax.evaluation.identity_probe import probe
+from imprint_jax.evaluation.test_sets import untracked
 from tests.tiny import write_records
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return write_records(tmp_path_factory.mktemp("records"))
-
-
-def untracked(items, about, total):
-    return items
 
 
 class MeanColour:
