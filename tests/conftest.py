@@ -53,3 +53,18 @@ def tiny_release(tmp_path_factory):
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden")
+
+
+# These take a minute or more a test. Started last, one of them would keep a core busy while the
+# other has nothing left to do.
+LONGEST_FIRST = ("training/test_train.py", "training/test_state.py", "evaluation/test_ablations.py")
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        return next(
+            (i for i, name in enumerate(LONGEST_FIRST) if item.path.as_posix().endswith(name)),
+            len(LONGEST_FIRST),
+        )
+
+    items.sort(key=rank)

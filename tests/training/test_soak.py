@@ -34,6 +34,14 @@ def test_equal_is_bit_for_bit():
     assert soak.differing(want, {"loss 1": want["loss 1"]}) == ["position"]
 
 
+def test_another_number_of_processes_may_round_otherwise():
+    want = {"loss 1": np.float64(0.5), "position": np.int64(80), "unet": np.float32(1)}
+    differing = lambda **changes: soak.differing(want, want | changes, moved=True)
+    assert differing(**{"loss 1": np.float64(0.500004), "unet": np.float32(1.1)}) == []
+    assert differing(**{"loss 1": np.float64(0.50001)}) == ["loss 1"]
+    assert differing(position=np.int64(79)) == ["position"]
+
+
 def test_what_happens_follows_from_the_seed():
     plans = [soak.planned(list(soak.EVENTS), random.Random(7)) for _ in range(2)]
     assert plans[0] == plans[1]
@@ -53,11 +61,13 @@ def test_the_table_counts_what_happened():
         {"resumed": 12, "processes": 4, "steps_again": 1},
         {"end": True, "differing": []},
         {"end": True, "differing": ["loss 3"], "lost": True},
+        {"end": True, "differing": [], "moved": True},
     ]
     table = soak.table(events)
     assert "SIGKILL of one process: the others end within a minute, and say why | 2 |" in table
     assert "3 events, after which runs went on 2 times; at most 3 steps were made again;" in table
-    assert "1 of 2 runs ended equal; something was lost: 1." in table
+    assert "1 of 2 runs ended equal, bit for bit; 1 of 1 that changed the number" in table
+    assert "same losses to 1e-05; something was lost: 1." in table
 
 
 @pytest.mark.slow
