@@ -5,6 +5,7 @@ picture = Compositor.from_pretrained("mini")("cup.png", "desk.jpg", "hole.png", 
 """
 
 import importlib
+from typing import Any
 
 from imprint_jax.errors import InputError
 
@@ -23,7 +24,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Loaded on demand: the data loader's worker processes import this package and want no JAX.
     if name in _MODULES:
         return getattr(importlib.import_module(f"imprint_jax.{_MODULES[name]}"), name)

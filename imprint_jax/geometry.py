@@ -6,6 +6,7 @@ Boxes are (x0, y0, x1, y1) in pixels, half-open. Resizing is Lanczos with antial
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
@@ -13,6 +14,12 @@ from PIL import Image
 from scipy import ndimage
 
 from imprint_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import jax
+
+# NumPy's, or JAX's inside a network; the same throughout a call.
+Array = TypeVar("Array", np.ndarray, "jax.Array")
 
 Box = tuple[int, int, int, int]
 
@@ -460,7 +467,7 @@ def ring_around(mask: np.ndarray, width: float) -> np.ndarray:
     return (distance > 0) & (distance <= width)
 
 
-def latent_mask(mask, factor: int):
+def latent_mask(mask: Array, factor: int) -> Array:
     """Masks on the latent grid: a cell is hole if any of its pixels is. NumPy or JAX arrays.
 
     Args:
@@ -475,7 +482,7 @@ def latent_mask(mask, factor: int):
     return cells.max(axis=(2, 4))
 
 
-def fill_hole(images, mask, mode: str, grey):
+def fill_hole(images: Array, mask: Array, mode: str, grey: float) -> Array:
     """Takes the hole's content away, by arithmetic that serves NumPy and JAX arrays alike.
 
     Args:

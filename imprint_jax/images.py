@@ -210,7 +210,7 @@ def profile_channels(profile: bytes) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _transform(profile: bytes, mode: str, *, to_srgb: bool):
+def _transform(profile: bytes, mode: str, *, to_srgb: bool) -> ImageCms.ImageCmsTransform | None:
     """Pillow's transform of a profile's colours; None where they are sRGB's to a grey level."""
     own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
     source, target = (own, srgb) if to_srgb else (srgb, own)
@@ -434,7 +434,11 @@ def too_large(data: bytes) -> bool:
     return False
 
 
-def encode_png(array: np.ndarray, text: dict[str, str] | None = None, **metadata) -> bytes:
+def encode_png(
+    array: np.ndarray,
+    text: dict[str, str] | None = None,
+    **metadata: bytes | tuple[float, float],
+) -> bytes:
     """Encodes (h w), (h w 3) or (h w 4) uint8, or (h w) bool as 0 and 255, as PNG.
 
     Args:

@@ -78,7 +78,7 @@ def main() -> None:
         _end(f"{where}{error.strerror or error}.", 1)
 
 
-def _show_unraisable(unraisable) -> None:
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     """As Python does, but for a full disk's echoes.
 
     Of hundreds of writes that TensorStore has begun the first that fails is raised; the others find

@@ -3,13 +3,18 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from imprint_jax.cli.terminal import App, console, note, track, use_compilation_cache
 from imprint_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from imprint_jax.composing.compositor import Compositor
+    from imprint_jax.composing.manifest import Entry
+    from imprint_jax.composing.settings import Settings
 
 app = App()
 
@@ -150,7 +155,7 @@ def _entry(
     box: str | None,
     num: int | None,
     seed: int | None,
-):
+) -> "Entry":
     """What a manifest would say of a command line without one."""
     from imprint_jax.composing.manifest import Entry, ObjectEntry
 
@@ -165,7 +170,13 @@ def _entry(
 
 
 def _compose_one(
-    entry, out: Path, inputs: list[Path], load: Callable, settings, describe: Callable, shape: dict
+    entry: "Entry",
+    out: Path,
+    inputs: list[Path],
+    load: Callable,
+    settings: "Settings",
+    describe: Callable,
+    shape: dict,
 ) -> None:
     from imprint_jax.composing import job
 
@@ -182,12 +193,12 @@ def _compose_one(
 
 
 def _compose_many(
-    entries,
+    entries: list["Entry"],
     shard: tuple[int, int],
     out: Path,
     inputs: list[Path],
     load: Callable,
-    settings,
+    settings: "Settings",
     describe: Callable,
     shape: dict,
 ) -> None:
@@ -211,7 +222,7 @@ def _compose_many(
         raise typer.Exit(1)
 
 
-def _load_compositor(folder: Path, **options):
+def _load_compositor(folder: Path, **options: Any) -> "Compositor":
     from imprint_jax.composing.compositor import Compositor
 
     use_compilation_cache()

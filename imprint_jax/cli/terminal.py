@@ -1,8 +1,9 @@
 """What the commands share: where they write, and how they read options."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import typer
@@ -26,22 +27,22 @@ def _plain_flags(params: list) -> list:
 
 
 class _Command(TyperCommand):
-    def get_params(self, ctx):
+    def get_params(self, ctx: Any) -> list:
         return _plain_flags(super().get_params(ctx))
 
 
 class _Group(TyperGroup):
-    def get_params(self, ctx):
+    def get_params(self, ctx: Any) -> list:
         return _plain_flags(super().get_params(ctx))
 
 
 class App(typer.Typer):
     """A group of commands; arguments as Typer's."""
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any):
         super().__init__(cls=_Group, **settings)
 
-    def command(self, *args, **settings):
+    def command(self, *args: Any, **settings: Any) -> Callable:
         """A decorator, as Typer's."""
         return super().command(*args, cls=_Command, **settings)
 

@@ -1,12 +1,15 @@
 """`imprint train`, `export`: a training, and what comes of it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imprint_jax.cli.terminal import App, console, note, stdout, use_compilation_cache
 from imprint_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from imprint_jax.config import Config
 
 app = App()
 
@@ -73,7 +76,7 @@ def train(
     raise typer.Exit(code)
 
 
-def _settings(recipe: str | None, workdir: Path, resume: bool, overrides: list[str]):
+def _settings(recipe: str | None, workdir: Path, resume: bool, overrides: list[str]) -> "Config":
     from imprint_jax import config as configs
     from imprint_jax.training import run_directory
 

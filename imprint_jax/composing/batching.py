@@ -4,11 +4,13 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from imprint_jax.runtime import devices
 
@@ -26,11 +28,11 @@ class Batching:
     once for each `bucket` and shape it meets. What JAX's process-wide settings are changes nothing.
 
     Args:
-        params: Nested dict of arrays; copied to every device when there is more than one row.
+        params: Nested dicts or lists of arrays; copied to every device for more than one row.
         per_device: Rows computed together on one device, at most.
     """
 
-    def __init__(self, params, per_device: int):
+    def __init__(self, params: dict | list, per_device: int):
         self.devices = devices.local()
         self.per_device = per_device
         self._params = {1: jax.device_put(params, self.devices[0])}
@@ -41,7 +43,9 @@ class Batching:
         """Rows in one batch, at most."""
         return self.per_device * len(self.devices)
 
-    def start(self, function: Callable, rows: Sequence[tuple[np.ndarray, ...]], *shared):
+    def start(
+        self, function: Callable, rows: Sequence[tuple[np.ndarray, ...]], *shared: ArrayLike
+    ) -> Any:
         """Starts a batch, and does not wait for it.
 
         Args:
@@ -82,13 +86,13 @@ class Batching:
     def _mesh(self, count: int) -> Mesh:
         return Mesh(np.array(self.devices[:count]), ("data",))
 
-    def _params_on(self, count: int):
+    def _params_on(self, count: int) -> dict | list:
         if count not in self._params:
             everywhere = NamedSharding(self._mesh(count), P())
             self._params[count] = jax.device_put(self._params[1], everywhere)
         return self._params[count]
 
-    def _program(self, function: Callable, count: int, shared: int, columns: int):
+    def _program(self, function: Callable, count: int, shared: int, columns: int) -> Callable:
         key = function, count, shared, columns
         if key not in self._programs:
             self._programs[key] = jax.jit(

@@ -23,11 +23,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
 from PIL import Image
 
 from imprint_jax import geometry
@@ -125,7 +127,7 @@ class Compositor:
         config: ReleasedConfig,
         params: dict,
         *,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         precision: str = "high",
         max_batch: int = 8,
     ):
@@ -149,7 +151,7 @@ class Compositor:
         cls,
         name: str | Path,
         *,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         precision: str = "high",
         max_batch: int = 8,
     ) -> "Compositor":
@@ -160,7 +162,7 @@ class Compositor:
         """
         folder = release.model_folder(name)
         first, count = devices.local()[0], len(devices.local())
-        options = dict(dtype=dtype, precision=precision, max_batch=max_batch)
+        options: dict[str, Any] = dict(dtype=dtype, precision=precision, max_batch=max_batch)
         compositor = cls(*release.load(folder), **options)
         log.info("model %s on %d x %s, %s", folder, count, first.device_kind, compositor.dtype)
         if first.platform == "cpu" and compositor.dtype != jnp.float32:
@@ -426,7 +428,9 @@ class Compositor:
                 sample.photo, original.from_srgb(picture), sample.holes[index], seen.crop, feather
             )
 
-    def _match_colors(self, picture: np.ndarray, square: np.ndarray, hole: np.ndarray):
+    def _match_colors(
+        self, picture: np.ndarray, square: np.ndarray, hole: np.ndarray
+    ) -> np.ndarray:
         # A cell that the hole touches is generated as a whole: the ring begins around it.
         cells = geometry.latent_mask(hole[None], self._cell)[0, ..., 0]
         generated = cells.repeat(self._cell, axis=0).repeat(self._cell, axis=1)
@@ -446,7 +450,7 @@ class Compositor:
         if (choices, guided) not in self._functions:
             run = functools.partial(generate, self.graphdef, self.config.diffusion, choices)
 
-            def function(params, *args):
+            def function(params: dict, *args: Any) -> tuple[jax.Array, jax.Array]:
                 with jax.default_matmul_precision(self.precision):
                     images, finite = run(params, *(args if guided else (None, *args)))
                 return imprint.to_uint8(images), finite
@@ -456,7 +460,7 @@ class Compositor:
 
 
 def generate(
-    graphdef,
+    graphdef: nnx.GraphDef,
     diffusion: DiffusionConfig,
     choices: sampling.Choices,
     params: dict,

@@ -18,9 +18,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 from PIL import Image, PngImagePlugin
 
 import imprint_jax
@@ -28,6 +30,7 @@ from imprint_jax import images
 from imprint_jax.composing.compositor import Compositor
 from imprint_jax.composing.manifest import Entry
 from imprint_jax.composing.photo import Photo
+from imprint_jax.composing.request import Request
 from imprint_jax.composing.settings import Filled, Settings
 from imprint_jax.config.fields import ReleasedConfig
 from imprint_jax.diffusion import sampling
@@ -49,7 +52,9 @@ _LONGEST_NAME = 255
 _CHUNK = "imprint_jax"
 
 
-def provenance(folder: Path, config: ReleasedConfig, settings: Filled, shape: dict, dtype) -> dict:
+def provenance(
+    folder: Path, config: ReleasedConfig, settings: Filled, shape: dict, dtype: DTypeLike
+) -> dict:
     """How pictures are composed: enough to compose them again.
 
     Args:
@@ -339,7 +344,7 @@ def compose_entries(
     settings: Settings,
     how: dict,
     shard: tuple[int, int] = (1, 1),
-    **shape,
+    **shape: Any,
 ) -> Iterator[tuple[Entry, str | None]]:
     """Composes entries one batch after the other, and writes each picture when it is composed.
 
@@ -361,7 +366,7 @@ def compose_entries(
     waiting: deque[Entry] = deque()
     unreadable: deque[tuple[Entry, str]] = deque()
 
-    def requests():
+    def requests() -> Iterator[Request]:
         for entry in entries:
             try:
                 request = entry.request(**shape)

@@ -29,6 +29,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from imprint_jax import geometry, images
 from imprint_jax.composing.request import Picture, Placement, Request, check_numbers
@@ -58,7 +59,7 @@ class ObjectEntry:
     box: geometry.Box | None
     object_id: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.view_masks and len(self.view_masks) != len(self.views):
             raise InputError(
                 f"There are {len(self.views)} pictures of the object but {len(self.view_masks)}"
@@ -99,7 +100,7 @@ class Entry:
         return files
 
     def request(
-        self, *, mask_level: int | None = None, segmenter: Segmenter | None = None, **options
+        self, *, mask_level: int | None = None, segmenter: Segmenter | None = None, **options: bool
     ) -> Request:
         """Reads the entry's pictures.
 
@@ -230,7 +231,7 @@ def _read_lines(path: Path) -> list[Entry]:
     return entries
 
 
-def _parse(line, folder: Path) -> Entry:
+def _parse(line: Any, folder: Path) -> Entry:
     _check_fields(line, _FIELDS, required=("id", "background"))
     _check_id(line["id"])
     numbers = {key: line[key] for key in ("mask_level", "seed", "num") if key in line}
@@ -252,7 +253,7 @@ def _parse(line, folder: Path) -> Entry:
     )
 
 
-def _check_id(value) -> None:
+def _check_id(value: object) -> None:
     if not isinstance(value, str) or not FILE_NAME.fullmatch(value) or value[-1] in " .":
         raise InputError(f"id {value!r} must be something a file can be called.")
     if len(_utf8(value, "id")) > LONGEST_ID:
@@ -269,7 +270,7 @@ def _utf8(text: str, field: str) -> bytes:
         raise InputError(f"{field} {text!r} has characters that no file can be called.") from error
 
 
-def _parse_object(one, folder: Path) -> ObjectEntry:
+def _parse_object(one: Any, folder: Path) -> ObjectEntry:
     _check_fields(one, _OBJECT_FIELDS, required=("object",))
     if ("mask" in one) == ("box" in one):
         raise InputError("say where the object goes: either mask or box.")
@@ -282,7 +283,7 @@ def _parse_object(one, folder: Path) -> ObjectEntry:
     )
 
 
-def _check_fields(line, fields: set[str], required: Sequence[str]) -> None:
+def _check_fields(line: object, fields: set[str], required: Sequence[str]) -> None:
     if not isinstance(line, dict):
         raise InputError(f"must be a JSON object, not {line!r}.")
     for name in required:
@@ -308,13 +309,13 @@ def _paths(line: dict, field: str, folder: Path) -> tuple[Path, ...]:
     return tuple(_path({field: one}, field, folder) for one in values)
 
 
-def _object_id(value) -> str | None:
+def _object_id(value: object) -> str | None:
     if value is not None and (not isinstance(value, str) or not value):
         raise InputError(f"object_id must be text, not {value!r}.")
     return value
 
 
-def _box(value) -> geometry.Box:
+def _box(value: object) -> geometry.Box:
     if not isinstance(value, list) or [type(x) for x in value] != [int] * 4:
         raise InputError(f"box must be four whole numbers [X0, Y0, X1, Y1], not {value!r}.")
     return tuple(value)

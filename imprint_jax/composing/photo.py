@@ -9,6 +9,7 @@ import math
 import os
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -120,7 +121,7 @@ def _without_idle_alpha(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def _exif_of_a_result(exif) -> bytes | None:
+def _exif_of_a_result(exif: object) -> bytes | None:
     """EXIF with its orientation upright and no thumbnail, which would show the photo of before.
 
     Nothing else in it is understood, so that nothing else can be lost or go wrong.
@@ -143,7 +144,7 @@ def _exif_of_a_result(exif) -> bytes | None:
     return bytes(data)
 
 
-def _sound_dpi(dpi) -> tuple[float, float] | None:
+def _sound_dpi(dpi: Any) -> tuple[float, float] | None:
     try:
         across, down = (float(x) for x in dpi)
     except (TypeError, ValueError, ZeroDivisionError):

@@ -91,7 +91,7 @@ class Request:
     original: Photo = field(init=False, repr=False)
     parts: list[Part] = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_numbers(self.seed, self.num, self.mask_level)
         if not self.placements:
             raise InputError("There is no object to place.")
@@ -172,7 +172,7 @@ def check_numbers(seed: int, num: int, mask_level: int) -> None:
             raise InputError(f"The {name} must be a whole number {least} to {most}, not {value!r}.")
 
 
-def is_whole(value) -> bool:
+def is_whole(value: object) -> bool:
     """Whether a value is a whole number, and no bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
@@ -217,7 +217,7 @@ def _check_views(placement: Placement, number: str) -> list[tuple[np.ndarray, np
     return [_check_view(view, mask, name) for view, mask in zip(views, masks, strict=True)]
 
 
-def _listed(value) -> list:
+def _listed(value: object) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 

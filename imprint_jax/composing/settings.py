@@ -40,7 +40,7 @@ class Settings:
     match_colors: bool = False
     strength: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_steps is not None and not is_whole(self.num_steps):
             raise InputError(f"num_steps must be a whole number, not {self.num_steps!r}.")
         for name in ("guidance_scale", "eta", "strength"):

@@ -144,7 +144,7 @@ class ModelConfig(Section):
     unet: UNetConfig
     vae: KLConfig | LappedConfig
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for component in NETWORKS:
             section = network(component, getattr(self, component), vars(self))
             object.__setattr__(self, component, section)
@@ -204,7 +204,7 @@ class ObjectViewConfig(Section):
     background: str = "black"  # around the object; or "photo": what its own picture shows
     resample: str = "lanczos"  # or "bicubic", "bilinear", as Pillow has them
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         geometry.check_object_view(self.fit, self.background, self.resample)
 
@@ -225,7 +225,7 @@ class SourceConfig(Section):
     backgrounds: str = ""
     weight: NotNegative
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.kind == "pasted" and not self.backgrounds:
             raise InputError(f"{self.NAME}: {self.to_dict()} lacks 'backgrounds'.")
@@ -267,7 +267,7 @@ class DataConfig(Section):
     mask_sigmas: tuple[NotNegative, NotNegative] = (0.04, 0.12)
     num_workers: Count = 8  # processes that decode and augment; 0: threads of this process
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.share and (len(self.share) != 2 or not 0 < self.share[0] <= self.share[1]):
             raise InputError(
@@ -363,7 +363,7 @@ class ReleasedConfig(Section):
     diffusion: DiffusionConfig
     sampling: SamplingConfig
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _check_channels(self.model.unet, self.diffusion)
 
@@ -372,7 +372,7 @@ class ReleasedConfig(Section):
         return {name: _sorted(value) for name, value in super().to_dict().items()}
 
 
-def _sorted(value):
+def _sorted(value: object) -> object:
     return {k: _sorted(value[k]) for k in sorted(value)} if isinstance(value, dict) else value
 
 
@@ -457,7 +457,7 @@ class Config(Section):
     preview: PreviewConfig = PreviewConfig()
     sampling: SamplingConfig = SamplingConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"config.dtype = {self.dtype!r} must be float32 or bfloat16.")
@@ -508,7 +508,7 @@ def _check_channels(unet: UNetConfig, diffusion: DiffusionConfig) -> None:
         )
 
 
-def check_groups(groups) -> None:
+def check_groups(groups: Any) -> None:
     """Refuses a table of groups that means something else than it says, or nothing.
 
     Raises:
@@ -539,7 +539,7 @@ def check_groups(groups) -> None:
             )
 
 
-def _is_row(row) -> bool:
+def _is_row(row: object) -> bool:
     if not isinstance(row, tuple | list) or [*map(type, row[:2])] != [str, str] or len(row) != 3:
         return False
     if row[2] is None:

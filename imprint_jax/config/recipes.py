@@ -65,7 +65,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config.lock()
 
 
-def load_recipe(name: str, *arguments) -> ConfigDict | None:
+def load_recipe(name: str, *arguments: str | int) -> ConfigDict | None:
     """What a recipe's `get_config` returns for these arguments.
 
     Raises:
@@ -123,12 +123,12 @@ def stage_recipe(scale: str, stage: int) -> ConfigDict:
     return load_recipe(names.get(scale, f"{scale}/stage{stage}.py"))
 
 
-def rate(groups, name: str):
+def rate(groups: Sequence[tuple], name: str) -> float | tuple[float, ...] | None:
     """The learning rate of a group of `config.groups`."""
     return next(rate for group, _, rate in groups if group == name)
 
 
-def with_rate(groups, name: str, rate) -> tuple:
+def with_rate(groups: Sequence[tuple], name: str, rate: float | tuple[float, ...] | None) -> tuple:
     """`config.groups` with another rate for one group."""
     return tuple((g, pattern, rate if g == name else old) for g, pattern, old in groups)
 
@@ -154,7 +154,7 @@ def apply(config: ConfigDict, override: str) -> None:
     owner[field] = _parse(text, section, override)
 
 
-def _parse(text: str, current, override: str):
+def _parse(text: str, current: object, override: str) -> object:
     """The text as a value of the current one's type; whole numbers may stand for floats."""
     if isinstance(current, str):
         return text

@@ -39,7 +39,7 @@ class Section:
 
     NAME: ClassVar[str] = "config"  # as errors call it
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, hint in _hints(type(self)).items():  # type: ignore[arg-type]  # a class is hashable
             value = _taken(getattr(self, name), hint, f"{self.NAME}.{name}")
             object.__setattr__(self, name, value)  # how a frozen dataclass sets its own fields
@@ -81,7 +81,7 @@ def _hints(section: type[Section]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(section)}
 
 
-def _taken(value, hint, name: str):
+def _taken(value: Any, hint: Any, name: str) -> Any:
     """A value as an annotation says.
 
     Raises:
@@ -120,12 +120,12 @@ def _taken(value, hint, name: str):
     return value
 
 
-def _with_tuples(value):
+def _with_tuples(value: object) -> object:
     """JSON's lists as the tuples they were."""
     return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _plain(value):
+def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     return value.to_dict() if isinstance(value, Section) else value

@@ -16,7 +16,7 @@ import numpy as np
 from imprint_jax.errors import InputError
 
 
-def make_pairs(kind: str, index: dict[str, np.ndarray], window: int):
+def make_pairs(kind: str, index: dict[str, np.ndarray], window: int) -> "WindowPartners | Itself":
     """The pairs of a source: `len(pairs)`, and `pairs.draw(k, rng)` -> two record numbers.
 
     Args:

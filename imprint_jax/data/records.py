@@ -117,7 +117,7 @@ class RecordWriter:
         self.shards: dict[str, list[ShardWriter]] = {}
         self._publishing = ExitStack()
 
-    def __enter__(self):
+    def __enter__(self) -> "RecordWriter":
         self.building = self._publishing.enter_context(atomic_folder(self.folder))
         (self.building / ".shards").mkdir()
         self._publishing.push(self._finish)  # before the folder gets its name
@@ -133,10 +133,10 @@ class RecordWriter:
             shards.append(ShardWriter(stem))
         shards[-1].write(record)
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> bool | None:
         return self._publishing.__exit__(*error)
 
-    def _finish(self, error_type, *_) -> None:
+    def _finish(self, error_type: type[BaseException] | None, *_: object) -> None:
         for shards in self.shards.values():
             shards[-1].close()
         if error_type is None:

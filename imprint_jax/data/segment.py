@@ -13,6 +13,7 @@ Unlike in rembg, masks are not stretched to the full range: where it sees nothin
 import functools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,9 @@ from PIL import Image
 from imprint_jax.data.preparation.filters import Reject
 from imprint_jax.errors import InputError
 from imprint_jax.images import MASK_THRESHOLD, has_cut_out
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 # Mean and standard deviation of the input, by its side in pixels.
 FAMILIES = {
@@ -78,7 +82,7 @@ class Segmenter:
 
 
 @functools.cache
-def _session(path: str):
+def _session(path: str) -> "tuple[onnxruntime.InferenceSession, int]":
     """The network and the side of its input; loaded once a process."""
     try:
         import onnxruntime

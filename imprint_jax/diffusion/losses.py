@@ -53,7 +53,7 @@ def draw(
         drop_probability: Share of the samples whose object's tokens are dropped.
     """
 
-    def one(index):
+    def one(index: jax.Array) -> Draws:
         t_key, noise_key, drop_key, posterior_key = jax.random.split(
             jax.random.fold_in(key, index), 4
         )

@@ -181,7 +181,9 @@ def integrate(
         (b h w c) the latents at the last step's end.
     """
 
-    def step(carry, inputs_of_step):
+    def step(
+        carry: tuple[jax.Array, jax.Array], inputs_of_step: tuple
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
         latents, x0_before = carry
         number, row, alpha, c = inputs_of_step
         x0, _ = process.x0_and_noise(prediction_type, predict(latents, row, alpha), latents, alpha)
@@ -195,7 +197,9 @@ def integrate(
     return jax.lax.scan(step, (latents, jnp.zeros_like(latents)), steps)[0][0]
 
 
-def guided(unet: UNet, context: jax.Array, null_context: jax.Array, guidance_scale):
+def guided(
+    unet: UNet, context: jax.Array, null_context: jax.Array, guidance_scale: jax.Array | None
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Classifier-free guidance: null + scale * (object - null), both in one batch (Ho, Salimans).
 
     The context's keys and values are computed here, once for all steps.
@@ -281,11 +285,11 @@ def denoise(
         assert start is not None, "there must be latents to start from"
         latents = process.add_noise(start, noise, np.float32(alphas[0]))
 
-    def predict_in_hole(latents, embedding, alpha):
+    def predict_in_hole(latents: jax.Array, embedding: jax.Array, alpha: jax.Array) -> jax.Array:
         seen = process.network_input(diffusion, latents, background, cells, noise, alpha)
         return predict(seen, embedding)
 
-    def draw(number):
+    def draw(number: jax.Array) -> jax.Array:
         return noise_like(jax.vmap(jax.random.fold_in, (0, None))(keys, number))
 
     latents = integrate(

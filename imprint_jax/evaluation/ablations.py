@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from imprint_jax import config
 from imprint_jax.composing import job, manifest
@@ -187,7 +188,7 @@ def ablate(
     measures: list[Measure],
     settings: Settings,
     command: str,
-    console,
+    console: Console,
     track: Callable,
 ) -> Path:
     """Trains what is missing, composes, measures and writes the table as it came out.
@@ -349,7 +350,7 @@ def _second(variant: Variant, first: Path | None) -> Config:
     return replace(variant.stage2, init_from=start)
 
 
-def _trained(variant: Variant, runs: Path, console, progress: Progress) -> Path:
+def _trained(variant: Variant, runs: Path, console: Console, progress: Progress) -> Path:
     """The second stage's run, after training what is missing of both."""
     first = None
     if variant.stage1 is not None:
@@ -376,7 +377,7 @@ def _is_whole(workdir: Path, steps: int) -> bool:
     return (workdir / "checkpoints" / str(steps)).is_dir()
 
 
-def _run(c: Config, runs: Path, variant: Variant, console, progress: Progress) -> Path:
+def _run(c: Config, runs: Path, variant: Variant, console: Console, progress: Progress) -> Path:
     workdir = _workdir(c, runs, variant.label, _digest(c, runs))
     if _is_whole(workdir, c.total_steps):
         log.info("%s: stage %d is trained: %s", variant.label, c.stage, workdir)

@@ -26,11 +26,11 @@ class Batched:
     Args:
         function: (params, *arrays, each with first axis b) -> array with first axis b; each row of
             the result depends on the same rows of the arguments only.
-        params: Nested dict of arrays, copied to every device.
+        params: Nested dicts or lists of arrays, copied to every device.
         per_device: Rows computed together on one device, at most.
     """
 
-    def __init__(self, function: Callable, params, per_device: int = 16):
+    def __init__(self, function: Callable, params: dict | list, per_device: int = 16):
         self._function, self._batching = function, Batching(params, per_device)
 
     def __call__(self, items: Iterable[tuple[np.ndarray, ...]]) -> Iterator[np.ndarray]:

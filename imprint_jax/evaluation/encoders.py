@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +160,7 @@ def _dinov2(part: Component) -> Encoder:
 def _dino(tensors: dict[str, StoredTensor], path: Path) -> Encoder:
     params = vit.read(tensors, str(path))
 
-    def function(params, images):
+    def function(params: dict, images: jax.Array) -> jax.Array:
         tokens = vit.tokens(params, dinov2.normalize(imprint.to_float(images)))
         return vit.norm(params, "norm", tokens[:, 0], 1e-6)
 
@@ -173,7 +174,7 @@ def _dino(tensors: dict[str, StoredTensor], path: Path) -> Encoder:
 def _imagenet(network: perceptual.Network) -> Encoder:
     steps = perceptual.NETWORKS[network.name]
 
-    def function(params, images):
+    def function(params: dict, images: jax.Array) -> jax.Array:
         return perceptual.taps(params, steps, imprint.to_float(images))[-1].mean(axis=(1, 2))
 
     about = f"{network.name}, last features"
@@ -184,7 +185,7 @@ def _imagenet(network: perceptual.Network) -> Encoder:
 def _ours(model: ModelConfig, object_size: int, params: dict, bare: bool) -> Encoder:
     """The encoder of a model: DINOv2, and unless `bare` the adapter."""
 
-    def make(**options):
+    def make(**options: Any) -> nnx.Dict:
         return nnx.Dict(
             {
                 name: imprint.build(getattr(model, name), dtype=jnp.float32, **options)
@@ -192,7 +193,7 @@ def _ours(model: ModelConfig, object_size: int, params: dict, bare: bool) -> Enc
             }
         )
 
-    def call(modules, images):
+    def call(modules: nnx.Dict, images: jax.Array) -> jax.Array:
         tokens = modules["dinov2"].class_and_patches(images)
         return tokens[:, 0] if bare else modules["adapter"](tokens).mean(axis=1)
 

@@ -16,12 +16,13 @@ Crop rules, of a result with its hole and of an object's picture with its mask:
 import functools
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from imprint_jax import geometry
-from imprint_jax.composing.manifest import Entry
+from imprint_jax.composing.manifest import Entry, ObjectEntry
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation.batched import key_of, settings_hash
 from imprint_jax.evaluation.encoders import Encoder
@@ -127,7 +128,7 @@ class Identity:
         mean = float(np.mean(cosines))
         return 1 - mean if self.distance else 100 * mean
 
-    def _embeddings(self, shots: list[Shot], store: Store):
+    def _embeddings(self, shots: list[Shot], store: Store) -> tuple[dict, ...]:
         """Of what is in each hole of each result and target, and of each view of an object."""
         items, results, targets, views = {}, {}, {}, {}
         for shot in shots:
@@ -149,7 +150,7 @@ class Identity:
         values = store.values(items, self.encoder.embed, f"embedding by {self.encoder.about}")
         return tuple({k: values[key] for k, key in d.items()} for d in (results, targets, views))
 
-    def _result_item(self, entry: Entry, path, index: int) -> tuple[np.ndarray]:
+    def _result_item(self, entry: Entry, path: Path, index: int) -> tuple[np.ndarray]:
         request = entry.request()
         result = read_result(path, request)
         hole, size = request.parts[index].hole, self.encoder.size
@@ -160,7 +161,7 @@ class Identity:
         return (reference_crop(*picture, self.crop, self.encoder.size, self.short),)
 
 
-def _view_key(one, view: int, store: Store) -> str:
+def _view_key(one: ObjectEntry, view: int, store: Store) -> str:
     files = [one.views[view], *one.view_masks[view : view + 1]]
     return key_of(*map(store.file_hash, files))
 

@@ -14,6 +14,7 @@ How a picture becomes 299 pixels wide changes FID by whole points (Parmar et al.
 | `clean`      | bicubic, antialiased, not rounded    | clean-fid                           |
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def features(params: dict, images: jax.Array) -> jax.Array:
     return x.mean(axis=(1, 2))
 
 
-def _block(conv, kind: str, x: jax.Array, last: bool) -> jax.Array:
+def _block(conv: Callable[..., jax.Array], kind: str, x: jax.Array, last: bool) -> jax.Array:
     """The branches of a block side by side; `conv` takes the end of a convolution's name."""
 
     def chain(x: jax.Array, *branches: str) -> jax.Array:

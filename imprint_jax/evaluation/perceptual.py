@@ -217,7 +217,7 @@ def convolutions(steps: tuple) -> list[tuple[int, int, int]]:
     return [step for step in steps if step != "tap" and step[0] != "pool"]
 
 
-def _needed(steps) -> set[tuple[int, str]]:
+def _needed(steps: tuple) -> set[tuple[int, str]]:
     return {(place, kind) for place, _, _ in convolutions(steps) for kind in ("weight", "bias")}
 
 

@@ -6,7 +6,7 @@
 
 import importlib.util
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -108,7 +108,7 @@ class Pixels:
         if not has_target:
             not_computed |= dict.fromkeys(WITH_TARGET, "the manifest names no target")
 
-        def compute(items):
+        def compute(items: Iterable[tuple[Shot]]) -> Iterator[np.ndarray]:
             for (shot,) in items:
                 values = pixel_scores(shot, self.segmenter, "ssim" in columns)
                 yield np.array([values.get(name, math.nan) for name in columns])
@@ -173,7 +173,7 @@ def _adherence(segmenter: Segmenter, result: np.ndarray, hole: np.ndarray) -> fl
 class Diversity:
     """How far the pictures of an entry are apart, in grey levels."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.settings = {"difference": "root mean square over the hole, grey levels"}
 
     def sortable(self, entries: Iterable[Entry]) -> list[str]:

@@ -30,7 +30,7 @@ from PIL import Image
 from imprint_jax import geometry, images
 from imprint_jax.config.fields import DataConfig
 from imprint_jax.data import transforms
-from imprint_jax.data.pairs import make_pairs
+from imprint_jax.data.pairs import WindowPartners, make_pairs
 from imprint_jax.data.records import Record, RecordSource
 from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
@@ -62,7 +62,7 @@ class _TestSet:
         self.folder = folder
         self.lines: list[dict] = []
 
-    def write(self, entry_id: str, pictures: dict[str, np.ndarray], **fields) -> None:
+    def write(self, entry_id: str, pictures: dict[str, np.ndarray], **fields: object) -> None:
         """Adds an entry; `pictures` are written as ID.FIELD.png and named by their fields."""
         names = {name: f"{entry_id}.{name}.png" for name in pictures}
         for name, picture in pictures.items():
@@ -206,6 +206,7 @@ def video(
         InputError: `out` is not empty, or no object is seen in two frames so far apart.
     """
     pairs = make_pairs("video", records.index, data.window)
+    assert isinstance(pairs, WindowPartners)
     frames = records.index["frame"]
     chosen = []
     for k, target in enumerate(pairs.records):

@@ -5,9 +5,12 @@
 learned null vector; so has this.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.layers import Rngs, TransformerBlock, layer_norm, run
@@ -38,10 +41,10 @@ class Adapter(nnx.Module):
         mlp_width: int,
         remat: bool = False,
         attention: Attention = PORTABLE,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: Rngs,
     ):
-        make = dict(dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.dtype = dtype
         self.remat = remat
         self.norm_in = layer_norm(width_in, epsilon=1e-5, **make)
@@ -87,10 +90,10 @@ class Mapper(Adapter):
         mlp_width: int,
         remat: bool = False,
         attention: Attention = PORTABLE,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: Rngs,
     ):
-        make = dict(dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.dtype = dtype
         self.remat = remat
         self.blocks = nnx.List(

@@ -9,6 +9,7 @@ Letters in shapes: b batch, t query tokens, s key tokens, n heads, d head width.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import jax
@@ -70,7 +71,7 @@ class Attention:
     target: Target = Target()
     kernel: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
             raise InputError(
                 f"config.attention is {self.kernel!r}; it may be {', '.join(KERNELS)}."
@@ -124,11 +125,11 @@ def chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     second product, which touches d columns instead of s.
     """
 
-    def one_head(qkv):
+    def one_head(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         q, k, v = qkv
 
         @jax.checkpoint
-        def one_chunk(q):
+        def one_chunk(q: jax.Array) -> jax.Array:
             scores = jnp.einsum("td,sd->ts", q, k, preferred_element_type=jnp.float32)
             weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
             total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -136,7 +137,7 @@ def chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
         return jax.lax.map(one_chunk, q.reshape(-1, QUERY_CHUNK, q.shape[-1])).reshape(q.shape)
 
-    def one_sample(q, k, v):
+    def one_sample(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         heads_first = tuple(x.swapaxes(0, 1) for x in (q, k, v))
         return jax.lax.map(one_head, heads_first).swapaxes(0, 1)
 
@@ -146,7 +147,7 @@ def chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """cuDNN's flash kernel: no scores in memory, forwards or backwards."""
 
-    def flash(q, k, v, **lengths):
+    def flash(q: jax.Array, k: jax.Array, v: jax.Array, **lengths: Any) -> jax.Array:
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **lengths)
 
     return with_even_lengths(flash, q, k, v)

@@ -4,9 +4,12 @@ The equal blocks are stacked and run by one scan, as DINOv2's are. Radford et al
 are those of transformers' CLIPVisionModelWithProjection.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.layers import (
@@ -55,10 +58,10 @@ class CLIPVision(nnx.Module):
         activation: str,
         remat: bool = False,
         attention: Attention = PORTABLE,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: Rngs,
     ):
-        make = dict(dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.dtype = dtype
         self.remat = remat
         function = {"quick_gelu": quick_gelu, "gelu": gelu}[activation]
@@ -72,7 +75,7 @@ class CLIPVision(nnx.Module):
         self.norm_in = layer_norm(width, epsilon=1e-5, **make)
 
         def block(rngs: Rngs) -> TransformerBlock:
-            make = dict(attention=attention, dtype=dtype, rngs=rngs)
+            make: dict[str, Any] = dict(attention=attention, dtype=dtype, rngs=rngs)
             return TransformerBlock(width, num_heads, mlp_width, activation=function, **make)
 
         self.blocks = stack_blocks(block, depth, rngs)

@@ -5,9 +5,12 @@ the equal blocks are stacked along a leading axis and run by one scan, so that 4
 as fast as one. LayerNorm epsilon 1e-6, erf GELU, LayerScale (facebookresearch/dinov2).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.layers import (
@@ -48,10 +51,10 @@ class Block(nnx.Module):
         mlp_width: int,
         *,
         attention: Attention,
-        dtype,
+        dtype: DTypeLike,
         rngs: Rngs,
     ):
-        make = dict(dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(width, epsilon=1e-6, **make)
         self.attn = SelfAttention(width, num_heads, attention=attention, **make)
         self.ls1 = LayerScale(width)
@@ -68,7 +71,7 @@ class Block(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Non-overlapping patches, linearly embedded."""
 
-    def __init__(self, width: int, patch_size: int, *, dtype, rngs: Rngs):
+    def __init__(self, width: int, patch_size: int, *, dtype: DTypeLike, rngs: Rngs):
         patch = (patch_size, patch_size)
         self.proj = nnx.Conv(
             3, width, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
@@ -110,7 +113,7 @@ class DINOv2(nnx.Module):
         num_registers: int,
         remat: bool = False,
         attention: Attention = PORTABLE,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: Rngs,
     ):
         self.dtype = dtype
@@ -119,7 +122,7 @@ class DINOv2(nnx.Module):
         self.remat = remat
         self.grid = image_size // patch_size
         normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
-        make = dict(dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
 
         self.patch_embed = PatchEmbed(width, patch_size, **make)
         self.cls_token = normal(1, 1, width)
@@ -129,7 +132,7 @@ class DINOv2(nnx.Module):
             self.register_tokens = normal(1, num_registers, width)
 
         def block(rngs: Rngs) -> Block:
-            make = dict(attention=attention, dtype=dtype, rngs=rngs)
+            make: dict[str, Any] = dict(attention=attention, dtype=dtype, rngs=rngs)
             return Block(width, num_heads, mlp, mlp_width, **make)
 
         self.blocks = stack_blocks(block, depth, rngs)

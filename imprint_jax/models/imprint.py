@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from imprint_jax import geometry
 from imprint_jax.config.fields import (
@@ -70,14 +71,14 @@ class Imprint(nnx.Module):
         self,
         config: ModelConfig,
         *,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         remat: RematConfig | None = None,
         attention: Attention = PORTABLE,
         rngs: Rngs,
     ):
         remat = remat or RematConfig(dinov2=False, unet=False)
         self.object_tokens = config.object_tokens
-        make = dict(attention=attention, dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(attention=attention, dtype=dtype, rngs=rngs)
         self.dinov2 = build(config.dinov2, remat=remat.dinov2, **make)
         self.adapter = build(config.adapter, remat=remat.dinov2, **make)
         self.unet = build(config.unet, remat=remat.unet, **make)
@@ -142,7 +143,7 @@ NETWORKS: dict[type[Section], Callable[..., nnx.Module]] = {
 }
 
 
-def build(section: Section, **make) -> Any:
+def build(section: Section, **make: Any) -> Any:
     """The network that a section of `config.model` describes.
 
     Args:
@@ -152,7 +153,7 @@ def build(section: Section, **make) -> Any:
     return NETWORKS[type(section)](**vars(section), **make)
 
 
-def abstract_params(make: Callable[..., nnx.Module], *args, **arguments) -> dict:
+def abstract_params(make: Callable[..., nnx.Module], *args: Any, **arguments: Any) -> dict:
     """The shapes of a module's parameters, a nested dict of `jax.ShapeDtypeStruct`.
 
     Args:
@@ -169,10 +170,10 @@ def abstract(section: Section) -> dict:
 
 def split(
     config: ModelConfig,
-    dtype=jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     remat: RematConfig | None = None,
     attention: Attention = PORTABLE,
-):
+) -> tuple[nnx.GraphDef, dict]:
     """The model's graph definition and the shapes of its parameters; allocates nothing.
 
     Args:
@@ -185,13 +186,13 @@ def split(
         graphdef: For `bind`; hashable.
         abstract_params: Nested dict of `jax.ShapeDtypeStruct`.
     """
-    make = dict(dtype=dtype, remat=remat, attention=attention)
+    make: dict[str, Any] = dict(dtype=dtype, remat=remat, attention=attention)
     model = nnx.eval_shape(lambda: Imprint(config, **make, rngs=Rngs(jax.random.key(0))))
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, _string_keys(nnx.to_pure_dict(params))
 
 
-def bind(graphdef, params: dict) -> Imprint:
+def bind(graphdef: nnx.GraphDef, params: dict) -> Imprint:
     """The model with these parameters; free inside a jitted function."""
     return nnx.merge(graphdef, params)
 
@@ -206,7 +207,7 @@ def to_uint8(images: jax.Array) -> jax.Array:
     return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)
 
 
-def _string_keys(tree):
+def _string_keys(tree: Any) -> Any:
     """Lists come out of NNX with integer keys; paths and files want strings."""
     if isinstance(tree, dict):
         return {str(key): _string_keys(value) for key, value in tree.items()}

@@ -4,11 +4,12 @@ Letters in shapes: b batch, h w height and width, c channels, t tokens, n heads,
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from imprint_jax.models.attention import Attention
 from imprint_jax.models.sharded import whole
@@ -40,19 +41,23 @@ class Rngs(_Rngs):
         return jax.random.fold_in(self.key, self.count)
 
 
-def layer_norm(width: int, *, epsilon: float, dtype, rngs: Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, *, epsilon: float, dtype: DTypeLike, rngs: Rngs) -> nnx.LayerNorm:
     """LayerNorm with the two-pass variance of PyTorch; one pass loses digits at large means."""
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-def group_norm(width: int, groups: int, *, epsilon: float, dtype, rngs: Rngs) -> nnx.GroupNorm:
+def group_norm(
+    width: int, groups: int, *, epsilon: float, dtype: DTypeLike, rngs: Rngs
+) -> nnx.GroupNorm:
     """GroupNorm over channels-last features, with the two-pass variance of `layer_norm`."""
     return nnx.GroupNorm(
         width, num_groups=groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs
     )
 
 
-def conv3x3(width_in: int, width_out: int, *, stride: int = 1, dtype, rngs: Rngs) -> nnx.Conv:
+def conv3x3(
+    width_in: int, width_out: int, *, stride: int = 1, dtype: DTypeLike, rngs: Rngs
+) -> nnx.Conv:
     """3x3 convolution padded by one pixel on every side, as PyTorch's `padding=1`."""
     return nnx.Conv(width_in, width_out, (3, 3), strides=stride, padding=1, dtype=dtype, rngs=rngs)
 
@@ -85,10 +90,10 @@ class ResnetBlock(nnx.Module):
         groups: int,
         *,
         epsilon: float,
-        dtype,
+        dtype: DTypeLike,
         rngs: Rngs,
     ):
-        make = dict(dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.norm1 = group_norm(width_in, groups, epsilon=epsilon, **make)
         self.conv1 = conv3x3(width_in, width_out, **make)
         self.time_emb_proj = nnx.Linear(embedding, width_out, **make) if embedding else None
@@ -116,7 +121,9 @@ def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with one fused projection, as in the original ViT and DINOv2."""
 
-    def __init__(self, width: int, num_heads: int, *, attention: Attention, dtype, rngs: Rngs):
+    def __init__(
+        self, width: int, num_heads: int, *, attention: Attention, dtype: DTypeLike, rngs: Rngs
+    ):
         self.num_heads = num_heads
         self.attention = attention
         self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
@@ -141,7 +148,15 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 class MLP(nnx.Module):
     """Linear, activation, linear."""
 
-    def __init__(self, width: int, mlp_width: int, *, activation=gelu, dtype, rngs: Rngs):
+    def __init__(
+        self,
+        width: int,
+        mlp_width: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array] = gelu,
+        dtype: DTypeLike,
+        rngs: Rngs,
+    ):
         self.activation = activation
         self.fc1 = nnx.Linear(width, mlp_width, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(mlp_width, width, dtype=dtype, rngs=rngs)
@@ -154,7 +169,7 @@ class MLP(nnx.Module):
 class SwiGLU(nnx.Module):
     """Gated feed-forward of DINOv2's ViT-g: w3(silu(x1) * x2), [x1, x2] = w12(x)."""
 
-    def __init__(self, width: int, mlp_width: int, *, dtype, rngs: Rngs):
+    def __init__(self, width: int, mlp_width: int, *, dtype: DTypeLike, rngs: Rngs):
         self.w12 = nnx.Linear(width, 2 * mlp_width, dtype=dtype, rngs=rngs)
         self.w3 = nnx.Linear(mlp_width, width, dtype=dtype, rngs=rngs)
 
@@ -173,12 +188,12 @@ class TransformerBlock(nnx.Module):
         num_heads: int,
         mlp_width: int,
         *,
-        activation=gelu,
+        activation: Callable[[jax.Array], jax.Array] = gelu,
         attention: Attention,
-        dtype,
+        dtype: DTypeLike,
         rngs: Rngs,
     ):
-        make = dict(dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(width, epsilon=1e-5, **make)
         self.attn = SelfAttention(width, num_heads, attention=attention, **make)
         self.norm2 = layer_norm(width, epsilon=1e-5, **make)
@@ -201,7 +216,7 @@ def stack_blocks(make: Callable[[Rngs], nnx.Module], depth: int, rngs: Rngs) -> 
     return nnx.vmap(lambda key: make(Rngs(key)))(jax.random.split(rngs.params(), depth))
 
 
-def run(module: nnx.Module, *args, remat: bool) -> jax.Array:
+def run(module: nnx.Module, *args: Any, remat: bool) -> jax.Array:
     """Calls a block, whose parameters may be `Sharded`.
 
     Equal blocks of arguments of equal shapes are traced once, differentiated once, and are one
@@ -217,7 +232,7 @@ def run(module: nnx.Module, *args, remat: bool) -> jax.Array:
     return (_run_remat if remat else _run)(graphdef, params, *args)
 
 
-def _call(graphdef: nnx.GraphDef, params: nnx.State, *args) -> jax.Array:
+def _call(graphdef: nnx.GraphDef, params: nnx.State, *args: Any) -> jax.Array:
     params, args = whole(params, args)
     return nnx.merge(graphdef, params)(*args)
 

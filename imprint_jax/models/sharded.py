@@ -7,6 +7,7 @@ recomputation a block's whole parameters are gone when it is done, forwards and 
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ class Sharded:
     trained: bool
 
 
-def whole(params, args: tuple = ()):
+def whole(params: Any, args: tuple = ()) -> tuple[Any, tuple]:
     """A block's parameters, every `Sharded` gathered from the devices, and its inputs.
 
     Gradients go back in float32: each device casts its own, the devices' sum is cut into parts.
@@ -62,7 +63,7 @@ def whole(params, args: tuple = ()):
 
 
 @jax.custom_vjp
-def _with_gradients_together(arrays):
+def _with_gradients_together(arrays: tuple) -> tuple:
     """The arrays as they are; in the backward pass none goes on before all gradients are there."""
     return arrays
 
@@ -78,10 +79,10 @@ def _gather(x: Sharded) -> jax.Array:
     axis = x.axis + x.part.ndim
 
     @jax.custom_vjp
-    def gather(part):
+    def gather(part: jax.Array) -> jax.Array:
         return jax.lax.all_gather(part.astype(x.dtype), x.mesh_axis, axis=axis, tiled=True)
 
-    def backward(_, gradient):
+    def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
         gradient = gradient.astype(jnp.float32)
         summed = jax.lax.psum_scatter(gradient, x.mesh_axis, scatter_dimension=axis, tiled=True)
         return (summed,)

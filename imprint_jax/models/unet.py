@@ -6,10 +6,12 @@ LayerNorm epsilon 1e-5, erf GELU (diffusers' UNet2DConditionModel with SD v1.4's
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.layers import (
@@ -44,7 +46,7 @@ def timestep_embedding(timesteps: jax.Array, width: int) -> jax.Array:
 class TimestepMLP(nnx.Module):
     """Two linear layers from the sinusoidal features to the embedding the blocks share."""
 
-    def __init__(self, width: int, embedding: int, *, dtype, rngs: Rngs):
+    def __init__(self, width: int, embedding: int, *, dtype: DTypeLike, rngs: Rngs):
         self.linear_1 = nnx.Linear(width, embedding, dtype=dtype, rngs=rngs)
         self.linear_2 = nnx.Linear(embedding, embedding, dtype=dtype, rngs=rngs)
 
@@ -63,7 +65,7 @@ class CrossAttention(nnx.Module):
         num_heads: int,
         *,
         attention: Attention,
-        dtype,
+        dtype: DTypeLike,
         rngs: Rngs,
     ):
         self.num_heads = num_heads
@@ -90,7 +92,7 @@ class CrossAttention(nnx.Module):
 class GEGLU(nnx.Module):
     """value * gelu(gate), both from one projection."""
 
-    def __init__(self, width: int, mlp_width: int, *, dtype, rngs: Rngs):
+    def __init__(self, width: int, mlp_width: int, *, dtype: DTypeLike, rngs: Rngs):
         self.proj = nnx.Linear(width, 2 * mlp_width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -102,7 +104,7 @@ class GEGLU(nnx.Module):
 class FeedForward(nnx.Module):
     """GEGLU of four times the width, then back."""
 
-    def __init__(self, width: int, *, dtype, rngs: Rngs):
+    def __init__(self, width: int, *, dtype: DTypeLike, rngs: Rngs):
         # The checkpoints number the layers net.0 and net.2 (net.1 is a dropout).
         self.net: nnx.Dict[Callable[[jax.Array], jax.Array]] = nnx.Dict(
             {
@@ -126,11 +128,13 @@ class CrossTransformerBlock(nnx.Module):
         num_heads: int,
         *,
         attention: Attention,
-        dtype,
+        dtype: DTypeLike,
         rngs: Rngs,
     ):
-        norm = dict(epsilon=1e-5, dtype=dtype, rngs=rngs)
-        heads = dict(num_heads=num_heads, attention=attention, dtype=dtype, rngs=rngs)
+        norm: dict[str, Any] = dict(epsilon=1e-5, dtype=dtype, rngs=rngs)
+        heads: dict[str, Any] = dict(
+            num_heads=num_heads, attention=attention, dtype=dtype, rngs=rngs
+        )
         self.norm1 = layer_norm(width, **norm)
         self.attn1 = CrossAttention(width, width, **heads)
         self.norm2 = layer_norm(width, **norm)
@@ -157,10 +161,12 @@ class Transformer2D(nnx.Module):
         groups: int,
         *,
         attention: Attention,
-        dtype,
+        dtype: DTypeLike,
         rngs: Rngs,
     ):
-        heads = dict(num_heads=num_heads, attention=attention, dtype=dtype, rngs=rngs)
+        heads: dict[str, Any] = dict(
+            num_heads=num_heads, attention=attention, dtype=dtype, rngs=rngs
+        )
         self.norm = group_norm(width, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.proj_in = nnx.Conv(width, width, (1, 1), dtype=dtype, rngs=rngs)
         self.transformer_blocks = nnx.List([CrossTransformerBlock(width, context, **heads)])
@@ -181,7 +187,7 @@ class Transformer2D(nnx.Module):
 class Resample(nnx.Module):
     """Halves the size by a strided convolution, or convolves (after nearest upsampling)."""
 
-    def __init__(self, width: int, *, stride: int, dtype, rngs: Rngs):
+    def __init__(self, width: int, *, stride: int, dtype: DTypeLike, rngs: Rngs):
         self.conv = conv3x3(width, width, stride=stride, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -201,7 +207,7 @@ class Level(nnx.Module):
         groups: int,
         *,
         remat: bool,
-        dtype,
+        dtype: DTypeLike,
         rngs: Rngs,
     ):
         self.remat = remat
@@ -231,7 +237,7 @@ class Level(nnx.Module):
 class DownBlock(Level):
     """A level of the encoder; all but the last end by halving the size."""
 
-    def __init__(self, *args, downsample: bool, remat: bool, dtype, rngs: Rngs):
+    def __init__(self, *args: Any, downsample: bool, remat: bool, dtype: DTypeLike, rngs: Rngs):
         super().__init__(*args, remat=remat, dtype=dtype, rngs=rngs)
         width = self.resnets[-1].conv2.out_features
         resamplers = [Resample(width, stride=2, dtype=dtype, rngs=rngs)] if downsample else []
@@ -250,7 +256,7 @@ class DownBlock(Level):
 class UpBlock(Level):
     """A level of the decoder; takes the encoder's features, all but the last double the size."""
 
-    def __init__(self, *args, upsample: bool, remat: bool, dtype, rngs: Rngs):
+    def __init__(self, *args: Any, upsample: bool, remat: bool, dtype: DTypeLike, rngs: Rngs):
         super().__init__(*args, remat=remat, dtype=dtype, rngs=rngs)
         width = self.resnets[-1].conv2.out_features
         resamplers = [Resample(width, stride=1, dtype=dtype, rngs=rngs)] if upsample else []
@@ -276,7 +282,7 @@ class MidBlock(nnx.Module):
         groups: int,
         *,
         remat: bool,
-        dtype,
+        dtype: DTypeLike,
         rngs: Rngs,
     ):
         self.remat = remat
@@ -327,10 +333,10 @@ class UNet(nnx.Module):
         norm_groups: int,
         remat: bool = False,
         attention: Attention = PORTABLE,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: Rngs,
     ):
-        make = dict(dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         first, last = block_widths[0], block_widths[-1]
         embedding = 4 * first
         transformer = dict(context=context_width, num_heads=num_heads, attention=attention)

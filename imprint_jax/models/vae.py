@@ -6,11 +6,13 @@ epsilon is 1e-6 throughout (diffusers' AutoencoderKL).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from imprint_jax.models.attention import PORTABLE, Attention
 from imprint_jax.models.layers import (
@@ -39,7 +41,9 @@ def in_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Ar
 class VAEAttention(nnx.Module):
     """Single-head self-attention over the pixels of the smallest feature map."""
 
-    def __init__(self, width: int, groups: int, *, attention: Attention, dtype, rngs: Rngs):
+    def __init__(
+        self, width: int, groups: int, *, attention: Attention, dtype: DTypeLike, rngs: Rngs
+    ):
         self.attention = attention
         linear = lambda: nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.group_norm = group_norm(width, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
@@ -57,8 +61,10 @@ class VAEAttention(nnx.Module):
 class VAEMidBlock(nnx.Module):
     """Residual block, attention, residual block."""
 
-    def __init__(self, width: int, groups: int, *, attention: Attention, dtype, rngs: Rngs):
-        make = dict(dtype=dtype, rngs=rngs)
+    def __init__(
+        self, width: int, groups: int, *, attention: Attention, dtype: DTypeLike, rngs: Rngs
+    ):
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.resnets = nnx.List(
             [ResnetBlock(width, width, None, groups, epsilon=1e-6, **make) for _ in range(2)]
         )
@@ -72,7 +78,7 @@ class VAEMidBlock(nnx.Module):
 class VAEDownsample(nnx.Module):
     """Strided convolution padded at the bottom and right only, as the reference does."""
 
-    def __init__(self, width: int, *, dtype, rngs: Rngs):
+    def __init__(self, width: int, *, dtype: DTypeLike, rngs: Rngs):
         padding = ((0, 1), (0, 1))
         self.conv = nnx.Conv(
             width, width, (3, 3), strides=2, padding=padding, dtype=dtype, rngs=rngs
@@ -86,7 +92,7 @@ class VAEDownsample(nnx.Module):
 class VAEUpsample(nnx.Module):
     """Nearest upsampling and a convolution."""
 
-    def __init__(self, width: int, *, dtype, rngs: Rngs):
+    def __init__(self, width: int, *, dtype: DTypeLike, rngs: Rngs):
         self.conv = conv3x3(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -100,7 +106,9 @@ class VAELevel(nnx.Module):
     downsamplers: "nnx.List[VAEDownsample]"
     upsamplers: "nnx.List[VAEUpsample]"
 
-    def __init__(self, width_in: int, width: int, layers: int, groups: int, *, dtype, rngs: Rngs):
+    def __init__(
+        self, width_in: int, width: int, layers: int, groups: int, *, dtype: DTypeLike, rngs: Rngs
+    ):
         widths_in = [width_in] + [width] * (layers - 1)
         self.resnets = nnx.List(
             [
@@ -127,10 +135,10 @@ class Encoder(nnx.Module):
         groups: int,
         *,
         attention: Attention,
-        dtype,
+        dtype: DTypeLike,
         rngs: Rngs,
     ):
-        make = dict(dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.conv_in = conv3x3(3, block_widths[0], **make)
         self.down_blocks: nnx.List[VAELevel] = nnx.List([])
         width = block_widths[0]
@@ -165,10 +173,10 @@ class Decoder(nnx.Module):
         groups: int,
         *,
         attention: Attention,
-        dtype,
+        dtype: DTypeLike,
         rngs: Rngs,
     ):
-        make = dict(dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         width = block_widths[-1]
         self.conv_in = conv3x3(latent_channels, width, **make)
         self.mid_block = VAEMidBlock(width, groups, attention=attention, **make)
@@ -214,13 +222,13 @@ class AutoencoderKL(nnx.Module):
         norm_groups: int,
         scaling_factor: float,
         attention: Attention = PORTABLE,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: Rngs,
     ):
         self.dtype = dtype
         self.scaling_factor = scaling_factor
         self.factor = 2 ** (len(block_widths) - 1)
-        make = dict(dtype=dtype, rngs=rngs)
+        make: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         shape = (latent_channels, tuple(block_widths), layers_per_block, norm_groups)
         pointwise = lambda width: nnx.Conv(width, width, (1, 1), **make)
         self.encoder = Encoder(*shape, attention=attention, **make)
@@ -282,7 +290,7 @@ class LappedCodec(nnx.Module):
         chroma: int,
         scaling_factor: float,
         attention: Attention | None = None,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: Rngs | None = None,
     ):
         del attention, dtype, rngs

@@ -3,12 +3,14 @@
 import collections
 from collections.abc import Iterator
 
+from jax.extend import core
+
 from imprint_jax.models.attention import KERNELS, Target
 from imprint_jax.planning.plan import AttentionUse
 from imprint_jax.training.flops import inner_jaxprs
 
 
-def attentions(jaxpr, target: Target) -> tuple[AttentionUse, ...]:
+def attentions(jaxpr: core.Jaxpr, target: Target) -> tuple[AttentionUse, ...]:
     """The attentions of a program without gradients, those in loops as often as they run.
 
     Args:
@@ -25,7 +27,7 @@ def attentions(jaxpr, target: Target) -> tuple[AttentionUse, ...]:
     )
 
 
-def _calls(jaxpr, times: int) -> Iterator[tuple[str, list, int]]:
+def _calls(jaxpr: core.Jaxpr, times: int) -> Iterator[tuple[str, list, int]]:
     """(kernel, shapes of queries and keys, times) of each call."""
     for equation in jaxpr.eqns:
         params = equation.params

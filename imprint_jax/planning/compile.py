@@ -32,7 +32,7 @@ from imprint_jax.planning.attentions import attentions
 from imprint_jax.planning.plan import Mesh, Plan, Request
 from imprint_jax.runtime.accelerators import ACCELERATORS, GPU, MULTIPROCESSORS, TPU, Accelerator
 from imprint_jax.training import flops, sharding
-from imprint_jax.training.state import Trainer
+from imprint_jax.training.state import Trainer, TrainState
 
 # XLA:GPU's choices that want to measure on the device. Without the second flag it ends with
 # "Couldn't find output tile sizes that satisfy hlo".
@@ -240,11 +240,11 @@ def trace_sampler(request: Request, mesh: jax.sharding.Mesh, chip: Target) -> Tr
     )
 
 
-def _placed(x, where: NamedSharding) -> jax.ShapeDtypeStruct:
+def _placed(x: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
-def state_bytes(abstract_state, mesh: Mesh) -> dict[str, int]:
+def state_bytes(abstract_state: TrainState, mesh: Mesh) -> dict[str, int]:
     """Bytes on one device of each part of a training state: exact, for any mesh.
 
     Args:

@@ -8,12 +8,17 @@ random, so there is no noise to remove. y is up; colours are linear light.
 import dataclasses
 import os
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from imprint_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from embreex.rtcore_scene import EmbreeScene
+    from trimesh import Trimesh
 
 MAX_TRIANGLES = 300_000
 MIN_THICKNESS = 0.08  # smallest over largest side of the bounding box; panels are flatter
@@ -92,7 +97,7 @@ class Light:
         return np.vstack([sun / np.linalg.norm(sun), sphere]), np.vstack([self.sun_colour, brings])
 
 
-def import_renderer():
+def import_renderer() -> tuple[ModuleType, ModuleType]:
     """The modules `trimesh` and `embreex`.
 
     Raises:
@@ -191,15 +196,12 @@ def _read_model(path: str | os.PathLike, up: str) -> Model:
     return Model(**fields, textures=textures)
 
 
-def _surface(mesh) -> tuple[np.ndarray, float, Image.Image | None]:
+def _surface(mesh: "Trimesh") -> tuple[np.ndarray, float, Image.Image | None]:
     """Linear colour (broadcasts to (m 3 3)), opacity and texture of a mesh's one material."""
-    material = getattr(mesh.visual, "material", None)
+    visual: Any = mesh.visual  # of colours or of textures, with no base that says what both have
+    material = getattr(visual, "material", None)
     if material is None:
-        colours = (
-            mesh.visual.vertex_colors[mesh.faces]
-            if mesh.visual.defined
-            else np.full((1, 1, 3), 180)
-        )
+        colours = visual.vertex_colors[mesh.faces] if visual.defined else np.full((1, 1, 3), 180)
         return (colours[..., :3] / 255.0) ** GAMMA, 1.0, None
     if hasattr(material, "baseColorFactor"):
         # glTF: the factor is linear light and multiplies the texture.
@@ -219,7 +221,7 @@ def _surface(mesh) -> tuple[np.ndarray, float, Image.Image | None]:
     return (np.array(material.diffuse[:3]) / 255.0) ** GAMMA, opacity, None
 
 
-def _corner_normals(mesh) -> np.ndarray:
+def _corner_normals(mesh: "Trimesh") -> np.ndarray:
     """The vertices' normals; at corners that belong to another side of an edge, the face's."""
     face = np.broadcast_to(
         unit(np.cross(*np.diff(mesh.triangles, axis=1).swapaxes(0, 1)))[:, None],
@@ -267,7 +269,7 @@ def blocks_light(model: Model) -> np.ndarray:
     return solid[model.texture] & (model.opacity > 0.99)
 
 
-def make_scene(triangles: np.ndarray):
+def make_scene(triangles: np.ndarray) -> "EmbreeScene":
     """Embree's scene of triangles (m 3 3)."""
     _, embreex = import_renderer()
     scene = embreex.rtcore_scene.EmbreeScene()
@@ -303,7 +305,14 @@ def camera_distance(points: np.ndarray, directions: np.ndarray) -> float:
 
 
 def trace_view(
-    model: Model, scene, shadows, light: Light, eye, direction, size: int, samples: int
+    model: Model,
+    scene: "EmbreeScene",
+    shadows: "EmbreeScene",
+    light: Light,
+    eye: np.ndarray,
+    direction: np.ndarray,
+    size: int,
+    samples: int,
 ) -> np.ndarray:
     """One view.
 
@@ -361,7 +370,7 @@ class Surface(NamedTuple):
 
 
 def trace(
-    model: Model, scene, eye: np.ndarray, rays: np.ndarray, threshold: float
+    model: Model, scene: "EmbreeScene", eye: np.ndarray, rays: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, Surface]:
     """First surfaces with more than `threshold` opacity.
 
@@ -429,7 +438,9 @@ def bilinear(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
     return upper * (1 - low_share) + lower * low_share
 
 
-def shade(shadows, surface: Surface, directions: np.ndarray, brings: np.ndarray) -> np.ndarray:
+def shade(
+    shadows: "EmbreeScene", surface: Surface, directions: np.ndarray, brings: np.ndarray
+) -> np.ndarray:
     """Linear light (h 3) that leaves a matt surface with a faint gloss; see Light.directions."""
     position, face_normal, normal, ray, colour = surface
     directions = directions.astype(np.float32)

@@ -5,6 +5,7 @@ import logging
 import re
 import signal
 from collections.abc import Iterator
+from types import FrameType
 
 import jax
 import numpy as np
@@ -100,7 +101,7 @@ class StopSignal:
     interrupts at once.
     """
 
-    def __enter__(self):
+    def __enter__(self) -> "StopSignal":
         self.received: int = signal.SIGTERM
         self.stopping = False
         self.before = {signal.SIGINT: signal.signal(signal.SIGINT, self._receive)}
@@ -108,11 +109,11 @@ class StopSignal:
             self.before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._receive)
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _receive(self, number: int, frame) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received, self.stopping = number, True
         log.warning("stopping after this step, which will be saved")
         if number == signal.SIGINT:

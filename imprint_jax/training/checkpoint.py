@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ class Checkpoints:
         with atomic_file(self.checksums / f"{folder.name}.json") as file:
             file.write_text(json.dumps(checksums, indent=0) + "\n")
 
-    def _try_step(self, step: int, target: TrainState):
+    def _try_step(self, step: int, target: TrainState) -> tuple[Any, str]:
         """The checkpoint, and ""; or None and why it cannot be read, if no checksums vouch for it.
 
         Without them a file may be cut short: the machine was lost before it was on disk.
@@ -185,8 +186,8 @@ class Checkpoints:
                 raise
             return None, f"it cannot be read: {error}"
 
-    def _restore_step(self, step: int, target: TrainState):
-        def tree(like):
+    def _restore_step(self, step: int, target: TrainState) -> Any:
+        def tree(like: Any) -> ocp.args.PyTreeRestore:
             restore_args = ocp.checkpoint_utils.construct_restore_args(like)
             return ocp.args.PyTreeRestore(like, restore_args)
 
@@ -195,7 +196,7 @@ class Checkpoints:
         items["data"] = ocp.args.JsonRestore()
         return self.manager.restore(step, args=ocp.args.Composite(**items))
 
-    def _state(self, step: int, restored, target: TrainState) -> TrainState:
+    def _state(self, step: int, restored: Any, target: TrainState) -> TrainState:
         frozen = {}
         if target.frozen:
             damage = _damage(self.checksums, self.frozen_dir) if distributed.is_main() else ""

@@ -5,7 +5,8 @@ runs. Only matrix products and convolutions count, as is usual for utilisation.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -15,7 +16,7 @@ from jax.extend import core
 CUDNN_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
 
 
-def count(function: Callable, *args) -> int:
+def count(function: Callable, *args: Any) -> int:
     """FLOPs of calling `function` with arguments of these shapes; traces it, runs nothing.
 
     Raises:
@@ -24,13 +25,14 @@ def count(function: Callable, *args) -> int:
     return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def count_jaxpr(jaxpr) -> int:
+def count_jaxpr(jaxpr: core.Jaxpr) -> int:
     """FLOPs of a traced function.
 
     Raises:
         NotImplementedError: It has a loop of unknown length.
     """
     total = 0
+    equation: Any  # to JAX's annotations not every value has a shape
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
@@ -61,7 +63,7 @@ def count_jaxpr(jaxpr) -> int:
     return total
 
 
-def inner_jaxprs(params: dict):
+def inner_jaxprs(params: dict) -> Iterator[core.Jaxpr]:
     """The functions an operation calls: those of jit, checkpoint, custom derivatives..."""
     for value in params.values():
         if isinstance(value, core.ClosedJaxpr):

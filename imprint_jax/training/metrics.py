@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -41,7 +42,14 @@ class Meter:
         model_flops: FLOPs of a step, or None where the device's peak is not known.
     """
 
-    def __init__(self, workdir: Path, config: Config, console, start: int, model_flops: int | None):
+    def __init__(
+        self,
+        workdir: Path,
+        config: Config,
+        console: Console,
+        start: int,
+        model_flops: int | None,
+    ):
         self.workdir, self.config, self.model_flops = workdir, config, model_flops
         self.main = distributed.is_main()  # the others look too, so that all stop at a bad loss
         self.board = SummaryWriter(
@@ -67,11 +75,11 @@ class Meter:
             self.doing, total=config.total_steps, completed=start, numbers=""
         )
 
-    def __enter__(self):
+    def __enter__(self) -> "Meter":
         self.progress.start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.progress.stop()
         self.board.close()
 

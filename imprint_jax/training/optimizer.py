@@ -1,6 +1,7 @@
 """What trains, at which rate: one table of parameter groups decides, and must cover everything."""
 
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from imprint_jax.config.fields import FROZEN, OptimConfig
 from imprint_jax.errors import InputError
 
 
-def label_params(params: dict, groups) -> dict[str, str]:
+def label_params(params: dict, groups: Sequence[tuple]) -> dict[str, str]:
     """The group of each parameter: the first pattern that matches its path from the start.
 
     Args:
@@ -57,19 +58,23 @@ def merge(*trees: dict) -> dict:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def learning_rate(rate, total_steps: int, warmup_steps: int) -> optax.Schedule:
+def learning_rate(
+    rate: float | tuple[float, ...], total_steps: int, warmup_steps: int
+) -> optax.Schedule:
     """Linear warm-up to a constant rate, or to one rate for each equal share of the steps."""
     rates = jnp.atleast_1d(jnp.asarray(rate, jnp.float32))
     warmup = max(warmup_steps, 1)
 
-    def schedule(step):
+    def schedule(step: jax.Array) -> jax.Array:
         phase = jnp.minimum(step * len(rates) // total_steps, len(rates) - 1)
         return rates[phase] * jnp.minimum((step + 1) / warmup, 1.0)
 
     return schedule
 
 
-def schedules(groups, total_steps: int, warmup_steps: int) -> dict[str, optax.Schedule]:
+def schedules(
+    groups: Sequence[tuple], total_steps: int, warmup_steps: int
+) -> dict[str, optax.Schedule]:
     """The learning rate of each trained group."""
     return {
         name: learning_rate(rate, total_steps, warmup_steps)
@@ -107,12 +112,12 @@ def make_optimizer(
     )
 
 
-def _is_kernel(params):
+def _is_kernel(params: dict) -> dict:
     """Weight decay is for kernels: not for norms, biases, tokens, embeddings or layer scales."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def parameter_table(params: dict, labels: dict[str, str], groups) -> list[tuple]:
+def parameter_table(params: dict, labels: dict[str, str], groups: Sequence[tuple]) -> list[tuple]:
     """What a run prints first: one row for each two-part path prefix and group.
 
     Returns:

@@ -29,7 +29,7 @@ class Profiler:
             jax.profiler.start_trace(self.folder)
             self.running = True
 
-    def after(self, step: int, result) -> None:
+    def after(self, step: int, result: object) -> None:
         """Ends behind the last, when `result`, which it computes, is there."""
         if self.running and step == self.end - 1:
             jax.block_until_ready(result)
@@ -42,6 +42,6 @@ class Profiler:
     def __enter__(self) -> "Profiler":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.running:
             self._stop()

@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,13 +66,13 @@ RULES = (
 )
 
 
-def state_sharding(mesh: Mesh | AbstractMesh, abstract_state):
+def state_sharding(mesh: Mesh | AbstractMesh, abstract_state: Any) -> Any:
     """The sharding of each array of a state or of parameters, by `RULES`.
 
     Moments and averages lie as their parameters do: their paths end alike.
     """
 
-    def spec(path, leaf) -> NamedSharding:
+    def spec(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(mesh, param_spec(name, leaf.shape, mesh.shape["fsdp"]))
 
@@ -94,7 +95,7 @@ def param_spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:
     return P()
 
 
-def specs(shardings):
+def specs(shardings: dict) -> dict:
     """The `PartitionSpec` of each of a tree of shardings."""
     return jax.tree.map(lambda sharding: sharding.spec, shardings)
 
@@ -104,7 +105,7 @@ def specs(shardings):
 BLOCKWISE = re.compile(r"(dinov2|adapter)/blocks/|unet/.*(resnets|attentions)/(?!.*attn2/to_[kv]/)")
 
 
-def for_networks(params: dict, specs: dict, trained: dict, dtype) -> dict:
+def for_networks(params: dict, specs: dict, trained: dict, dtype: np.dtype) -> dict:
     """One device's parts of parameters as networks take them: `Sharded` in blocks, else whole.
 
     Kernels are sent in the computation's dtype, in which they are used anyway.
@@ -134,7 +135,7 @@ def mean_over_devices(grads: dict, specs: dict, mesh: Mesh) -> dict:
         mesh: The mesh.
     """
 
-    def mean(grad, spec):
+    def mean(grad: jax.Array, spec: P) -> jax.Array:
         axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1 and axis not in spec]
         return (jax.lax.psum(grad, axes) if axes else grad) / mesh.size
 

@@ -27,7 +27,7 @@ class Startup:
         parts: Seconds by part, in order.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.parts: dict[str, float] = {}
         self._since = time.monotonic()
 
@@ -36,7 +36,7 @@ class Startup:
         now = time.monotonic()
         self.parts[part], self._since = now - self._since, now
 
-    def __str__(self):
+    def __str__(self) -> str:
         parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.parts.items())
         return f"started in {sum(self.parts.values()):.1f} s: {parts}"
 

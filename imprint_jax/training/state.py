@@ -1,6 +1,7 @@
 """The training state, how it starts, and the programs that a run compiles."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,13 +112,13 @@ class Trainer:
     def _specs(self, part: str) -> dict:
         return sharding.specs(getattr(self.state_sharding, part))
 
-    def _each_device(self, function: Callable, out_specs) -> Callable:
+    def _each_device(self, function: Callable, out_specs: Any) -> Callable:
         """Runs (trained, frozen, batch, other) -> ... on each device, for its share of the batch.
 
         Devices hear of each other in `sharded.whole` and `sharding.mean_over_devices` only.
         """
 
-        def in_precision(*args):
+        def in_precision(*args: Any) -> Any:
             with jax.default_matmul_precision(self.config.precision):
                 return function(*args)
 
@@ -152,7 +153,9 @@ class Trainer:
             Gradients like `trained`, and the samples' losses and timesteps, (batch_size,).
         """
 
-        def one_device(trained, frozen, batch, key):
+        def one_device(
+            trained: dict, frozen: dict, batch: dict, key: jax.Array
+        ) -> tuple[dict, losses.Losses]:
             loss_fn = lambda trained, part: self._losses(self._bind(trained, frozen), part, key)
             grads, sample_losses = step.gradients(loss_fn, trained, batch, self.config.accumulation)
             with jax.named_scope("sum_gradients"):
@@ -169,7 +172,7 @@ class Trainer:
         """
         config, rates = self.config, self.rates()
 
-        def train(state: TrainState, batch: dict):
+        def train(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
             grads, sample_losses = self.gradients(state.trained, state.frozen, batch, key)
             with jax.named_scope("optimizer"):
@@ -187,7 +190,7 @@ class Trainer:
     def validation_step(self) -> jax.stages.Wrapped:
         """(state, batch) -> the averaged weights' mean loss, with draws that never change."""
 
-        def one_device(ema, frozen, batch, key):
+        def one_device(ema: dict, frozen: dict, batch: dict, key: jax.Array) -> jax.Array:
             return self._losses(self._bind(ema, frozen), batch, key).values
 
         def validate(state: TrainState, batch: dict) -> jax.Array:
@@ -202,7 +205,9 @@ class Trainer:
         config, how = self.config, self.config.sampling
         choices = sampling.Choices(how.num_steps, how.sampler, how.spacing)
 
-        def one_device(ema, frozen, batch, guidance_scale):
+        def one_device(
+            ema: dict, frozen: dict, batch: dict, guidance_scale: jax.Array
+        ) -> jax.Array:
             pictures, _ = sampling.generate(
                 self._bind(ema, frozen),
                 batch["object"][:, None],
@@ -217,7 +222,7 @@ class Trainer:
             )
             return imprint.to_uint8(pictures)
 
-        def preview(state: TrainState, batch: dict, guidance_scale) -> jax.Array:
+        def preview(state: TrainState, batch: dict, guidance_scale: jax.Array) -> jax.Array:
             pictures_of = self._each_device(one_device, sharding.BATCH)
             return pictures_of(state.ema, state.frozen, batch, guidance_scale)
 
@@ -230,7 +235,7 @@ class Trainer:
         graphdef, _ = imprint.split(self.config.model, self.dtype, attention=plain)
         batch = batches.batch_spec(self.config, self.config.batch_size)
 
-        def mean_loss(trained, frozen, batch):
+        def mean_loss(trained: dict, frozen: dict, batch: dict) -> jax.Array:
             model = imprint.bind(graphdef, optimizer.merge(trained, frozen))
             return jnp.mean(self._losses(model, batch, jax.random.key(0)).values)
 

@@ -30,7 +30,7 @@ def gradients(loss_fn: LossFn, trained: dict, batch: dict, parts: int) -> tuple[
         Gradients like `trained`, and the samples' losses and timesteps.
     """
 
-    def mean_loss(trained, part):
+    def mean_loss(trained: dict, part: dict) -> tuple[jax.Array, Losses]:
         losses = loss_fn(trained, part)
         return jnp.mean(losses.values), losses
 
@@ -38,7 +38,7 @@ def gradients(loss_fn: LossFn, trained: dict, batch: dict, parts: int) -> tuple[
     if parts == 1:
         return grad_fn(trained, batch)
 
-    def add(total, part):
+    def add(total: dict, part: dict) -> tuple[dict, Losses]:
         grads, losses = grad_fn(trained, part)
         return jax.tree.map(lambda t, g: t + g / parts, total, grads), losses
 

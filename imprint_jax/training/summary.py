@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def show(config: Config, trainer: Trainer, console: Console, *, verbose: bool) -
     plain("Nothing was written. --verbose shows the configuration.")
 
 
-def _lines(config: Config, trainer: Trainer):
+def _lines(config: Config, trainer: Trainer) -> Iterator[str]:
     samples = config.total_steps * config.batch_size
     yield (
         f"steps    {config.total_steps:,} of {config.batch_size} samples: {samples:,} in all;"

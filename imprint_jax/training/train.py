@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import jax
+from rich.console import Console
 
 from imprint_jax.config import Config
 from imprint_jax.data import batch as batches
@@ -30,7 +31,7 @@ def train(
     dry_run: bool = False,
     verbose: bool = False,
     profile: int = 0,
-    console,
+    console: Console,
 ) -> int:
     """Trains one stage.
 
@@ -93,7 +94,7 @@ def _loop(
     position: int,
     startup: start.Startup,
     profile: int,
-    console,
+    console: Console,
 ) -> int:
     """Steps until all are done, or until told to stop; the exit code."""
     log.info(

@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
+import numpy as np
 
 from imprint_jax.errors import InputError
 from imprint_jax.ui import studio as studios
@@ -103,7 +104,17 @@ def build(studio: Studio, examples: Path | None = None) -> gr.Blocks:
         chosen = gr.State(None)  # the result that is selected, as a path
         results = gr.State([])
 
-        def compose(object_file, mask_file, photo_file, board, level, num, seed, fresh, *sampling):
+        def compose(
+            object_file: str | None,
+            mask_file: str | None,
+            photo_file: str | None,
+            board: dict | None,
+            level: int,
+            num: float,
+            seed: int | None,
+            fresh: bool,
+            *sampling: float,
+        ) -> tuple[list[tuple[str, str]], list[str], str, int]:
             if not object_file or not photo_file:
                 raise gr.Error("Pick an object and a photo first.", print_exception=False)
             seed = secrets.randbelow(10**6) if fresh else int(seed or 0)
@@ -124,7 +135,7 @@ def build(studio: Studio, examples: Path | None = None) -> gr.Blocks:
             shown += [(path, f"seed {seed}, {i}") for i, path in enumerate(paths, 1)]
             return shown, paths, paths[0], seed
 
-        def show_board(photo_file):
+        def show_board(photo_file: str | None) -> np.ndarray | None:
             if not photo_file:
                 return None
             try:
@@ -132,7 +143,7 @@ def build(studio: Studio, examples: Path | None = None) -> gr.Blocks:
             except InputError as error:
                 raise gr.Error(str(error), print_exception=False) from error
 
-        def select(paths, event: gr.SelectData):
+        def select(paths: list[str], event: gr.SelectData) -> str | None:
             return paths[event.index - 1] if event.index else None
 
         inputs = [object_file, mask_file, photo_file, board, mask_level, num, seed]

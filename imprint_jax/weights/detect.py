@@ -1,7 +1,7 @@
 """What a path holds: the weights of which components, under which family's names."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ def _detect(path: Path) -> str | None:
     return next((kind for kind in ("dinov2", "clip") if model_type.startswith(kind)), None)
 
 
-def other_family(keys) -> str | None:
+def other_family(keys: Collection[str]) -> str | None:
     """The name of the family that a file's tensors belong to, if it is one that is not read."""
     if "mask_token" in keys and "reg_token" not in keys:
         return None  # DINOv2 in the original names
@@ -186,7 +186,12 @@ def _licence(component: str, settings: dict) -> str:
 
 
 def _component(
-    name: str, settings: dict, tensors, make_table, source: str, **choices: str
+    name: str,
+    settings: dict,
+    tensors: Mapping[str, StoredTensor],
+    make_table: Callable[[dict], mapping.Table],
+    source: str,
+    **choices: str,
 ) -> Component:
     """A component whose table `make_table` makes from our parameters' shapes.
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 
 from flax import traverse_util
 
@@ -86,7 +87,18 @@ def hf_settings(tensors: dict[str, StoredTensor], settings: dict, name: str) -> 
     )
 
 
-def _settings(tensors, *, width, position, patch, registers, out, swiglu, block, num_heads) -> dict:
+def _settings(
+    tensors: dict[str, StoredTensor],
+    *,
+    width: int,
+    position: StoredTensor,
+    patch: StoredTensor,
+    registers: StoredTensor | None,
+    out: StoredTensor | None,
+    swiglu: bool,
+    block: str,
+    num_heads: int,
+) -> dict:
     patch_size = patch.shape[-1]
     blocks = {int(m[1]) for m in (re.match(block, key) for key in tensors) if m}
     return dict(
@@ -120,7 +132,7 @@ def hf_table(abstract: dict) -> Table:
     return Table(pieces)
 
 
-def _pieces(abstract: dict):
+def _pieces(abstract: dict) -> Iterator[tuple[Piece, int | None]]:
     """Each tensor of the original, and for fused projections a third of its width."""
     for path, x in traverse_util.flatten_dict(abstract, sep="/").items():
         key = re.sub(r"\.(kernel|scale)$", ".weight", path.replace("/", "."))

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from numpy.typing import DTypeLike
 
 from imprint_jax.config.fields import CLIPConfig, ReleasedConfig
 from imprint_jax.config.section import Section
@@ -78,7 +79,7 @@ def save(
     config: ReleasedConfig,
     params: dict,
     licences: Mapping[str, str] | None = None,
-    dtype=np.float16,
+    dtype: DTypeLike = np.float16,
 ) -> None:
     """Writes a released folder; each file is replaced when the new one is whole.
 

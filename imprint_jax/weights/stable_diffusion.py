@@ -7,6 +7,7 @@ CompVis/stable-diffusion).
 
 import re
 from pathlib import Path
+from typing import Any
 
 from flax import traverse_util
 
@@ -363,7 +364,7 @@ def _check_fixed(settings: dict, fixed: dict, name: str) -> None:
         raise InputError(f"{name} is not Stable Diffusion v1's network: {'; '.join(other)}.")
 
 
-def _same_setting(value, wanted) -> bool:
+def _same_setting(value: Any, wanted: object) -> bool:
     """Whether diffusers builds the same of both: null is the default, a list is one a level."""
     if isinstance(value, list | tuple):
         return all(_same_setting(x, wanted) for x in value)

@@ -220,7 +220,7 @@ def _open_torch(path: Path) -> dict[str, StoredTensor]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
 
-    def stored(key: str, tensor) -> StoredTensor:
+    def stored(key: str, tensor: torch.Tensor) -> StoredTensor:
         tensor = tensor.detach()
         if tensor.dtype == torch.bfloat16:  # which NumPy has not
             bits = tensor.contiguous().view(torch.int16)

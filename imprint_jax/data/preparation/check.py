@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,7 +150,9 @@ def _read(
     return problems, num_bytes, sides, areas
 
 
-def _wrong(record: Record, image: np.ndarray, mask: np.ndarray, index: dict, number: int):
+def _wrong(
+    record: Record, image: np.ndarray, mask: np.ndarray, index: dict, number: int
+) -> Iterator[str]:
     """What does not agree with records.py."""
     if mask.shape[:2] != image.shape[:2]:
         yield f"its mask is {mask.shape[:2]}, its image {image.shape[:2]} (height, width)"

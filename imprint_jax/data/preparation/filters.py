@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,7 @@ class Reject(Exception):
         path: What is left out, where that is not the picture being read.
     """
 
-    def __init__(self, reason: str, detail: str, path=None):
+    def __init__(self, reason: str, detail: str, path: Any = None):
         super().__init__(reason, detail, path)
         self.reason, self.detail, self.path = reason, detail, path
 

@@ -18,6 +18,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -239,7 +240,7 @@ def _fingerprint(job: Job, chunks: list) -> dict:
     }
 
 
-def _beam():
+def _beam() -> ModuleType:
     """The module that works by Apache Beam, which is an extra.
 
     Raises:

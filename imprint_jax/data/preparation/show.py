@@ -7,6 +7,7 @@ import os
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -125,9 +126,20 @@ def _record(records: RecordSource, number: int, building: Path) -> str:
     return _figure([picture], about)
 
 
-def _samples(config, kind, folder, split, backgrounds, records, num, building) -> list[str]:
+def _samples(
+    config: Config,
+    kind: str,
+    folder: Path,
+    split: str,
+    backgrounds: str | os.PathLike | None,
+    records: RecordSource,
+    num: int,
+    building: Path,
+) -> list[str]:
     stage = 1 if kind == "views" else 2
-    source = dict(kind=kind, records=str(folder), weight=1.0, backgrounds=str(backgrounds or ""))
+    source: Any = dict(
+        kind=kind, records=str(folder), weight=1.0, backgrounds=str(backgrounds or "")
+    )
     try:
         data = replace(config.data, split=split, sources=(source,))
         settings = replace(config, stage=stage, data=data)
