@@ -513,8 +513,10 @@ def check_groups(groups: Any) -> None:
 
     Raises:
         InputError: A row that is no (name, pattern, rate), a pattern that is no regular expression,
-            or a trained group whose name is another row's or `FROZEN`.
+            or a trained group whose name is another row's or `FROZEN`; or no table at all.
     """
+    if not isinstance(groups, tuple | list):
+        raise InputError(f"config.groups is {groups!r}, must be rows of (name, pattern, rate).")
     names = []
     for row in groups:
         if not _is_row(row):

@@ -140,7 +140,7 @@ def _detect(path: Path) -> str | None:
     if (path / "imprint.json").is_file():
         return "imprint"
     if (path / "model_index.json").is_file():
-        pipeline = read_json(path / "model_index.json").get("_class_name", "")
+        pipeline = str(read_json(path / "model_index.json").get("_class_name"))
         return {
             "PaintByExamplePipeline": "paint-by-example",
             "StableDiffusionInpaintPipeline": "sd-inpainting",
@@ -154,7 +154,7 @@ def _detect(path: Path) -> str | None:
         return "imprint"
     if settings.get("_class_name") in ("UNet2DConditionModel", "AutoencoderKL"):
         return "sd"
-    model_type = settings.get("model_type", "")
+    model_type = str(settings.get("model_type"))
     return next((kind for kind in ("dinov2", "clip") if model_type.startswith(kind)), None)
 
 

@@ -370,4 +370,4 @@ def _same_setting(value: Any, wanted: object) -> bool:
         return all(_same_setting(x, wanted) for x in value)
     if value is None or (not value and not wanted):
         return True
-    return {"swish": "silu"}.get(value, value) == wanted
+    return ("silu" if value == "swish" else value) == wanted

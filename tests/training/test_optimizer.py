@@ -37,6 +37,7 @@ def test_first_match_decides_and_everything_is_covered():
 @pytest.mark.parametrize(
     "groups, message",
     [
+        (None, "config.groups is None, must be rows of"),
         (("adapter", "adapter/", 1e-3), "'adapter' is no (name, pattern, rate)"),
         ((("a", "adapter/"),), "is no (name, pattern, rate)"),
         ((("a", "adapter/", "1e-3"),), "is no (name, pattern, rate)"),

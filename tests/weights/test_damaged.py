@@ -168,10 +168,21 @@ def test_settings_as_diffusers_scripts_write_them(sd):
     for field, value in (
         *(("upcast_attention", True), ("attention_head_dim", [4, 8, 8]), ("freq_shift", 1)),
         *(("time_embedding_type", "fourier"), ("only_cross_attention", [True, False, False])),
+        ("act_fn", {"name": "silu"}),
     ):
         edit(sd / "unet/config.json", **same | {field: value})
         with pytest.raises(InputError, match=field if "head" not in field else "heads by level"):
             find(sd)
+
+
+@pytest.mark.parametrize(
+    "file, settings",
+    [("config.json", {"model_type": None}), ("model_index.json", {"_class_name": ["X"]})],
+)
+def test_a_description_with_values_of_other_types(tmp_path, file, settings):
+    (tmp_path / file).write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=f"{tmp_path}"):
+        find(tmp_path)
 
 
 @pytest.mark.parametrize(
