@@ -14,8 +14,8 @@ two cores.
 `python scripts/full_size.py FOLDER --case paint-by-example` writes the public compositor's networks
 in the same way (5 GB), converts them, and composes one picture of 512 px in 3 steps by them.
 
-`python scripts/full_size.py train FOLDER` fine-tunes these weights for a few steps instead, see
-full_size_train.py; it needs 22 GB of memory and 60 GB of disk.
+`python scripts/full_size_train.py FOLDER` fine-tunes these weights for a few steps; it needs 22 GB
+of memory and 60 GB of disk.
 """
 
 import argparse
@@ -294,11 +294,6 @@ def compose_as_peer(folder: Path) -> None:
 
 def main() -> None:
     """Reads the command line and does all, or one case of one side."""
-    if sys.argv[1:2] == ["train"]:
-        import full_size_train
-
-        full_size_train.main(sys.argv[2:])
-        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where weights go; what is there is used again")
     parts = ("references", "compose", *PEER_PARTS, "paint-by-example")

@@ -1,4 +1,4 @@
-"""`full_size.py train`: a fine-tuning of the full-size model from random weights, on any machine.
+"""A fine-tuning of the full-size model from random weights, on any machine.
 
 Every command runs in a process of its own, whose time and peak memory are printed: training until
 its first checkpoint, when it gets SIGKILL; training on from there to the end, with a validation and
@@ -148,12 +148,16 @@ def train(folder: Path, recipe: str, model: Path | None, size: int) -> None:
     row("composite, 2 steps", seconds, memory)
 
 
-def main(arguments: list[str]) -> None:
-    """Reads the command line behind `full_size.py train`."""
-    parser = argparse.ArgumentParser("full_size.py train", description=__doc__.splitlines()[0])
+def main() -> None:
+    """Reads the command line and does all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where all goes; weights there are used again")
     parser.add_argument("--recipe", default="finetune", help="what is trained")
     parser.add_argument("--model", type=Path, help="a released folder to start from")
     parser.add_argument("--size", type=int, default=256, help="side of pictures in pixels")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     train(options.folder, options.recipe, options.model, options.size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,12 @@
-"""The rehearsal of `scripts/full_size.py train` by a tiny model."""
+"""The rehearsal of `scripts/full_size_train.py` by a tiny model."""
 
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,10 +25,11 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_trains_is_killed_goes_on_exports_and_composes(tiny_release, tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE)
-    command = [sys.executable, ROOT / "scripts/full_size.py", "train", tmp_path / "out"]
+    command = [sys.executable, ROOT / "scripts/full_size_train.py", tmp_path / "out"]
     command += ["--recipe", recipe, "--model", tiny_release, "--size", "32"]
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     one_device = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}

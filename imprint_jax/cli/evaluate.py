@@ -295,7 +295,7 @@ def ablate(
     assert stage1 is not None and stage2 is not None  # all of the paper trains in both
     if manifest is None:
         drawn = dict(seeds=seeds or 3, limit=limit or 60, size=256)
-        manifest = ablation.held_out_set(stage2, out, **drawn)
+        manifest = ablation.held_out_set(stage2, out, **drawn, track=track)
     elif seeds or limit:
         raise InputError("--seeds and --limit cannot be used with --manifest, which says both.")
     flags.FLAGS(["imprint"])  # Grain's worker processes want absl's flags parsed

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -246,7 +247,15 @@ def ablate(
     return out / "ablation.md"
 
 
-def held_out_set(c: Config, out: Path, *, seeds: int, limit: int | None, size: int) -> Path:
+def held_out_set(
+    c: Config,
+    out: Path,
+    *,
+    seeds: int,
+    limit: int | None,
+    size: int,
+    track: Callable = test_sets.untracked,
+) -> Path:
     """What the suite is measured on unless told otherwise: the test split of the plain stage 2.
 
     Args:
@@ -255,6 +264,7 @@ def held_out_set(c: Config, out: Path, *, seeds: int, limit: int | None, size: i
         seeds: Pictures of each entry.
         limit: Entries at most.
         size: Side of the pictures that objects are pasted into, pixels.
+        track: (iterable, description, total) -> the iterable, with a progress bar.
 
     Returns:
         Its manifest.
@@ -273,9 +283,10 @@ def held_out_set(c: Config, out: Path, *, seeds: int, limit: int | None, size: i
         records = RecordSource(source.records, "test")
         if source.kind == "pasted":
             photos = RecordSource(source.backgrounds, "test")
-            test_sets.pasted(c.data, records, photos, folder, size=size, num=seeds, limit=limit)
+            how: dict[str, Any] = dict(size=size, num=seeds, limit=limit, track=track)
+            test_sets.pasted(c.data, records, photos, folder, **how)
         else:
-            test_sets.perturbed(c.data, records, folder, num=seeds, limit=limit)
+            test_sets.perturbed(c.data, records, folder, num=seeds, limit=limit, track=track)
     return folder / "manifest.jsonl"
 
 
