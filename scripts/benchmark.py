@@ -27,7 +27,7 @@ import benchmark_sampling
 import benchmark_scaling
 
 WHAT = ("startup", "steps", "shards", "scaling", "records", "data")
-SHARED_ENTRIES = 96  # of the manifest for two shards: minutes of work, beside starts of seconds
+SHARED_ENTRIES = 48  # of the manifest for two shards: minutes of work, beside starts of seconds
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 
 
@@ -57,13 +57,15 @@ def startup(repeats: int) -> None:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
         for run in range(1 + repeats):
             seconds, memory = timed(command, environment)
-            print(f"{'warm' if run else 'cold'}  {seconds:6.1f} s  {memory:6.0f} MiB")
+            line = f"{'warm' if run else 'cold'}  {seconds:6.1f} s  {memory:6.0f} MiB"
+            print(line, flush=True)
 
 
 def shards(repeats: int) -> None:
     """One manifest of shipped objects and photos, whole and in two shards that run together.
 
     CPU time counts, not the clock: whether there is a core for each shard is the machine's matter.
+    A turn takes some twenty minutes of CPU time.
     """
     views = sorted((SAMPLES / "objects").glob("*/000.webp"))
     photo = sorted((SAMPLES / "photos").glob("*.jpg"))[0]
@@ -93,9 +95,12 @@ def shards(repeats: int) -> None:
                 if any(status for status, _ in usages):
                     raise RuntimeError(f"exit codes {[status for status, _ in usages]}")
                 used[count] = sum(usage.ru_utime + usage.ru_stime for _, usage in usages)
-            if run:  # the first only fills the compilation cache
+            if run:
                 ratio = used[1] / used[2]
-                print(f"one {used[1]:.1f} s, two {used[2]:.1f} s of CPU: {ratio:.3f} of twice one")
+                line = f"one {used[1]:.1f} s, two {used[2]:.1f} s of CPU: {ratio:.3f} of twice one"
+            else:
+                line = f"compiled and warmed up in {used[2]:.1f} s of CPU"
+            print(line, flush=True)
 
 
 def main() -> None:
@@ -108,7 +113,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="of data: processes of each loader")
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
-    print(f"Python {platform.python_version()}, jax {importlib.metadata.version('jax')}")
+    print(
+        f"Python {platform.python_version()}, jax {importlib.metadata.version('jax')}", flush=True
+    )
     if options.what == "startup":
         startup(options.repeats)
     elif options.what == "shards":
