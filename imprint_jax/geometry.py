@@ -6,7 +6,7 @@ Boxes are (x0, y0, x1, y1) in pixels, half-open. Resizing is Lanczos with antial
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,12 +14,6 @@ from PIL import Image
 from scipy import ndimage
 
 from imprint_jax.errors import InputError
-
-if TYPE_CHECKING:
-    import jax
-
-# NumPy's, or JAX's inside a network; the same throughout a call.
-Array = TypeVar("Array", np.ndarray, "jax.Array")
 
 Box = tuple[int, int, int, int]
 
@@ -467,7 +461,7 @@ def ring_around(mask: np.ndarray, width: float) -> np.ndarray:
     return (distance > 0) & (distance <= width)
 
 
-def latent_mask(mask: Array, factor: int) -> Array:
+def latent_mask(mask: Any, factor: int) -> Any:
     """Masks on the latent grid: a cell is hole if any of its pixels is. NumPy or JAX arrays.
 
     Args:
@@ -482,7 +476,7 @@ def latent_mask(mask: Array, factor: int) -> Array:
     return cells.max(axis=(2, 4))
 
 
-def fill_hole(images: Array, mask: Array, mode: str, grey: float) -> Array:
+def fill_hole(images: Any, mask: Any, mode: str, grey: float) -> Any:
     """Takes the hole's content away, by arithmetic that serves NumPy and JAX arrays alike.
 
     Args:
