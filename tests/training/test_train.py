@@ -102,7 +102,7 @@ def test_resume_in_a_new_process_is_bit_for_bit_no_interruption(runs):
     # Killed while at work, at the first sign of a checkpoint.
     process = start(*begin, "--config.save_every=1")
     while process.poll() is None and not (workdir / "checkpoints" / "2").exists():
-        pass
+        time.sleep(0.02)
     process.kill()
     process.wait()
     assert 6 not in [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]")]
