@@ -97,7 +97,7 @@ def shards(repeats: int) -> None:
                 used[count] = sum(usage.ru_utime + usage.ru_stime for _, usage in usages)
             if run:
                 ratio = used[1] / used[2]
-                line = f"one {used[1]:.1f} s, two {used[2]:.1f} s of CPU: {ratio:.3f} of twice one"
+                line = f"one process {used[1]:.1f} s of CPU, two {used[2]:.1f} s: {ratio:.3f} times"
             else:
                 line = f"compiled and warmed up in {used[2]:.1f} s of CPU"
             print(line, flush=True)

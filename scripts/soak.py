@@ -11,7 +11,7 @@ on in another number of processes adds gradients up in another order: its positi
 same, its losses within 1e-5. Events and their moments follow from the seed; how fast the machine is
 does not.
 
-FOLDER gets `alone/`, `logs/` (one file a process and start), `compiled/` (so that a start takes
+FOLDER gets `alone-N/`, of N processes, `logs/` (one file a process and start), `compiled/` (so that a start takes
 seconds), `records/` (a copy, to damage) and `events.jsonl`; called again with the same FOLDER it
 keeps the run left alone and appends events. The table of what happened comes last. The disturbed
 runs lie in `disk/`, which root makes a small disk of its own (tmpfs); without root the full disk
@@ -94,15 +94,21 @@ def differing(want: dict, got: dict, moved: bool = False) -> list[str]:
     """Names of what is not equal, bit for bit.
 
     After a move to another number of processes, losses may differ by `MOVED_LOSS`, and parameters
-    are left out: Adam takes a step of full length even where a gradient is all rounding.
+    need only be finite: Adam takes a step of full length even where a gradient is all rounding.
     """
     if want.keys() != got.keys():
         return sorted(want.keys() ^ got.keys())
     if not moved:
         return [name for name in want if not np.array_equal(got[name], want[name])]
-    near = lambda name: math.isclose(want[name], got[name], rel_tol=MOVED_LOSS)
-    differ = [name for name in want if name.startswith("loss ") and not near(name)]
-    return differ if got["position"] == want["position"] else [*differ, "position"]
+
+    def near(name: str) -> bool:
+        if name.startswith("loss "):
+            return math.isclose(want[name], got[name], rel_tol=MOVED_LOSS)
+        if name == "position":
+            return want[name] == got[name]
+        return want[name].shape == got[name].shape and bool(np.isfinite(got[name]).all())
+
+    return [name for name in want if not near(name)]
 
 
 def _train(arguments: list[str], devices: int, log: Path) -> None:
@@ -495,7 +501,7 @@ def main() -> None:
         for kind in kinds
         if (soak.root or kind not in NEED_ROOT) and (FAKETIME or kind != "clock")
     ]
-    alone = soak.folder / "alone"
+    alone = soak.folder / f"alone-{counts[0]}"
     if saved(alone)[-1:] != [soak.steps]:
         shutil.rmtree(alone, ignore_errors=True)
         start = soak.begin(alone, counts[0], f"--config.save_every={soak.steps}")
@@ -557,7 +563,7 @@ def one_run(soak: Soak, kinds, counts, rng: random.Random, want: dict, log: Path
                 newest = happen(kind)
                 happened += 1
             count = rng.choice(counts) if rng.random() < MOVED else count
-            moved = moved or count != counts[0]
+            moved = (moved and newest > 0) or count != counts[0]  # from 0 on, it is a new run
             start = soak.begin(workdir, count)
             with contextlib.suppress(Done):
                 soak.until_step(start, newest + 1)

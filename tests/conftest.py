@@ -1,8 +1,8 @@
 """Eight fake devices for every test, and one small model to test with."""
 
 import os
+import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 # Programs run for milliseconds and are compiled for seconds: without LLVM's passes, and without
 # a compiler of its own for what is fused, in a third of the time.
@@ -12,11 +12,11 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Compiled programs are kept for the next tests, for processes that tests start, and for the next
-# run; `pytest --cache-clear` deletes them.
-_COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "d" / "compiled"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_COMPILED)
-os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
+# The same small programs are compiled in many tests, and in processes that tests start. Where tests
+# run in several processes, the first makes the folder for all.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="imprint_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax

@@ -39,7 +39,7 @@ def test_another_number_of_processes_may_round_otherwise():
     differing = lambda **changes: soak.differing(want, want | changes, moved=True)
     assert differing(**{"loss 1": np.float64(0.500004), "unet": np.float32(1.1)}) == []
     assert differing(**{"loss 1": np.float64(0.50001)}) == ["loss 1"]
-    assert differing(position=np.int64(79)) == ["position"]
+    assert differing(position=np.int64(79), unet=np.float32(np.nan)) == ["position", "unet"]
 
 
 def test_what_happens_follows_from_the_seed():
@@ -81,4 +81,4 @@ def test_a_short_soak_loses_nothing(tmp_path):
     lines = (tmp_path / "soak/events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     assert sum("kind" in event for event in events) >= 3
-    assert Path(tmp_path / "soak/alone/checkpoints/12").is_dir()
+    assert Path(tmp_path / "soak/alone-2/checkpoints/12").is_dir()

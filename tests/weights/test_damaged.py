@@ -176,12 +176,15 @@ def test_settings_as_diffusers_scripts_write_them(sd):
 
 
 @pytest.mark.parametrize(
-    "file, settings",
-    [("config.json", {"model_type": None}), ("model_index.json", {"_class_name": ["X"]})],
+    "file, settings, message",
+    [
+        ("config.json", {"model_type": None}, "is not recognised"),
+        ("model_index.json", {"_class_name": ["X"]}, "config.json is missing"),
+    ],
 )
-def test_a_description_with_values_of_other_types(tmp_path, file, settings):
+def test_a_description_with_values_of_other_types(tmp_path, file, settings, message):
     (tmp_path / file).write_text(json.dumps(settings))
-    with pytest.raises(InputError, match=f"{tmp_path}"):
+    with pytest.raises(InputError, match=message):
         find(tmp_path)
 
 
