@@ -11,12 +11,13 @@ on in another number of processes adds gradients up in another order: its positi
 same, its losses within 1e-5. Events and their moments follow from the seed; how fast the machine is
 does not.
 
-FOLDER gets `alone-N/`, of N processes, `logs/` (one file a process and start), `compiled/` (so that a start takes
-seconds), `records/` (a copy, to damage) and `events.jsonl`; called again with the same FOLDER it
-keeps the run left alone and appends events. The table of what happened comes last. The disturbed
-runs lie in `disk/`, which root makes a small disk of its own (tmpfs); without root the full disk
-and the read-only one are left out. The clock jumps where libfaketime is installed, and for the
-trainings only. Their processes are forked from one that has imported everything.
+FOLDER gets `alone-N/`, made by N processes, `logs/` (one file a process and start), `compiled/` (so
+that a start takes seconds), `records/` (a copy, to damage) and `events.jsonl`; called again with
+the same FOLDER it keeps the run left alone and appends events. The table of what happened comes
+last. The disturbed runs lie in `disk/`, which root makes a small disk of its own (tmpfs); without
+root the full disk and the read-only one are left out. The clock jumps where libfaketime is
+installed, and for the trainings only. Their processes are forked from one that has imported
+everything.
 """
 
 import argparse

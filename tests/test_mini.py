@@ -131,9 +131,7 @@ def looks_like(picture, view, photo, hole):
     return nearer.reshape(hole.shape) & (hole | ring_around(hole, 40))
 
 
-@pytest.mark.parametrize(
-    "name, view", [("cap", "030"), pytest.param("chicken", "004", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name, view", [("cap", "030"), ("chicken", "004")])
 def test_the_hole_decides_the_shape(name, view):
     """One object in a wide and in a tall hole, from pure noise: its colours fill it each time."""
     compositor = Compositor.from_pretrained("mini")

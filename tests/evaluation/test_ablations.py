@@ -140,7 +140,6 @@ def test_weights_of_one_encoder_are_not_given_to_another():
         ablations.variants("single_stage,clip_encoder", "mini", overrides=start)
 
 
-@pytest.mark.slow
 def test_every_ablation_can_train(tmp_path, monkeypatch):
     """All that `train` does up to the first step, which is traced; compiling takes ten seconds."""
 

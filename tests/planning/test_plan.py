@@ -76,7 +76,6 @@ def test_a_whole_step(tiny_plan):
     assert 0 <= traffic["all-reduce"] - (size(state.trained) - cut) < 1000
 
 
-@pytest.mark.slow
 def test_a_large_mesh_extrapolated_is_as_if_compiled(recipe, monkeypatch):
     arguments = recipe, ["--config.batch_size=16", "--config.accumulation=1"], 8, "data=4,fsdp=2"
     whole = compile_process.plan(plan.training_request(*arguments))

@@ -61,7 +61,7 @@ def alone(stage: int):
     "stage, devices, fsdp, changes",
     [
         (1, 8, 4, dict(accumulation=2)),
-        pytest.param(2, 2, 1, dict(accumulation=4), marks=pytest.mark.slow),
+        (2, 2, 1, dict(accumulation=4)),
         (2, 8, 8, dict()),
         (2, 2, 2, dict(remat=dict(dinov2=True, unet=True))),
         (2, 1, 1, dict(attention="chunked")),
@@ -90,10 +90,7 @@ def losses_of_20_steps(c, params, where: Mesh) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(
-    "stage, devices, fsdp, accumulation",
-    [pytest.param(1, 2, 1, 1, marks=pytest.mark.slow), (2, 8, 4, 2)],
-)
+@pytest.mark.parametrize("stage, devices, fsdp, accumulation", [(1, 2, 1, 1), (2, 8, 4, 2)])
 def test_losses_over_20_steps_do_not_depend_on_how_the_work_is_cut(
     stage, devices, fsdp, accumulation, small_parts
 ):
