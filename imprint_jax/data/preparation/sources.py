@@ -622,7 +622,7 @@ def _coco_groups(path: Path, folder: Path) -> Iterator[Group | Reject]:
             files[image["id"]] = Path(image["file_name"]).as_posix()
             size = image.get("height"), image.get("width")
             sizes[image["id"]] = None if None in size else size
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} is not in COCO's format: {_fault(error)}.") from error
     for number in sorted(objects.keys() - files.keys(), key=str):
         yield Reject("missing picture", f"{path.name} lists no picture {number}.", path)

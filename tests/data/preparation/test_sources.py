@@ -471,8 +471,14 @@ def test_photos_in_coco_format(tmp_path, nested):
     ]  # fmt: skip
 
 
-def test_coco_pictures_without_a_file_are_refused(tmp_path):
-    content = {"images": [{"id": 1, "file_name": None}], "annotations": []}
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"images": [{"id": 1, "file_name": None}], "annotations": []},
+        {"images": [], "annotations": [{"id": 1e999, "image_id": 1, "segmentation": []}]},
+    ],
+)
+def test_descriptions_not_in_cocos_format_are_refused(tmp_path, content):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "labels.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"labels\.json is not in COCO's format"):
