@@ -597,8 +597,9 @@ def table(events: list[dict]) -> str:
     again = [event["steps_again"] for event in starts]
     seconds = [event["seconds"] for event in events if "seconds" in event]
     ends = [event for event in events if "end" in event]
-    whole = [event for event in ends if not event.get("moved")]
-    equal = sum(not event["differing"] for event in whole)
+    moved = [event for event in ends if event.get("moved")]
+    stayed = [event for event in ends if not event.get("moved")]
+    as_it_must = lambda events: sum(not event["differing"] for event in events)
     lost = sum("lost" in event for event in events)
     happened = sum(times[kind] for kind in EVENTS)
     said = [f"{happened} events, after which runs went on {len(starts)} times"]
@@ -606,12 +607,11 @@ def table(events: list[dict]) -> str:
         said.append(f"at most {max(again)} steps were made again")
     if seconds:
         said.append(f"after the kill of one process the others had ended in {max(seconds)} seconds")
-    if whole:
-        said.append(f"{equal} of {len(whole)} runs ended equal, bit for bit")
-    if len(whole) < len(ends):
-        near = sum(event.get("moved", False) and not event["differing"] for event in ends)
+    if stayed:
+        said.append(f"{as_it_must(stayed)} of {len(stayed)} runs ended equal, bit for bit")
+    if moved:
         said.append(
-            f"{near} of {len(ends) - len(whole)} that changed the number of processes ended with"
+            f"{as_it_must(moved)} of {len(moved)} that changed the number of processes ended with"
             f" the same losses to {MOVED_LOSS:.0e}"
         )
     said.append(f"something was lost: {lost}")

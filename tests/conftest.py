@@ -57,14 +57,8 @@ def pytest_addoption(parser):
 
 # These take a minute or more a test. Started last, one of them would keep a core busy while the
 # other has nothing left to do.
-LONGEST_FIRST = ("training/test_train.py", "training/test_state.py", "evaluation/test_ablations.py")
+LONGEST = ("training/test_train.py", "training/test_state.py", "evaluation/test_ablations.py")
 
 
 def pytest_collection_modifyitems(items):
-    def rank(item):
-        return next(
-            (i for i, name in enumerate(LONGEST_FIRST) if item.path.as_posix().endswith(name)),
-            len(LONGEST_FIRST),
-        )
-
-    items.sort(key=rank)
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
