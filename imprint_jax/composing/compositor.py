@@ -367,25 +367,29 @@ class Compositor:
             self._tell_surroundings(views)
         square_hole = geometry.extract(hole, crop, size)[..., None]
         if sample.number == 0:
-            self._mention(hole, square_hole, crop)
+            self._mention(sample.request, hole, square_hole, crop)
         square = sample.request.original.to_srgb(geometry.extract(filled, crop, size))
         start = None
         if settings.strength < 1:
             start = paste_object(square, square_hole[..., 0], *views[0])
         return _Inputs(np.stack(cuts), square, square_hole, start, crop)
 
-    def _mention(self, hole: np.ndarray, square_hole: np.ndarray, crop: geometry.Crop) -> None:
+    def _mention(
+        self, request: Request, hole: np.ndarray, square_hole: np.ndarray, crop: geometry.Crop
+    ) -> None:
         """Says what a user should know of a hole's size."""
         x0, y0, x1, y1 = geometry.bounding_box(hole)
         cells = int(geometry.latent_mask(square_hole[None], self._cell).sum())
         if cells < FEW_CELLS:
-            log.warning(
+            request.tell(
+                logging.WARNING,
                 "the hole is %d x %d pixels, %d cells of the model's grid: too small to show an"
                 " object",
                 *(x1 - x0, y1 - y0, cells),
             )
         if hole.mean() > MUCH:
-            log.warning(
+            request.tell(
+                logging.WARNING,
                 "the hole is %.0f %% of the photo: little is left to fit the object to",
                 100 * hole.mean(),
             )

@@ -119,6 +119,7 @@ class Entry:
             num=self.num,
             mask_level=self.mask_level if mask_level is None else mask_level,
             mask_sigmas=self.mask_sigmas,
+            name=self.id,
             **options,
         )
 

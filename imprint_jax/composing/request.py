@@ -4,7 +4,7 @@ import functools
 import itertools
 import logging
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 # A typing error should not fill a disk. Ours.
 MOST_PICTURES = 10_000
 
+Tell = Callable[..., None]  # `Request.tell`
 Picture = np.ndarray | jax.Array | images.PathOrImage
 
 
@@ -73,6 +74,7 @@ class Request:
         scribble: The masks are strokes: their gaps are closed and what they enclose is filled.
         invert_mask: The masks are black (0, false) in the hole; boxes stay.
         mask_sigmas: Of levels 1 and 2, see `geometry.mask_level`. A `Compositor` uses its model's.
+        name: Stands before what the log says of this request, to tell it from others.
         original: The background as it came.
         parts: The placements, checked.
 
@@ -88,6 +90,7 @@ class Request:
     scribble: bool = False
     invert_mask: bool = False
     mask_sigmas: tuple[float, float] = DataConfig.mask_sigmas
+    name: str = ""
     original: Photo = field(init=False, repr=False)
     parts: list[Part] = field(init=False, repr=False)
 
@@ -97,7 +100,10 @@ class Request:
             raise InputError("There is no object to place.")
         self.original = open_photo(self.background)
         if self.original.pixels.shape[2] == 4:
-            log.warning("parts of the background are transparent: the object is fitted to white")
+            self.tell(
+                logging.WARNING,
+                "parts of the background are transparent: the object is fitted to white",
+            )
         numbered = [f" {i}" for i in range(1, len(self.placements) + 1)]
         if len(numbered) == 1:
             numbered = [""]
@@ -108,7 +114,15 @@ class Request:
         for (i, first), (k, second) in itertools.combinations(enumerate(self.parts, 1), 2):
             covered = (first.hole & second.hole).sum() / first.hole.sum()
             if covered:
-                log.info("object %d covers %.0f %% of object %d's hole", k, 100 * covered, i)
+                self.tell(
+                    logging.INFO,
+                    "object %d covers %.0f %% of object %d's hole",
+                    *(k, 100 * covered, i),
+                )
+
+    def tell(self, level: int, message: str, *values: object) -> None:
+        """Logs what a user should know of this request, as `logging.log` does."""
+        log.log(level, "%s" + message, f"{self.name}: " if self.name else "", *values)
 
     @functools.cached_property
     def photo(self) -> np.ndarray:
@@ -125,7 +139,7 @@ class Request:
         return geometry.mask_level(outline, self.mask_level, mask_sigmas)
 
     def _part(self, placement: Placement, number: str) -> Part:
-        views = _check_views(placement, number)
+        views = _check_views(placement, number, self.tell)
         if placement.mask is not None and placement.box is None:
             outline = self._drawn(placement.mask, f"mask{number}")
         elif placement.mask is None and placement.box is not None:
@@ -140,7 +154,8 @@ class Request:
             where = "black (it was inverted)" if self.invert_mask else "white"
             raise InputError(f"The {name} is empty: mark where the object goes in {where}.")
         if geometry.looks_inverted(hole):
-            log.warning(
+            self.tell(
+                logging.WARNING,
                 "the %s looks inverted: the hole is %.0f %% of the photo and most of its border;"
                 " %s --invert-mask (invert_mask) if it should be the rest",
                 name,
@@ -150,10 +165,12 @@ class Request:
         if self.scribble:
             drawn = hole.mean()
             hole = geometry.close_scribble(hole)
-            log.info(
-                "scribble: %.1f %% of the photo, filled %.1f %%", 100 * drawn, 100 * hole.mean()
+            self.tell(
+                logging.INFO,
+                "scribble: %.1f %% of the photo, filled %.1f %%",
+                *(100 * drawn, 100 * hole.mean()),
             )
-        return _without_specks(hole, name)
+        return _without_specks(hole, name, self.tell)
 
 
 def check_numbers(seed: int, num: int, mask_level: int) -> None:
@@ -193,17 +210,23 @@ def check_box(box: Sequence[int]) -> geometry.Box:
     return x0, y0, x1, y1
 
 
-def _without_specks(mask: np.ndarray, name: str) -> np.ndarray:
+def _without_specks(mask: np.ndarray, name: str, tell: Tell) -> np.ndarray:
     solid = mask if mask.dtype == bool else mask >= geometry.FAINT
     if geometry.main_box(solid) == geometry.bounding_box(solid):
         return mask
     cleaned = geometry.without_specks(mask)
     dropped = int(np.count_nonzero(solid) - np.count_nonzero(cleaned[solid]))
-    log.warning("the %s has specks far from the rest, %d pixels: they are left out", name, dropped)
+    tell(
+        logging.WARNING,
+        "the %s has specks far from the rest, %d pixels: they are left out",
+        *(name, dropped),
+    )
     return cleaned
 
 
-def _check_views(placement: Placement, number: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def _check_views(
+    placement: Placement, number: str, tell: Tell
+) -> list[tuple[np.ndarray, np.ndarray]]:
     views: list[Picture] = _listed(placement.object)
     masks: list[Picture | None] = [None] * len(views)
     if placement.object_mask is not None:
@@ -214,14 +237,16 @@ def _check_views(placement: Placement, number: str) -> list[tuple[np.ndarray, np
             " give one mask a picture."
         )
     name = f"object{number}"
-    return [_check_view(view, mask, name) for view, mask in zip(views, masks, strict=True)]
+    return [_check_view(view, mask, name, tell) for view, mask in zip(views, masks, strict=True)]
 
 
 def _listed(value: object) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _check_view(view: Picture, mask: Picture | None, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _check_view(
+    view: Picture, mask: Picture | None, name: str, tell: Tell
+) -> tuple[np.ndarray, np.ndarray]:
     image = images.as_rgb_or_rgba(view, f"{name}'s picture")
     if mask is not None:
         coverage = images.as_mask(mask, image.shape[:2], f"{name} mask", of_object=True)
@@ -230,7 +255,8 @@ def _check_view(view: Picture, mask: Picture | None, name: str) -> tuple[np.ndar
         # What lies under nothing is no colour of the object's surroundings.
         image = image * (coverage > 0)[..., None]
         if not images.has_cut_out(image):
-            log.warning(
+            tell(
+                logging.WARNING,
                 "the %s's picture is nowhere transparent and has no mask: all of it is taken as the"
                 " object",
                 name,
@@ -248,4 +274,4 @@ def _check_view(view: Picture, mask: Picture | None, name: str) -> tuple[np.ndar
                 " half is needed to belong to the object. Give its mask, or make it opaque."
             )
         raise InputError(f"The {name}'s mask is empty: no pixel of its picture belongs to it.")
-    return image[..., :3], _without_specks(coverage, f"{name}'s mask")
+    return image[..., :3], _without_specks(coverage, f"{name}'s mask", tell)

@@ -204,4 +204,12 @@ def test_overlaps_are_said(caplog):
     caplog.set_level(logging.INFO)
     other = geometry.box_mask((80, 30, 120, 55), 90, 140)
     Request(PHOTO, [Placement(OBJECT, HOLE), Placement(OBJECT, other)])
-    assert "object 2 covers 50 % of object 1's hole" in caplog.text
+    assert caplog.messages[-1] == "object 2 covers 50 % of object 1's hole"
+
+
+def test_what_is_said_names_the_request(caplog):
+    inverted = ~geometry.box_mask((40, 30, 100, 60), 90, 140)
+    Request(PHOTO, [Placement(OBJECT, inverted)], name="50%/desk")
+    opaque, looks_inverted = caplog.messages
+    assert opaque.startswith("50%/desk: the object's picture is nowhere transparent")
+    assert looks_inverted.startswith("50%/desk: the mask looks inverted: the hole is 86 %")
