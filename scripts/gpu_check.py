@@ -444,7 +444,10 @@ def main() -> None:
     record = json.loads(file.read_text()) if file.exists() else {"parts": {}}
     check = Check(options.out, record, options.minutes)
     check.run_all(([SMOKE], 1))
-    machine = next(iter(record["parts"][SMOKE.name]["results"]), {})
+    machine = next(iter(record["parts"][SMOKE.name]["results"]), None)
+    if machine is None:
+        print((options.out / "results.md").read_text())
+        sys.exit(f"the smoke test has no result: see {options.out} for what it printed")
     size = options.size or ("mini" if machine.get("backend") == "cpu" else "full")
     if record.get("size", size) != size:
         parser.error(f"{options.out} holds results of {record['size']} size; take another folder")

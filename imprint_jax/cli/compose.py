@@ -158,6 +158,7 @@ def _entry(
 ) -> "Entry":
     """What a manifest would say of a command line without one."""
     from imprint_jax.composing.manifest import Entry, ObjectEntry
+    from imprint_jax.composing.request import check_numbers
 
     if not object or background is None:
         raise InputError("Give --object and --background, or --manifest.")
@@ -166,6 +167,7 @@ def _entry(
     rectangle = None if box is None else _box(box)
     where = ObjectEntry(tuple(object), tuple(object_mask or ()), mask, rectangle)
     numbers: dict[str, Any] = {key: x for key, x in (("num", num), ("seed", seed)) if x is not None}
+    check_numbers(**{"seed": 0, "num": 1, "mask_level": 0} | numbers)
     return Entry(out.stem, background, (where,), **numbers)
 
 
@@ -182,7 +184,7 @@ def _compose_one(
 
     names = [Path(name).with_suffix(out.suffix).name for name in entry.names()]
     job.check_single(out, names, [*inputs, *entry.files()])
-    request = entry.request(**shape)
+    request = entry.request(name="", **shape)
     how, compositor = describe(), load()
     with console.status("composing"):
         for result in compositor.run([request], settings):

@@ -43,7 +43,7 @@ def render(
         int | None, typer.Option(help="Processes (default: one a core).", min=1)
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many models.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides camera paths, light and scenes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides camera paths, light and scenes.", min=0)] = 0,
     up: Annotated[str, typer.Option(help="The models' upward axis, y or z.")] = "y",
 ) -> None:
     """Render textured models along smooth camera paths. Resumable.

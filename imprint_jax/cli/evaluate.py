@@ -113,7 +113,10 @@ def evaluate(
     inception: Inception = None,
     backbone: Backbone = None,
     reference: Reference = None,
-    segment: Annotated[Path | None, typer.Option(help="ONNX that finds objects.")] = None,
+    segment: Annotated[
+        Path | None,
+        typer.Option(help="ONNX that finds objects, in results and in pictures without a mask."),
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Where scores are kept (default: OUT/cache).")
     ] = None,
@@ -135,6 +138,7 @@ def evaluate(
     """Measure and show what methods make of a manifest: a table, a CSV file, a page of pictures."""
     from imprint_jax.composing import manifest as manifests
     from imprint_jax.composing.settings import Settings
+    from imprint_jax.data.segment import Segmenter
     from imprint_jax.evaluation import evaluate as evaluation
     from imprint_jax.evaluation import report
 
@@ -153,16 +157,16 @@ def evaluate(
         raise InputError("--wrong-object needs --model: something that composes.")
     report.check_folder(out)
     entries = manifests.read(manifest)
+    manifests.check_files(entries)
     described = manifests.describe(manifest, entries)
-    earlier = report.earlier_results(out, described)
-    if not folders and not earlier:
+    methods = _with_earlier(report.earlier_results(out, described), folders, entries)
+    if not methods:
         raise InputError("Give --results, --model or --baseline: something to measure.")
     for name in compare if any(compare) else ():
-        if name not in folders and name not in earlier:
+        if name not in methods:
             raise InputError(f"--compare: there is no method {name!r}.")
-    manifests.check_files(entries)
     evaluation.find_shots(entries, dict(result_folders))
-    wrong = manifests.with_other_objects(entries) if wrong_object else []
+    segmenter = Segmenter(segment) if segment else None
     use_compilation_cache()
     measures = evaluation.load_measures(
         clip=clip,
@@ -173,12 +177,16 @@ def evaluate(
         keypoints_file=keypoints,
         inception_file=inception,
         backbone=backbone,
-        segment=segment,
+        segmenter=segmenter,
         reference=reference,
     )
     names, worst = evaluation.sortable(entries, measures), worst or f"{Path(encoder).name}_encoder"
     if worst not in names:
         raise InputError(f"--worst is {worst!r}; with these weights use one of {', '.join(names)}.")
+    wrong = manifests.with_other_objects(entries) if wrong_object else []
+    if segmenter:
+        entries = evaluation.with_cut_outs(entries, segmenter, out / "objects")
+        wrong = evaluation.with_cut_outs(wrong, segmenter, out / "objects")
     settings = Settings(num_steps=steps, strength=strength)
     for name in baseline or []:
         evaluation.baseline_results(name, entries, folders[name], track)
@@ -186,8 +194,7 @@ def evaluate(
         evaluation.compose_results(path, entries, folders[name], settings, track)
         if wrong_object:
             evaluation.compose_results(path, wrong, folders[f"{name}_wrong"], settings, track)
-    folders = _with_earlier(earlier, folders, entries)
-    evaluated = evaluation.evaluate(entries, folders, measures, cache or out / "cache", track=track)
+    evaluated = evaluation.evaluate(entries, methods, measures, cache or out / "cache", track=track)
     summary = report.summarize(evaluated, command=_command(), manifest=described)
     if any(compare):
         compared = report.compare(evaluated, *compare)

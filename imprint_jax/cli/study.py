@@ -1,7 +1,7 @@
 """`imprint study`: methods compared by people."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -19,13 +19,19 @@ def make(
     limit: Annotated[
         int | None, typer.Option(help="Compositions to ask about, drawn.", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides order, pairs and sides.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides order, pairs and sides.", min=0)] = 0,
+    segment: Annotated[
+        Path | None, typer.Option(help="ONNX that finds objects in pictures without a mask.")
+    ] = None,
 ) -> None:
     """Write a page that shows two methods' pictures side by side, not saying which is whose."""
     from imprint_jax.composing import manifest as manifests
+    from imprint_jax.data.segment import Segmenter
     from imprint_jax.evaluation import user_study as studies
 
-    page = studies.make(manifests.read(manifest), results, out, limit=limit, seed=seed)
+    segmenter = Segmenter(segment) if segment else None
+    how: dict[str, Any] = dict(limit=limit, seed=seed, segmenter=segmenter)
+    page = studies.make(manifests.read(manifest), results, out, **how)
     note(f"wrote {page}; keep {out / 'key.json'} to yourself")
 
 

@@ -50,7 +50,7 @@ def perturbed(
     num: Num = 1,
     limit: Limit = None,
     mask_level: Level = 0,
-    seed: Annotated[int, typer.Option(help="Decides the perturbations.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides the perturbations.", min=0)] = 0,
 ) -> None:
     """Photos whose object is perturbed and to be put back; the photo is the truth."""
     from imprint_jax.config.fields import DataConfig
@@ -74,7 +74,7 @@ def pasted(
     num: Num = 1,
     limit: Limit = None,
     mask_level: Level = 0,
-    seed: Annotated[int, typer.Option(help="Decides pairs, places and perturbations.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides pairs, places and perturbations.", min=0)] = 0,
 ) -> None:
     """Views of objects pasted into photos; another view is given, the pasted one is the truth."""
     from imprint_jax import config as configs
@@ -99,7 +99,7 @@ def video(
     num: Num = 1,
     limit: Limit = None,
     mask_level: Level = 0,
-    seed: Annotated[int, typer.Option(help="Decides which frames.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides which frames.", min=0)] = 0,
 ) -> None:
     """The object of one frame into another frame of the same video, which is the truth."""
     from imprint_jax.config.fields import DataConfig
@@ -123,7 +123,7 @@ def rendered(
     num: Num = 1,
     limit: Limit = None,
     mask_level: Level = 0,
-    seed: Annotated[int, typer.Option(help="Decides which views.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides which views.", min=0)] = 0,
 ) -> None:
     """Views of objects, and rendered scenes with and without them; the former is the truth."""
     from imprint_jax.config.fields import DataConfig

@@ -38,7 +38,6 @@ from imprint_jax.errors import InputError
 from imprint_jax.runtime import devices
 from imprint_jax.runtime.files import atomic_file
 from imprint_jax.weights import hub, release
-from imprint_jax.weights.tensors import file_hash
 
 # What must be equal for pictures to belong into one folder.
 _SAME = ("model_sha256", "dtype", "settings")
@@ -182,8 +181,8 @@ def unfinished(
 
     Call it before anything is loaded: it says whether `compose_entries` may write to the folder.
     Lines of results that are cut short, or whose entry or pictures are not as they were, are taken
-    out of the process's own list of results; its list of failures is deleted, and that of all
-    others where it works alone.
+    out of the process's own list of results, and its list of failures is deleted; where it works
+    alone, so it is with the lists of all others.
 
     Args:
         entries: The manifest's, all of them.
@@ -204,8 +203,9 @@ def unfinished(
     _check_writable(out)
     path, failures = (_list(out, kind, shard) for kind in ("results", "failures"))
     lines = {listed: list(_results(listed)) for listed in _lists(out, "results")}
+    alone = shard[1] == 1
     # Others may be at work on theirs.
-    old_failures = [failures] if shard[1] > 1 else _lists(out, "failures")
+    old_failures = _lists(out, "failures") if alone else [failures]
     for listed in old_failures:
         _check_failures(listed)
     done = [line for listed in lines.values() for line, _ in listed]
@@ -226,9 +226,9 @@ def unfinished(
         listed.unlink(missing_ok=True)
     by_id = {entry.id: entry for entry in entries}
     still_holds = lambda line: _still_holds(line, by_id.get(line["id"]), out)
-    if path in lines:
-        kept = {line["id"]: text for line, text in lines[path] if still_holds(line)}
-        with atomic_file(path) as file:
+    for listed in lines.keys() if alone else lines.keys() & {path}:
+        kept = {line["id"]: text for line, text in lines[listed] if still_holds(line)}
+        with atomic_file(listed) as file:
             file.write_text("".join(kept.values()), encoding="utf-8")
     finished = {line["id"] for line in done if still_holds(line)}
     return [entry for entry in entries if entry.id not in finished]
@@ -238,7 +238,7 @@ def _still_holds(line: dict, entry: Entry | None, out: Path) -> bool:
     """Whether a result is that of its entry as it is now, or of none here."""
     return entry is None or (
         line["entry"] == entry.line
-        and line.get("inputs") == _inputs(entry)
+        and line.get("inputs") == entry.digests()
         and all((out / name).exists() for name in entry.names())
     )
 
@@ -399,17 +399,12 @@ def compose_entries(
             yield failed(entry, error)
         else:
             line = {"id": entry.id, "pictures": entry.names(), "seed": entry.seed}
-            line |= how | {"entry": entry.line, "inputs": _inputs(entry)}
+            line |= how | {"entry": entry.line, "inputs": entry.digests()}
             _append(_list(out, "results", shard), line)
             yield entry, None
         error = None
     while unreadable:
         yield failed(*unreadable.popleft())
-
-
-def _inputs(entry: Entry) -> list[str]:
-    """What is in the files that an entry names; "" for one that is missing."""
-    return [file_hash(path)[:16] if path.is_file() else "" for path in entry.files()]
 
 
 def _append(path: Path, line: dict) -> None:

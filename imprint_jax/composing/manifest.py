@@ -24,6 +24,7 @@ DIR/foreground, DIR/foreground_mask (unless the foreground has transparency) and
 DIR/bbox, whose text files hold X0 Y0 X1 Y1; DIR/target, if there are true composites.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ class Entry:
 
     Attributes:
         line: As it was read.
-        mask_sigmas: Of mask levels 1 and 2, as in `Request`.
+        read_as: Fields of `Request` in the place of its defaults and of the line's own.
     """
 
     id: str
@@ -84,7 +85,7 @@ class Entry:
     num: int = 1
     target: Path | None = None
     line: dict = field(default_factory=dict, compare=False, repr=False)
-    mask_sigmas: tuple[float, float] = Request.mask_sigmas
+    read_as: dict = field(default_factory=dict, compare=False, repr=False)
 
     def names(self) -> list[str]:
         """The file names of its pictures."""
@@ -99,29 +100,29 @@ class Entry:
             files += [*one.views, *one.view_masks, *([one.mask] if one.mask else [])]
         return files
 
-    def request(
-        self, *, mask_level: int | None = None, segmenter: Segmenter | None = None, **options: bool
-    ) -> Request:
+    def shape(self) -> dict[str, Any]:
+        """The fields of `Request` that decide its holes."""
+        return {"mask_level": self.mask_level} | self.read_as
+
+    def request(self, *, segmenter: Segmenter | None = None, **options: Any) -> Request:
         """Reads the entry's pictures.
 
         Args:
-            mask_level: In the place of the entry's own.
             segmenter: Finds the objects in pictures with neither mask nor transparency.
-            **options: Further fields of `Request`.
+            **options: Fields of `Request` in the place of the entry's own; None leaves its own.
 
         Raises:
             InputError: A file cannot be read, or does not fit the others.
         """
-        return Request(
-            self.background,
-            [_placement(one, segmenter) for one in self.objects],
-            seed=self.seed,
-            num=self.num,
-            mask_level=self.mask_level if mask_level is None else mask_level,
-            mask_sigmas=self.mask_sigmas,
-            name=self.id,
-            **options,
-        )
+        objects = [_placement(one, segmenter) for one in self.objects]
+        fields: dict[str, Any] = {"seed": self.seed, "num": self.num, "name": self.id}
+        fields |= self.shape()
+        fields |= {name: value for name, value in options.items() if value is not None}
+        return Request(self.background, objects, **fields)
+
+    def digests(self) -> list[str]:
+        """What is in the files that it names; "" for one that is missing."""
+        return [file_hash(path)[:16] if path.is_file() else "" for path in self.files()]
 
 
 def _placement(one: ObjectEntry, segmenter: Segmenter | None) -> Placement:
@@ -170,11 +171,14 @@ def describe(path: Path, entries: Sequence[Entry]) -> dict:
         entries: What `read` returned.
 
     Returns:
-        The path, the file's SHA-256 (None of a folder), and how many entries and objects; for JSON.
+        The path, the file's SHA-256 (None of a folder), a SHA-256 of what the entries say and of
+        the pictures they name, and how many entries and objects; for JSON.
     """
+    content = [[entry.line, entry.digests()] for entry in entries]
     return {
         "path": str(path),
         "sha256": None if path.is_dir() else file_hash(path),
+        "content_sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         "entries": len(entries),
         "objects": len({which_objects(entry) for entry in entries}),
     }

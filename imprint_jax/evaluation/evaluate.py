@@ -3,6 +3,7 @@
 manifest, folders of results, measures (measures.py) -> rows of scores -> report.py
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from imprint_jax import images
 from imprint_jax.composing import job
 from imprint_jax.composing.compositor import Compositor
-from imprint_jax.composing.manifest import Entry
+from imprint_jax.composing.manifest import Entry, ObjectEntry
 from imprint_jax.composing.settings import Settings
 from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
@@ -28,12 +29,15 @@ from imprint_jax.evaluation import (
     pixels,
 )
 from imprint_jax.evaluation.baselines import BASELINES
-from imprint_jax.evaluation.batched import Cache
+from imprint_jax.evaluation.batched import Cache, key_of
 from imprint_jax.evaluation.identity import Identity
 from imprint_jax.evaluation.measures import Measure, Missing, Scores, Shot, Store, read_result
 from imprint_jax.runtime.files import atomic_file
 from imprint_jax.weights import release
+from imprint_jax.weights.tensors import file_hash
 
+# The fields of `Request` that decide the holes, as results say them.
+HOLES = ("mask_level", "scribble", "invert_mask", "mask_sigmas")
 # The name of the targets among the baselines.
 TRUTH = "truth"
 
@@ -48,7 +52,7 @@ def load_measures(
     keypoints_file: Path | None = None,
     inception_file: Path | None = None,
     backbone: str | Path | None = None,
-    segment: Path | None = None,
+    segmenter: Segmenter | None = None,
     reference: Path | None = None,
 ) -> list[Measure]:
     """The measures that there are weights for, and what is missing; call it before any long work.
@@ -62,14 +66,14 @@ def load_measures(
         keypoints_file: XFeat, see `keypoints.load`.
         inception_file: See `inception.load`.
         backbone: Another encoder for FID and KID.
-        segment: ONNX weights that find objects, see data/segment.py.
+        segmenter: Finds objects in results.
         reference: Folder of photographs for FID and KID; None: the entries' targets.
 
     Raises:
         InputError: Weights are missing, damaged, or of another kind; or `reference` is no folder.
     """
     photos = photographs(reference) if reference else None
-    measures: list[Measure] = [pixels.Pixels(Segmenter(segment) if segment else None)]
+    measures: list[Measure] = [pixels.Pixels(segmenter)]
     measures += _score_variants("clip", "CLIP", ("clip",), clip)
     measures += _score_variants("dino", "DINO", ("dinov2", "dino"), dino)
     if dreamsim_files:
@@ -145,6 +149,38 @@ class Evaluation(Scores):
     """
 
     shots: list[Shot] = field(default_factory=list)
+
+
+def with_cut_outs(entries: Iterable[Entry], segmenter: Segmenter, folder: Path) -> list[Entry]:
+    """The entries; objects with neither masks nor transparency are cut out, as `compose` does it.
+
+    Args:
+        entries: The manifest's.
+        segmenter: Finds the objects.
+        folder: Where the cut-outs are written, named by what they are of; made.
+
+    Raises:
+        InputError: A picture cannot be read, or no object is found in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    network = file_hash(segmenter.path)
+
+    @functools.cache
+    def cut_out(view: Path) -> Path:
+        path = folder / f"{key_of(network, file_hash(view))}.png"
+        if path.is_file():
+            return path
+        picture = images.read_image(view)
+        if images.has_cut_out(picture):
+            return view
+        with atomic_file(path) as file:
+            file.write_bytes(images.encode_png(segmenter.cut_out(picture, str(view))))
+        return path
+
+    def masked(one: ObjectEntry) -> ObjectEntry:
+        return one if one.view_masks else replace(one, views=tuple(map(cut_out, one.views)))
+
+    return [replace(entry, objects=tuple(map(masked, entry.objects))) for entry in entries]
 
 
 def compose_results(
@@ -243,9 +279,11 @@ def find_shots(entries: Iterable[Entry], results: dict[str, Path]) -> list[Shot]
 
 
 def _with_holes_of(folder: Path, entries: Iterable[Entry]) -> list[Entry]:
-    """The entries, their mask levels those of the model that composed a folder's pictures."""
-    sigmas = job.recorded(folder).get("mask_sigmas")
-    return [replace(entry, mask_sigmas=tuple(sigmas)) if sigmas else entry for entry in entries]
+    """The entries with the holes into which a folder's pictures were composed."""
+    recorded = job.recorded(folder)
+    how = recorded | recorded.get("settings", {})
+    shape = {name: how[name] for name in HOLES if how.get(name)}
+    return [replace(entry, read_as=entry.read_as | shape) for entry in entries]
 
 
 def evaluate(

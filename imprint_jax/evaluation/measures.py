@@ -9,6 +9,7 @@ is new. The measures: pixels.py (no network), identity.py (embeddings of the obj
 """
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,14 +128,9 @@ class Store:
     def key(self, shot: Shot, settings: dict) -> str:
         """Of a score of a picture; changes when anything that its entry names does."""
         entry = shot.entry
-        inputs = key_of(*map(self.file_hash, entry.files()), self._shape(entry))
+        holes = json.dumps([[one.box for one in entry.objects], entry.shape()], sort_keys=True)
+        inputs = key_of(*map(self.file_hash, entry.files()), holes)
         return key_of(self.file_hash(shot.path), inputs, settings_hash(settings))
-
-    @staticmethod
-    def _shape(entry: Entry) -> str:
-        """What of its holes an entry says itself."""
-        sigmas = entry.mask_sigmas if entry.mask_level in (1, 2) else ()
-        return f"{[one.box for one in entry.objects]} {entry.mask_level} {sigmas}"
 
     def files_key(self, paths: Iterable[Path], settings: dict) -> str:
         """Of what is computed from files alone."""

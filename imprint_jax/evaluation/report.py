@@ -47,14 +47,16 @@ def check_folder(out: Path) -> None:
     """Call it before any long work.
 
     Raises:
-        InputError: OUT/pictures, which a report replaces, was not written by one.
+        InputError: What a report replaces there was not written by one.
     """
-    pictures = out / "pictures"
-    if pictures.exists() and not (pictures / MARK).is_file():
-        raise InputError(
-            f"{pictures} is in the way: the report's pictures go there, and these are no report's."
-            " Give another --out, or move them."
-        )
+    if (out / "pictures" / MARK).is_file():
+        return
+    for name in ("pictures", "index.html", "metrics.csv", "summary.json"):
+        if (out / name).exists():
+            raise InputError(
+                f"{out / name} is in the way: the report writes there, and it is no report's."
+                " Give another --out, or move it."
+            )
 
 
 def summarize(evaluation: Evaluation, *, command: str, manifest: dict) -> dict:
@@ -206,8 +208,7 @@ def earlier_results(out: Path, manifest: dict) -> dict[str, Path]:
     if not file.is_file():
         return {}
     before = json.loads(file.read_text())
-    same = ("sha256", "entries", "objects")
-    if any(before["manifest"].get(key) != manifest[key] for key in same):
+    if before["manifest"].get("content_sha256") != manifest["content_sha256"]:
         return {}
     return {method: Path(origin["folder"]) for method, origin in before["made"].items()}
 
@@ -258,13 +259,14 @@ def write(
     check_folder(out)
     order = sorted_shots(evaluation, worst)
     out.mkdir(parents=True, exist_ok=True)
+    # First, as its mark tells from then on that the rest is a report's, even if it ends here.
+    with atomic_folder(out / "pictures", replace=True) as building:
+        (building / MARK).touch()
+        sections = [_section(evaluation, group, building) for group in order[:limit]]
     with atomic_file(out / "metrics.csv") as file:
         file.write_text(_csv(evaluation), encoding="utf-8")
     with atomic_file(out / "summary.json") as file:
         file.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    with atomic_folder(out / "pictures", replace=True) as building:
-        (building / MARK).touch()
-        sections = [_section(evaluation, group, building) for group in order[:limit]]
     sorting = f", worst {worst} first" if worst else ""
     head = f"<h1>Evaluation</h1>{_html_made(summary)}{_html_table(summary)}"
     head += _html_settings(summary)

@@ -20,6 +20,7 @@ import contextlib
 import csv
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ from imprint_jax.runtime.files import atomic_folder
 DREAMBOOTH = Path(__file__).parent / "dreambooth"
 # Columns of a list of pairs.
 COLUMNS = ("object", "background", "x0", "y0", "x1", "y1")
+WHOLE_NUMBER = re.compile(r"\s*-?\d+\s*", re.ASCII)
 
 
 def untracked(items: Iterable, about: str, total: int) -> Iterable:
@@ -383,7 +385,7 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise InputError(f"{path} must begin with the line {','.join(COLUMNS)}.")
     for number, row in enumerate(rows, start=2):
-        whole = all((row[name] or "").strip().lstrip("-").isdecimal() for name in COLUMNS[2:])
+        whole = all(WHOLE_NUMBER.fullmatch(row[name] or "") for name in COLUMNS[2:])
         if not whole or not row["object"] or not row["background"] or None in row:
             raise InputError(f"{path}, line {number}: wants two paths and four whole numbers.")
     if not rows:
@@ -394,7 +396,7 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
 def _cut(path: Path, masks: Path | None, relative: Path, segmenter: Segmenter | None) -> np.ndarray:
     """An object's picture with its mask as transparency, (h w 4) uint8."""
     picture = images.read_image(path)
-    if picture.shape[2] == 4 and picture[..., 3].min() < 255:
+    if images.has_cut_out(picture):
         return picture
     picture = picture[..., :3]
     if masks is not None:

@@ -20,9 +20,10 @@ import numpy as np
 from scipy import stats
 
 from imprint_jax.composing.manifest import Entry
+from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation.evaluate import find_shots
-from imprint_jax.evaluation.measures import read_result
+from imprint_jax.evaluation.measures import Shot, read_result
 from imprint_jax.evaluation.report import object_picture, page, thumbnail
 from imprint_jax.runtime.files import atomic_folder, check_unused
 
@@ -133,6 +134,7 @@ def make(
     *,
     limit: int | None = None,
     seed: int = 0,
+    segmenter: Segmenter | None = None,
 ) -> Path:
     """Writes the page and its key.
 
@@ -144,6 +146,7 @@ def make(
         out: Folder to make.
         limit: Only so many entries, drawn at random.
         seed: Decides the order, the pairs and the sides.
+        segmenter: Finds the objects in pictures with neither mask nor transparency.
 
     Returns:
         The page.
@@ -168,7 +171,7 @@ def make(
             sides = rng.permutation(pairs[number % len(pairs)]).tolist()
             key[str(number)] = {"id": entry, "sides": sides}
             shown = [first[str(side), entry] for side in sides]
-            sections.append(_section(number, shown, pictures))
+            sections.append(_section(number, shown, pictures, segmenter))
         identity = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(key)).hex[:12]
         count = len(sections) * len(QUESTIONS)
         script = SCRIPT % json.dumps({"id": identity, "count": count})
@@ -185,9 +188,9 @@ def make(
     return out / "page" / "index.html"
 
 
-def _section(number: int, shots: list, pictures: Path) -> str:
+def _section(number: int, shots: list[Shot], pictures: Path, segmenter: Segmenter | None) -> str:
     """A pair and its questions; pictures are encoded anew, so that no metadata tells whose."""
-    request = shots[0].entry.request()
+    request = shots[0].entry.request(segmenter=segmenter)
     shown = object_picture(*request.parts[0].views[0])
     names = [thumbnail(shown, pictures / f"{number}_object.jpg", SIDE // 2)]
     for side, shot in zip("ab", shots, strict=True):

@@ -63,8 +63,8 @@ def say_what_next(stage: int, workdir: Path, console: Console) -> None:
     """Prints which commands a finished run leads to."""
     if stage == 1:
         lines = [
-            "Stage 2 starts from this run:",
-            "  imprint train --config stage2 --workdir WORKDIR"
+            "Stage 2 starts from this run; stage2 follows stage1, mini_stage2 mini_stage1:",
+            "  imprint train --config RECIPE --workdir WORKDIR"
             f" --config.init_from.dinov2={workdir} --config.init_from.adapter={workdir} ...",
         ]
     else:

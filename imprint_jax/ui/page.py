@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +14,12 @@ import numpy as np
 
 from imprint_jax.errors import InputError
 from imprint_jax.ui import studio as studios
-from imprint_jax.ui.studio import MOST_PICTURES, Choices, Studio
+from imprint_jax.ui.studio import KEPT_SECONDS, MOST_PICTURES, Choices, Studio
 
 # Requests that may wait at once; a further one is told to come again. Ours.
 QUEUE = 64
 # An uploaded file may have so many bytes. Ours.
 MAX_FILE_SIZE = "50mb"
-# Uploads and results are deleted when they are older than this many seconds. Ours.
-KEPT_SECONDS = 6 * 3600
 LEVELS = [("as drawn", 0), ("a little looser", 1), ("much looser", 2), ("its bounding box", 3)]
 INTRODUCTION = """# imprint
 Pick an object and a photo, draw on the photo where the object should go, and compose.
@@ -114,26 +113,27 @@ def build(studio: Studio, examples: Path | None = None) -> gr.Blocks:
             seed: int | None,
             fresh: bool,
             *sampling: float,
-        ) -> tuple[list[tuple[str, str]], list[str], str, int]:
+        ) -> Iterator[tuple[list[tuple[str, str]], list[str], str, int]]:
             if not object_file or not photo_file:
                 raise gr.Error("Pick an object and a photo first.", print_exception=False)
             seed = secrets.randbelow(10**6) if fresh else int(seed or 0)
             choices = Choices(level, int(num), seed, int(sampling[0]), *sampling[1:])
             layers = (board or {}).get("layers") or []
+            shown, paths = [(photo_file, "the photo")], []
             try:
-                files = studio.compose(
+                # What is yielded is shown; a click on Cancel ends it there.
+                for file in studio.compose(
                     Path(object_file),
                     Path(mask_file) if mask_file else None,
                     Path(photo_file),
                     layers,
                     choices,
-                )
+                ):
+                    paths.append(str(file))
+                    shown.append((str(file), f"seed {seed}, {len(paths)}"))
+                    yield shown, paths, paths[0], seed
             except InputError as error:
                 raise gr.Error(str(error), print_exception=False) from error
-            paths = [str(file) for file in files]
-            shown = [(photo_file, "the photo")]
-            shown += [(path, f"seed {seed}, {i}") for i, path in enumerate(paths, 1)]
-            return shown, paths, paths[0], seed
 
         def show_board(photo_file: str | None) -> np.ndarray | None:
             if not photo_file:
@@ -158,7 +158,7 @@ def build(studio: Studio, examples: Path | None = None) -> gr.Blocks:
         ]
         cancel.click(None, cancels=running, api_visibility="private")
         gallery.select(select, results, chosen, api_visibility="private")
-        onto.click(lambda path: path, chosen, photo_file, api_visibility="private")
+        onto.click(lambda path: path or gr.skip(), chosen, photo_file, api_visibility="private")
     # One picture is composed at a time: two would only share the same device.
     return page.queue(default_concurrency_limit=1, max_size=QUEUE)
 

@@ -1,7 +1,10 @@
 """What the page does, without the page: uploads and a drawing in, finished pictures out."""
 
+import shutil
 import tempfile
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from imprint_jax.weights import release
 
 # The hole is drawn on a picture of this many pixels at most, whatever the photo's size. Ours.
 DRAWING_SIDE = 768
+# Uploads and results are deleted when they are older than this many seconds. Ours.
+KEPT_SECONDS = 6 * 3600
 # Pictures of one click, at most. Ours.
 MOST_PICTURES = 8
 
@@ -61,6 +66,7 @@ class Studio:
         self.segmenter = segmenter
         self.defaults = Settings().filled(self.compositor.config)
         self._files = tempfile.TemporaryDirectory(prefix="imprint_ui_")
+        self._at_work = threading.Lock()
 
     def close(self) -> None:
         """Deletes what was made."""
@@ -73,8 +79,8 @@ class Studio:
         photo_file: Path,
         layers: Sequence[np.ndarray],
         choices: Choices,
-    ) -> list[Path]:
-        """Composes; blocks until all pictures are there.
+    ) -> Iterator[Path]:
+        """Composes one picture after the other; callers wait for each other's.
 
         Args:
             object_file: The object's picture.
@@ -83,7 +89,7 @@ class Studio:
             layers: What was drawn, (h w 4) uint8 each; see `hole_of`.
             choices: The rest.
 
-        Returns:
+        Yields:
             PNG files with their provenance, one a picture, as `imprint compose` writes them.
 
         Raises:
@@ -97,6 +103,7 @@ class Studio:
             guidance_scale=choices.guidance_scale,
             strength=choices.strength,
         ).filled(self.compositor.config)
+        self._delete_old()
         folder = Path(tempfile.mkdtemp(dir=self._files.name))
         hole_file = folder / "hole.png"
         names = {object_file: "the object's picture", photo_file: "the photo"}
@@ -110,7 +117,9 @@ class Studio:
             masks = (mask_file,) if mask_file else ()
             where = ObjectEntry((object_file,), masks, hole_file, None)
             entry = Entry("picture", photo_file, (where,), seed=choices.seed, num=choices.num)
-            request = entry.request(mask_level=choices.mask_level, segmenter=self.segmenter)
+            request = entry.request(
+                name="", mask_level=choices.mask_level, segmenter=self.segmenter
+            )
         except InputError as error:
             sentence = str(error)
             for path, name in names.items():
@@ -119,10 +128,20 @@ class Studio:
         config, shape = self.compositor.config, {"mask_level": choices.mask_level}
         how = job.provenance(self.folder, config, settings, shape, self.compositor.dtype)
         files = [folder / name for name in entry.names()]
-        for _, number, picture in self.compositor.run([request], settings):
-            original = request.original
-            job.write_picture(files[number], picture, original, how, choices.seed, number)
-        return files
+        results = self.compositor.run([request], settings)
+        while True:
+            with self._at_work:
+                result = next(results, None)
+            if result is None:
+                return
+            file, number = files[result.number], result.number
+            job.write_picture(file, result.picture, request.original, how, choices.seed, number)
+            yield file
+
+    def _delete_old(self) -> None:
+        for folder in Path(self._files.name).iterdir():
+            if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def drawing_board(photo_file: Path) -> np.ndarray:

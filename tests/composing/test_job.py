@@ -119,6 +119,12 @@ def test_processes_share_a_manifest_and_go_on_in_another_number(folder):
     assert len(list(out.glob("*.png"))) == 6
     with pytest.raises(InputError, match="pictures made with different"):
         job.unfinished(every, out, HOW | {"model_sha256": "1"}, shard=(2, 5))
+    # One alone also takes lines that do not hold out of the others' lists: they might hold again.
+    photo = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes((folder / "o.png").read_bytes())
+    assert work(1, 1) == list("abcdefg")
+    (folder / "b.png").write_bytes(photo)
+    assert [entry.id for entry in job.unfinished(every, out, HOW)] == list("abcdefg")
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b"])

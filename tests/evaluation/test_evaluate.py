@@ -20,6 +20,7 @@ from imprint_jax.composing import manifest
 from imprint_jax.composing.settings import Settings
 from imprint_jax.config import Config, load
 from imprint_jax.data.records import RecordSource
+from imprint_jax.data.segment import Segmenter
 from imprint_jax.errors import InputError
 from imprint_jax.evaluation import (
     encoders,
@@ -32,8 +33,9 @@ from imprint_jax.evaluation import (
 )
 from imprint_jax.evaluation.test_sets import untracked
 from imprint_jax.weights import release
-from imprint_jax.weights.tensors import file_hash
 from tests.commands import run
+from tests.data.preparation.test_sources import disc, white
+from tests.data.test_segment import U2NET
 from tests.evaluation.test_perceptual import head_widths, torch_backbone
 from tests.pictures import write_png
 from tests.tiny import write_records
@@ -83,7 +85,8 @@ METHODS = ("truth", "other", "shifted")
 
 
 def summarized(found) -> dict:
-    about = {"path": "manifest.jsonl", "sha256": None, "entries": 6, "objects": 3}
+    about = {"path": "manifest.jsonl", "sha256": None, "content_sha256": "0" * 64}
+    about |= {"entries": 6, "objects": 3}
     return report.summarize(found, command="imprint evaluate", manifest=about)
 
 
@@ -306,8 +309,8 @@ def test_the_command(folder, tmp_path, monkeypatch):
     assert list(summary["methods"]) == ["best", "other", "poisson"]
     assert summary["command"] == shlex.join(["imprint", *arguments])
     file = folder / "set" / "manifest.jsonl"
-    about = {"path": str(file), "sha256": file_hash(file), "entries": 6, "objects": 3}
-    assert summary["manifest"] == about
+    assert summary["manifest"] == manifest.describe(file, manifest.read(file))
+    assert (summary["manifest"]["entries"], summary["manifest"]["objects"]) == (6, 3)
     assert summary["made"]["other"] == {"folder": str(folder / "other")}
     assert (tmp_path / "index.html").is_file()
 
@@ -354,6 +357,68 @@ def test_methods_of_earlier_calls_stay_and_are_compared(folder, tmp_path):
         "truth",
         "shifted",
     ]
+
+
+def test_methods_of_another_manifest_do_not_stay(folder, tmp_path):
+    """Another one says the same in every line; a photo that it names is another."""
+    arguments = ["evaluate", "--out", tmp_path / "report", "--manifest"]
+    truth = ["--results", folder / "truth"]
+    assert run(*arguments, folder / "set" / "manifest.jsonl", *truth)[0] == 0
+    shutil.copytree(folder / "set", tmp_path / "set")
+    entry = manifest.read(tmp_path / "set" / "manifest.jsonl")[0]
+    write_png(entry.background, 255 - images.read_image(entry.background))
+    code, said = run(*arguments, tmp_path / "set" / "manifest.jsonl", "--baseline", "color")
+    assert code == 0 and "kept from earlier calls" not in said
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert list(summary["methods"]) == ["color"]
+
+
+def test_a_method_whose_pictures_are_gone_cannot_be_compared(folder, tmp_path):
+    arguments = ["evaluate", "--manifest", folder / "set" / "manifest.jsonl"]
+    arguments += ["--out", tmp_path / "report"]
+    shutil.copytree(folder / "truth", tmp_path / "gone")
+    assert run(*arguments, "--results", tmp_path / "gone")[0] == 0
+    shutil.rmtree(tmp_path / "gone")
+    code, said = run(*arguments, "--results", folder / "other", "--compare", "gone", "other")
+    assert code == 2 and "--compare: there is no method 'gone'." in said
+    code, said = run(*arguments)
+    assert code == 2 and "Give --results, --model or --baseline" in said
+
+
+def test_results_are_measured_in_the_holes_they_were_composed_into(folder, tmp_path):
+    line = {"id": "one", "pictures": [], "entry": {}, "model_sha256": "", "dtype": "float32"}
+    settings = {"num_steps": 2, "mask_level": None, "scribble": False, "invert_mask": True}
+    line |= {"settings": settings, "mask_sigmas": [1.0, 2.0]}
+    shutil.copytree(folder / "truth", tmp_path / "inverted")
+    (tmp_path / "inverted" / "results.jsonl").write_text(json.dumps(line) + "\n")
+    entries = manifest.read(folder / "set" / "manifest.jsonl")
+    results = {"inverted": tmp_path / "inverted", "truth": folder / "truth"}
+    shots = {
+        shot.method: shot.entry.request() for shot in evaluate.find_shots(entries[:1], results)
+    }
+    inverted, drawn = shots["inverted"], shots["truth"]
+    np.testing.assert_array_equal(inverted.parts[0].hole, ~drawn.parts[0].hole)
+    assert (inverted.mask_sigmas, inverted.mask_level) == ([1.0, 2.0], drawn.mask_level)
+
+
+def test_objects_without_masks_are_found(tmp_path):
+    """Results that were composed with --segment are measured with it."""
+    (tmp_path / "u2net.onnx").write_bytes(U2NET)
+    image = np.full((60, 80, 3), 100, np.uint8)
+    image[disc()] = 200
+    write_png(tmp_path / "bare.png", image)
+    write_png(tmp_path / "cut.png", np.dstack([image, white(disc())]))
+    names = ("bare", "cut", "bare")
+    place = {"background": "bare.png", "box": [5, 5, 40, 40]}
+    lines = [{"id": f"{n}", "object": f"{name}.png"} | place for n, name in enumerate(names)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    entries = manifest.read(tmp_path / "pairs.jsonl")
+    segmenter = Segmenter(tmp_path / "u2net.onnx")
+    bare, cut, again = evaluate.with_cut_outs(entries, segmenter, tmp_path / "objects")
+    assert cut.objects == entries[1].objects and bare.objects == again.objects
+    assert list(bare.objects[0].views) == list((tmp_path / "objects").iterdir())
+    coverage = bare.request().parts[0].views[0][1]
+    np.testing.assert_array_equal(coverage, segmenter(image))
 
 
 def test_the_wrong_object_is_another_entrys(folder, tiny_release, tmp_path):
@@ -429,6 +494,12 @@ def test_a_users_folder_of_pictures_is_not_replaced(found, folder, tmp_path):
     with pytest.raises(InputError, match="is in the way"):
         report.write(found, summarized(found), tmp_path, worst=None, limit=1)
     assert [p.name for p in tmp_path.iterdir()] == ["pictures"] and mine.read_bytes() == b"mine"
+    shutil.rmtree(mine.parent)
+    for name in ("index.html", "summary.json", "metrics.csv"):
+        (tmp_path / name).write_text("mine")
+        code, said = run(*arguments, "--results", folder / "truth")
+        assert code == 2 and f"{name} is in the way" in said
+        (tmp_path / name).unlink()
     out = tmp_path / "out"
     for _ in range(2):  # a report's own are replaced
         report.write(found, summarized(found), out, worst=None, limit=1)

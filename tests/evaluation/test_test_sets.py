@@ -164,7 +164,9 @@ def test_pairs_become_entries(dreambooth):
 
 def test_a_channel_that_is_nowhere_transparent_is_no_mask(dreambooth):
     for path in sorted((dreambooth / "objects").rglob("*.jpg")):
-        Image.open(path).convert("RGBA").save(path, "PNG")
+        picture = Image.open(path).convert("RGBA")
+        picture.putpixel((3, 3), (0, 0, 0, 250))  # one pixel is no cut-out, either
+        picture.save(path, "PNG")
     with pytest.raises(InputError, match="has no transparency: give --masks"):
         run_dreambooth(dreambooth)
     run_dreambooth(dreambooth, masks=dreambooth / "masks")
@@ -179,6 +181,7 @@ def test_a_channel_that_is_nowhere_transparent_is_no_mask(dreambooth):
         ("object,background,x0,y0,x1,y1\n", "lists no pairs"),
         ("object,background,x0,y0,x1,y1\nmug/00.jpg,photo0.png,1,2,3\n", "line 2"),
         ("object,background,x0,y0,x1,y1\nmug/00.jpg,photo0.png,1,2,3,a\n", "line 2"),
+        ("object,background,x0,y0,x1,y1\nmug/00.jpg,photo0.png,1,2,3,--80\n", "line 2"),
         ("object,background,x0,y0,x1,y1\nmug/00.jpg,photo0.png,1,2,300,4\n", "line 2: The box"),
         ("object,background,x0,y0,x1,y1\nno/00.jpg,photo0.png,1,2,30,40\n", "Cannot read"),
     ],

@@ -91,6 +91,14 @@ def test_what_is_missing_is_said(tab):
     tab.wait_for_selector("text=Pick an object and a photo first")
 
 
+def test_with_no_result_selected_the_photo_stays(tab, uploads):
+    tab.set_input_files("#photo input[type=file]", uploads / "photo.png")
+    tab.wait_for_selector("#photo img")
+    tab.click("#onto")
+    tab.wait_for_timeout(2000)
+    assert tab.locator("#photo img").count() == 1
+
+
 def test_a_picture_of_100_megapixels_is_refused(tab, uploads):
     tab.set_input_files("#photo input[type=file]", uploads / "huge.png")
     tab.wait_for_selector("text=the photo has more than 89 million pixels")

@@ -1,14 +1,25 @@
 """What the page does, without a browser."""
 
 import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from imprint_jax.composing.compositor import Result
 from imprint_jax.errors import InputError
-from imprint_jax.ui.studio import DRAWING_SIDE, Choices, Studio, drawing_board, hole_of
+from imprint_jax.ui.studio import (
+    DRAWING_SIDE,
+    KEPT_SECONDS,
+    Choices,
+    Studio,
+    drawing_board,
+    hole_of,
+)
 
 CHOICES = Choices(mask_level=0, num=2, seed=5, num_steps=2, guidance_scale=3.0, strength=1.0)
 
@@ -51,7 +62,8 @@ def test_the_board_is_small_and_the_hole_large(pictures):
 
 def test_pictures_are_those_of_the_command_and_carry_how(studio, pictures):
     folder, photo, layer = pictures
-    files = studio.compose(folder / "object.png", None, folder / "photo.png", [layer], CHOICES)
+    arguments = folder / "object.png", None, folder / "photo.png", [layer], CHOICES
+    files = list(studio.compose(*arguments))
     assert [file.name for file in files] == ["picture_0.png", "picture_1.png"]
     hole = hole_of([layer], photo.shape[:2])
     rows, columns = np.nonzero(hole)
@@ -84,11 +96,44 @@ def test_what_does_not_fit_is_said_without_paths(studio, pictures, change, messa
     folder, _, layer = pictures
     (folder / "object.txt").write_text("no picture")
     with pytest.raises(InputError, match=message) as error:
-        studio.compose(
-            folder / change.get("object", "object.png"),
-            None,
-            folder / change.get("photo", "photo.png"),
-            change.get("layers", [layer]),
-            change.get("choices", CHOICES),
+        next(
+            studio.compose(
+                folder / change.get("object", "object.png"),
+                None,
+                folder / change.get("photo", "photo.png"),
+                change.get("layers", [layer]),
+                change.get("choices", CHOICES),
+            )
         )
     assert str(folder) not in str(error.value)
+
+
+def test_one_picture_is_composed_at_a_time(studio, pictures, monkeypatch):
+    folder, _, layer = pictures
+    at_work, most = [], []
+
+    def run(requests, settings):
+        for number in range(2):
+            at_work.append(number)
+            time.sleep(0.05)  # long enough for the other to begin, if nothing kept it from it
+            most.append(len(at_work))
+            at_work.pop()
+            yield Result(requests[0], number, Image.new("RGB", (1200, 600)))
+
+    monkeypatch.setattr(studio.compositor, "run", run)
+    arguments = folder / "object.png", None, folder / "photo.png", [layer], CHOICES
+    cancelled = studio.compose(*arguments)
+    assert next(cancelled).is_file()  # shown before the second is there
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda _: len(list(studio.compose(*arguments))), range(3)))
+    assert made == [2, 2, 2] and set(most) == {1}
+
+
+def test_old_pictures_are_deleted(studio, pictures):
+    folder, _, layer = pictures
+    arguments = folder / "object.png", None, folder / "photo.png", [layer], CHOICES
+    old, recent = (list(studio.compose(*arguments)) for _ in range(2))
+    long_ago = time.time() - KEPT_SECONDS - 1
+    os.utime(old[0].parent, (long_ago, long_ago))
+    next(studio.compose(*arguments))
+    assert not old[0].parent.exists() and recent[0].is_file()

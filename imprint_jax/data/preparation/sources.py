@@ -176,11 +176,15 @@ def _group_pictures(
         yield Picture(path, frame, masks_of(path))
 
 
-def _read_json(path: Path) -> dict:
+def _read_any_json(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot read {path}: {error}.") from error
+
+
+def _read_json(path: Path) -> dict:
+    content = _read_any_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object.")
     return content
@@ -605,12 +609,15 @@ def _jsons(folder: Path) -> list[Path]:
         return []
     if folder.name == "annotations":
         return sorted(folder.glob("instances_*.json"))
-    return [
-        p for p in sorted(folder.glob("*.json")) if {"images", "annotations"} <= {*_read_json(p)}
-    ]
+    contents = {path: _read_any_json(path) for path in sorted(folder.glob("*.json"))}
+    parts = {"images", "annotations"}
+    return [path for path, x in contents.items() if isinstance(x, dict) and parts <= x.keys()]
 
 
 def _coco_groups(path: Path, folder: Path) -> Iterator[Group | Reject]:
+    if not folder.is_dir():  # archives of annotations describe more than one has fetched
+        yield Reject("missing folder", f"{path.name} describes the pictures of {folder}.", path)
+        return
     content = _read_json(path)
     try:
         objects = defaultdict(list)

@@ -456,6 +456,9 @@ def test_photos_in_coco_format(tmp_path, nested):
     (src / "annotations" / "captions_val2017.json").write_text("{}")
     place = src / "annotations" / "instances_val2017.json" if nested else src / "labels.json"
     place.write_text(json.dumps(content))
+    (src / "captions.json").write_text('["a cup", "a desk"]')
+    if nested:  # the archive of annotations also describes pictures that were not fetched
+        (src / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
     records, rejects = prepared("photos", src, tmp_path)
     below = "val2017/" if nested else ""
     assert ids(records) == [
@@ -466,8 +469,8 @@ def test_photos_in_coco_format(tmp_path, nested):
     np.testing.assert_array_equal(mask_of(records[1]), white(disc()))
     assert not mask_of(records[2]).any()
     assert sorted(reason for _, reason in rejects) == [
-        "crowd", "mask of another size", "mask of another size", "missing picture",
-        "missing picture", "number too large", *["unreadable mask"] * 5,
+        "crowd", "mask of another size", "mask of another size", *["missing folder"] * nested,
+        "missing picture", "missing picture", "number too large", *["unreadable mask"] * 5,
     ]  # fmt: skip
 
 
