@@ -181,14 +181,18 @@ def show(
     backgrounds: Annotated[
         Path | None, typer.Option(help="A prepared set of photos, to paste views into.")
     ] = None,
-    config: Annotated[str, typer.Option(help="The recipe whose settings count.")] = "stage2",
+    config: Annotated[
+        str | None,
+        typer.Option(help="The recipe whose settings count (default: stage1 of views, or stage2)."),
+    ] = None,
 ) -> None:
     """Write a page of pictures: records, and the samples that training makes of them."""
     from imprint_jax import config as configs
-    from imprint_jax.data.preparation.show import show
+    from imprint_jax.data.preparation.show import recipe_for, show
 
-    settings = configs.Config.of(configs.load(config))
-    page = show(settings, folder, out, num=num, split=split, kind=kind, backgrounds=backgrounds)
+    how: dict[str, Any] = dict(split=split, kind=kind, backgrounds=backgrounds)
+    settings = configs.Config.of(configs.load(config or recipe_for(folder, **how)))
+    page = show(settings, folder, out, num=num, **how)
     note(f"wrote {page}")
 
 

@@ -90,14 +90,17 @@ def _settings(recipe: str | None, workdir: Path, resume: bool, overrides: list[s
 @app.command()
 def export(
     workdir: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    dst: Annotated[Path, typer.Argument(help="Folder to write: config.json, *.safetensors.")],
+    dst: Annotated[Path, typer.Argument(help="Folder to make: config.json, *.safetensors.")],
     ema: Annotated[bool, typer.Option(help="The averaged weights, or the last step's.")] = True,
 ) -> None:
     """Write a run's newest weights as a released folder, in half precision."""
+    from imprint_jax.runtime.files import atomic_folder, check_unused
     from imprint_jax.training import checkpoint, initialize
     from imprint_jax.weights import release
 
+    check_unused(dst)
     licences = initialize.load_licences(str(workdir))
     config, params = checkpoint.load_params(workdir, ema=ema)
-    release.save(dst, config.released(), params, licences)
+    with atomic_folder(dst) as folder:
+        release.save(folder, config.released(), params, licences)
     note(f"wrote {dst}; compose with it: imprint compose --model {dst} ...")

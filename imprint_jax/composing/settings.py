@@ -66,9 +66,8 @@ class Settings:
             name: getattr(config.sampling if getattr(self, name) is None else self, name)
             for name in ("num_steps", "guidance_scale", "sampler", "strength")
         }
-        train_steps = config.diffusion.num_train_timesteps
-        sampling.sampling_timesteps(
-            train_steps, chosen["num_steps"], config.sampling.spacing, chosen["strength"]
+        sampling.check_timesteps(
+            config.diffusion, chosen["num_steps"], config.sampling.spacing, chosen["strength"]
         )
         return Filled(
             num_steps=int(chosen["num_steps"]),

@@ -284,7 +284,7 @@ class OptimConfig(Section):
     b1: Share = 0.9
     b2: Share = 0.999
     weight_decay: NotNegative = 1e-2  # on kernels only
-    clip_norm: NotNegative = 1.0  # over all trained gradients together
+    clip_norm: NotNegative = 1.0  # over all trained gradients together; 0: they are not clipped
     ema_decay: Share = 0.9999  # at most; (1 + step) / (10 + step) before
 
 
@@ -384,7 +384,7 @@ class Config(Section):
     """
 
     stage: int = 1  # 1: another view of the object on black; 2: compositing into a background
-    seed: int = 0
+    seed: Count = 0
     total_steps: Positive = 27_530  # 5 epochs of 1,409,545 pairs (Sec. 4.1)
     batch_size: Positive = 256  # over all devices (Sec. 4.1)
     image_size: Positive = 512  # pixels, side of target and output (Sec. 3)

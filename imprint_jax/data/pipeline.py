@@ -39,12 +39,16 @@ def make_stream(config: Config) -> grain.MapDataset:
         config: Read are `seed`, `image_size`, `object_size`, `context` and `data`.
 
     Raises:
-        InputError: No source, or a data set is not usable.
+        InputError: No source, none with a weight, or a data set is not usable.
     """
-    if not config.data.sources:
-        raise InputError("config.data.sources is empty; name at least one prepared data set.")
+    if not any(source.weight for source in config.data.sources):
+        raise InputError(
+            "config.data.sources is empty, or all weights in it are 0; name a prepared data set."
+        )
     streams, weights = [], []
     for number, source in enumerate(config.data.sources):
+        if not source.weight:
+            continue
         transform = make_transform(config, source)
         seed = np.random.SeedSequence([config.seed, number]).generate_state(1)[0]
         streams.append(

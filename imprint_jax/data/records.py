@@ -292,11 +292,10 @@ class RecordSource:
     def __init__(self, folder: str | os.PathLike, split: str):
         check_local(folder)
         indexes = sorted(Path(folder).glob(f"*-{split}.index.npz"))
-        if len(indexes) != 1:
-            raise InputError(
-                f"{folder} is no prepared data set with a split {split!r}; "
-                "`imprint data prepare` makes one."
-            )
+        if len(indexes) > 1:
+            raise InputError(f"{folder} holds {len(indexes)} data sets with a split {split!r}.")
+        if not indexes:
+            raise _no_split(Path(folder), split)
         self.index: dict[str, np.ndarray] = _read_index(indexes[0])
         stem = indexes[0].name.removesuffix(".index.npz")
         self._shards = sorted(Path(folder).glob(f"{stem}.array_record-*-of-*"))
@@ -376,3 +375,14 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
     if index.keys() != INDEX_ARRAYS:
         raise InputError(f"{path} is damaged: it holds {', '.join(sorted(index))}.")
     return index
+
+
+def _no_split(folder: Path, split: str) -> InputError:
+    names = (path.name.removesuffix(".index.npz") for path in folder.glob("*.index.npz"))
+    there = sorted(name.rpartition("-")[2] for name in names)
+    if not there:
+        return InputError(f"{folder} is no prepared data set; `imprint data prepare` makes one.")
+    hint = "prepare it with --splits or --fractions, which say what is held out"
+    if split == "validation":
+        hint += ", or train with --config.validation.every=0 --config.preview.every=0"
+    return InputError(f"{folder} has no split {split!r}, only {', '.join(there)}: {hint}.")

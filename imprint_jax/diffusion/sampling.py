@@ -116,6 +116,24 @@ def sampling_timesteps(
     return (np.round(ends[:num_steps]) - 1).astype(np.int32)
 
 
+def check_timesteps(
+    config: DiffusionConfig, num_steps: int, spacing: str, strength: float = 1.0
+) -> None:
+    """Checks that a network can be sampled at these timesteps; the rest as `sampling_timesteps`.
+
+    Raises:
+        InputError: As `sampling_timesteps`; or the network predicts the noise, and nothing but
+            noise is left at a timestep: what it was added to cannot be told then.
+    """
+    timesteps = sampling_timesteps(config.num_train_timesteps, num_steps, spacing, strength)
+    if config.prediction_type == "epsilon" and not process.noise_schedule(config)[timesteps].all():
+        raise InputError(
+            f"With zero_terminal_snr sampling begins in pure noise, timestep {timesteps[0]}, where"
+            ' prediction_type "epsilon" says nothing of the picture: use "v_prediction", or the'
+            ' spacing "leading".'
+        )
+
+
 def coefficients(sampler: str, alphas: np.ndarray, eta: float = 0.0) -> Coefficients:
     """The table of a sampler.
 

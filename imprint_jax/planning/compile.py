@@ -6,6 +6,7 @@ XLA:CPU's program is an estimate. Nothing is allocated or run.
 
 import importlib.metadata
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -322,27 +323,33 @@ def _key(request: Request, traced: Traced) -> str:
     )
 
 
+def _is_tpu(accelerator: str | None) -> bool:
+    return accelerator is not None and isinstance(ACCELERATORS[accelerator].chip, TPU)
+
+
 def _total_steps(request: Request, traced: Traced) -> int:
     return traced.config.total_steps if request.sampling_batch is None else 1
 
 
 def _compile(request: Request, traced: Traced, compiler: str, key: str) -> Plan:
     start = time.perf_counter()
-    out_of_memory, program = "", None
-    with tracing_for(target(request.accelerator)):
+    out_of_memory = ""
+    resident = sum(traced.state.values()) + traced.inputs
+    facts: dict[str, Any]
+    facts = {"temporary": 0, "peak": 0, "traffic": 0, "library_calls": {}, "collectives": ()}
+    with tracing_for(target(request.accelerator)), tempfile.TemporaryDirectory() as dump:
+        lowered = traced.program.lower()
+        options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True}
         try:
-            program = traced.program.lower().compile()
+            program = lowered.compile(options if _is_tpu(request.accelerator) else None)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             out_of_memory = str(error).splitlines()[0]
-    seconds = time.perf_counter() - start
-
-    resident = sum(traced.state.values()) + traced.inputs
-    facts: dict[str, Any]
-    facts = {"temporary": 0, "peak": 0, "traffic": 0, "library_calls": {}, "collectives": ()}
-    if program is not None:
-        facts = _read(program, request, traced, resident)
+        seconds = time.perf_counter() - start
+        if not out_of_memory:
+            printed = _printed(program, Path(dump))
+            facts = _read(printed, program.memory_analysis(), request, traced, resident)
     devices, compiled = math.prod(request.mesh.values()), math.prod(request.compiled.values())
     return Plan(
         request=request,
@@ -362,10 +369,27 @@ def _compile(request: Request, traced: Traced, compiler: str, key: str) -> Plan:
     )
 
 
-def _read(program: jax.stages.Compiled, request: Request, traced: Traced, resident: int) -> dict:
-    """What a compiled program says of itself."""
-    printed, memory = program.as_text(), program.memory_analysis()
-    assert printed is not None and memory is not None  # XLA's compilers for these chips give both
+def _printed(program: jax.stages.Compiled, dump: Path) -> str:
+    """The text of a compiled program: what libtpu printed of it into `dump`, or what jax prints.
+
+    Of libtpu's programs jax cannot print all: it refused asynchronous operations of a v6e's.
+    """
+    files = sorted(dump.glob("*.after_codegen.txt"), key=lambda file: file.stat().st_size)
+    text = files[-1].read_text() if files else program.as_text()
+    assert text is not None  # XLA's compilers for these chips give it
+    return text
+
+
+def _read(printed: str, memory: Any, request: Request, traced: Traced, resident: int) -> dict:
+    """What a compiled program says of itself.
+
+    Args:
+        printed: Its text.
+        memory: Its `memory_analysis()`.
+        request: What is planned.
+        traced: The program as it was traced.
+        resident: Bytes of state and inputs on a device.
+    """
     text = hlo.Program(printed)
     compiled_resident = memory.argument_size_in_bytes
     # Groups grow with the axes they lie along.

@@ -99,7 +99,9 @@ class Checkpoints:
         items["opt"] = ocp.args.PyTreeSave(state.opt_state)
         items["data"] = ocp.args.JsonSave({"position": position})
         items["meta"] = ocp.args.JsonSave({"step": step, "jax": jax.__version__})
-        self.manager.save(step, args=ocp.args.Composite(**items))
+        if not self.manager.save(step, args=ocp.args.Composite(**items)):
+            newest = self.manager.latest_step()  # of another run: the state here is older
+            raise RuntimeError(f"{self.folder} holds step {newest}: step {step} is not saved")
         self._vouch_for(step)
 
     def check(self) -> None:

@@ -39,6 +39,26 @@ def label_params(params: dict, groups: Sequence[tuple]) -> dict[str, str]:
     return labels
 
 
+def check_trained(labels: dict[str, str], groups: Sequence[tuple]) -> None:
+    """Checks that what a table says of a whole model's training happens.
+
+    Args:
+        labels: From `label_params`, of all parameters.
+        groups: As there.
+
+    Raises:
+        InputError: No parameter is in a group that trains, or no group trains.
+    """
+    for name, pattern, rate in groups:
+        if rate is not None and name not in labels.values():
+            raise InputError(
+                f"No parameter is in group {name!r} of config.groups: its pattern {pattern!r}"
+                " matches none, or groups before it have them all."
+            )
+    if set(labels.values()) <= {FROZEN}:
+        raise InputError("Nothing trains: no group of config.groups has a rate.")
+
+
 def partition(params: dict, labels: dict[str, str]) -> tuple[dict, dict]:
     """The trained and the frozen sub-tree of `params`, both nested dicts."""
     flat = traverse_util.flatten_dict(params, sep="/")
@@ -106,8 +126,9 @@ def make_optimizer(
         for name, schedule in rates.items()
     }
     trained = {path: label for path, label in labels.items() if label != FROZEN}
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip,
         optax.multi_transform(adamw, traverse_util.unflatten_dict(trained, sep="/")),
     )
 

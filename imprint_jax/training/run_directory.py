@@ -33,13 +33,22 @@ MAY_CHANGE = {
     *("validation.every", "validation.batches", "preview.every", "preview.samples"),
     *("fsdp", "accumulation", "remat.dinov2", "remat.unet", "attention", "precision"),
 }
+# What a new run would write over, or take for its own.
+RUNS_OWN = ("config.json", "checkpoints", "frozen", "checksums", "damaged")
 # The fields of a source that are paths: the records' checksums count, not where they are.
 PATHS = ("records", "backgrounds")
 
 
 def holds_run(workdir: Path) -> bool:
-    """Whether a run was begun there."""
-    return (workdir / "config.json").exists()
+    """Whether a run was begun there; a released model, which has a config.json too, is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return True  # `load_config` says what is wrong with it
+    return not isinstance(content, dict) or "stage" in content
 
 
 def load_config(workdir: Path) -> Config:
@@ -94,6 +103,12 @@ def check(workdir: Path, config: Config, *, resume: bool, overwrite: bool) -> bo
     if not holds_run(workdir):
         if overwrite and workdir.exists() and any(workdir.iterdir()):
             raise InputError(f"{workdir} holds files but no run: --overwrite will not delete it.")
+        for name in RUNS_OWN:
+            if (workdir / name).exists():
+                raise InputError(
+                    f"{workdir} holds {name}, but not the config.json of a run: put it back, or"
+                    " give another --workdir."
+                )
         return False
     if overwrite:
         _check_sources_outlive(workdir, config.init_from)
@@ -205,7 +220,8 @@ def locked(workdir: Path) -> Iterator[None]:
 def begin(workdir: Path, config: Config, licences: Mapping[str, str], *, overwrite: bool) -> None:
     """Writes what a new run is started with; with `overwrite` deletes the run that is there."""
     if overwrite:
-        for path in workdir.iterdir():
+        # By config.json the folder is known for a run, should this end on the way.
+        for path in sorted(workdir.iterdir(), key=lambda path: path.name == "config.json"):
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     _forget_steps(workdir, after=0)  # of a run that ended before its first checkpoint

@@ -11,6 +11,7 @@ from rich.console import Console
 from imprint_jax.config import Config
 from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
+from imprint_jax.diffusion import sampling
 from imprint_jax.runtime import accelerators, distributed, host_memory
 from imprint_jax.training import initialize, run_directory, sharding, start, summary
 from imprint_jax.training.checkpoint import Checkpoints
@@ -62,6 +63,7 @@ def train(
         host_memory.keep_freed()
     sharding.check_batch_size(config.batch_size, config.accumulation, mesh.size)
     pipeline.check_sources(config)
+    sampling.check_timesteps(config.diffusion, config.sampling.num_steps, config.sampling.spacing)
     trainer = Trainer(config, mesh)
     if not resuming:
         initialize.check_sources(config, trainer.abstract_params)
@@ -78,7 +80,6 @@ def train(
         code = _loop(
             config, workdir, trainer, checkpoints, state, position, startup, profile, console
         )
-        checkpoints.close()
         distributed.wait_for_all("done")  # at their exit they wait for each other only briefly
     if code == 0:
         summary.say_what_next(config.stage, workdir, console)
@@ -120,7 +121,7 @@ def _loop(
     ):
         startup.done("data")
         train_step = start.compiled_step(trainer, state, meter, startup)
-        first = int(state.step) + 1
+        first, stopping = int(state.step) + 1, False
         for step in range(first, config.total_steps + 1):
             wait_start = time.monotonic()
             host_batch = next(host_batches)
@@ -151,6 +152,9 @@ def _loop(
                 meter.flush()  # nothing is saved unless every step since the last was finite
                 checkpoints.save(state, position)
             if stopping:
-                log.warning("stopped after step %d, which is saved; --resume goes on", step)
-                return stop.exit_code
+                break
+        checkpoints.close()  # signals wait until all is on disk
+        if stopping:
+            log.warning("stopped after step %d, which is saved; --resume goes on", step)
+            return stop.exit_code
     return 0

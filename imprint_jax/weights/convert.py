@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -89,16 +89,25 @@ def _to_imprint(source: Source, dst: Path, dtype: np.dtype | None, licence: str 
 
 
 def _released(source: Source, dst: Path, licence: str | None) -> dict:
-    """The config.json that `dst` will have: what is there, or the defaults, with the source's."""
-    if source.kind == "imprint":
-        return source.released
+    """The config.json that `dst` will have: what is there, or the defaults, with the source's.
+
+    Raises:
+        InputError: The two do not make one model.
+    """
     settings = {part.name: part.settings for part in source.components}
+    there = read_json(dst / "config.json") if (dst / "config.json").is_file() else {}
+    if there and ("clip" in settings or "model" not in there):
+        raise InputError(
+            f"{dst} holds a config.json to which the {', '.join(settings)} cannot be added: choose"
+            " another folder."
+        )
+    if source.kind == "imprint":
+        return _joined(source.released, settings, dst) if there else source.released
     licences = {name: licence or own for name, own in detect.licences(source).items()}
     if "clip" in settings:
         return {"clip": settings["clip"], "licences": licences}
-    if (dst / "config.json").is_file():
-        kept = read_json(dst / "config.json").get("licences", {})
-        released = release.load_config(dst).to_dict() | {"licences": kept}
+    if there:
+        released = release.load_config(dst).to_dict() | {"licences": there.get("licences", {})}
     else:
         released = Config().released().to_dict()
     released["model"] |= settings
@@ -110,6 +119,28 @@ def _released(source: Source, dst: Path, licence: str | None) -> dict:
         model["adapter"]["width"] = model["unet"]["context_width"]
     released.setdefault("licences", {}).update(licences)
     return released
+
+
+def _joined(added: dict, components: Iterable[str], dst: Path) -> dict:
+    """`dst`'s config.json with components of another released folder's.
+
+    Raises:
+        InputError: The two differ in more than the networks themselves.
+    """
+    licences = read_json(dst / "config.json").get("licences", {})
+    released, new = release.load_config(dst).to_dict(), added.get("licences", {})
+    own, other = released["model"], added["model"]
+    differ = [key for key in released if key != "model" and released[key] != added.get(key)]
+    choices = [key for key, value in own.items() if not isinstance(value, dict)]
+    differ += [f"model.{key}" for key in choices if own[key] != other.get(key)]
+    if differ:
+        raise InputError(
+            f"{dst} is of another model, which differs in {', '.join(differ)}: choose another"
+            " folder."
+        )
+    for name in components:
+        own[name] = other[name]
+    return released | {"licences": licences | {k: x for k, x in new.items() if k in components}}
 
 
 class Target(NamedTuple):

@@ -278,6 +278,10 @@ def test_mistakes_in_the_config_are_refused(stage1, stage2, data, tmp_path):
             check_sources(with_data(stage2, sources=(replace(good, **change),)))
     with pytest.raises(InputError, match="sources is empty"):
         check_sources(with_data(stage2, sources=()))
+    idle = tuple(replace(source, weight=0.0) for source in stage2.data.sources)
+    with pytest.raises(InputError, match="all weights in it are 0"):
+        check_sources(with_data(stage2, sources=idle))
+    check_sources(with_data(stage2, sources=(*idle, *stage2.data.sources)))
 
 
 def test_check_batch_names_what_is_wrong(stage1):

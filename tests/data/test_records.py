@@ -110,9 +110,10 @@ def test_writer_refuses_what_is_there_and_leaves_nothing_half_done(tmp_path):
 
 def test_missing_folder_and_split_are_refused(tmp_path):
     write(tmp_path / "d", {"train": [record()]})
-    for folder, split in ((tmp_path / "d", "test"), (tmp_path / "nothing", "train")):
-        with pytest.raises(InputError, match="no prepared data set with a split"):
-            RecordSource(folder, split)
+    with pytest.raises(InputError, match=r"has no split 'validation', only train: .*every=0"):
+        RecordSource(tmp_path / "d", "validation")
+    with pytest.raises(InputError, match="nothing is no prepared data set"):
+        RecordSource(tmp_path / "nothing", "train")
 
 
 def test_a_damaged_shard_is_named(tmp_path):

@@ -1,4 +1,5 @@
 import functools
+from dataclasses import replace
 
 import cv2
 import diffusers
@@ -37,6 +38,15 @@ def test_timesteps_equal_diffusers(num_steps):
         reference.set_timesteps(num_steps)
         ours = sampling.sampling_timesteps(1000, num_steps, spacing)
         np.testing.assert_array_equal(ours, reference.timesteps)
+
+
+def test_pure_noise_says_nothing_to_a_network_that_predicts_noise():
+    zero = DiffusionConfig(zero_terminal_snr=True, prediction_type="epsilon")
+    with pytest.raises(InputError, match="begins in pure noise, timestep 999"):
+        sampling.check_timesteps(zero, 50, "trailing")
+    sampling.check_timesteps(zero, 50, "leading")
+    sampling.check_timesteps(zero, 20, "trailing", strength=0.5)
+    sampling.check_timesteps(replace(zero, prediction_type="v_prediction"), 50, "trailing")
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])

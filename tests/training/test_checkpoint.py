@@ -51,6 +51,17 @@ def restored(workdir, trainer):
     return int(state.step), position
 
 
+def test_a_step_before_the_newest_is_not_passed_off_as_saved(run, tmp_path):
+    """Of another run in the same folder; Orbax says nothing of it."""
+    workdir, trainer, params = run
+    shutil.copytree(workdir, tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run", keep=3)
+    state = trainer.init(params).replace(step=np.int32(3))
+    with pytest.raises(RuntimeError, match="holds step 6: step 3 is not saved"):
+        checkpoints.save(state, position=30)
+    checkpoints.close()
+
+
 def damage(path, how: str) -> None:
     if how == "missing":
         path.unlink()

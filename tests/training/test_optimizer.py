@@ -34,6 +34,36 @@ def test_first_match_decides_and_everything_is_covered():
         optimizer.label_params(PARAMS, GROUPS[:2])
 
 
+def test_a_group_that_would_not_train_is_refused():
+    misspelt = (("attention", "unet/attn/", 1e-5), ("a", "adapter/", 1e-3), ("rest", "", None))
+    for groups, message in (
+        (
+            misspelt,
+            "No parameter is in group 'attention' of config.groups: its pattern 'unet/attn/'",
+        ),
+        ((("all", "", None),), "Nothing trains"),
+    ):
+        with pytest.raises(InputError, match=message):
+            optimizer.check_trained(optimizer.label_params(PARAMS, groups), groups)
+    optimizer.check_trained(optimizer.label_params(PARAMS, GROUPS), GROUPS)
+
+
+def test_gradients_are_clipped_by_one_norm_or_not_at_all():
+    labels = optimizer.label_params(PARAMS, GROUPS)
+    trained, _ = optimizer.partition(PARAMS, labels)
+    gradients = jax.tree.map(lambda x: 1e3 * jnp.ones_like(x), trained)
+    largest = {}
+    for norm in (1.0, 0.0):
+        config = OptimConfig(clip_norm=norm, b1=0.0, weight_decay=0.0)
+        tx = optimizer.make_optimizer(config, optimizer.schedules(GROUPS, 100, 0), labels)
+        _, state = tx.update(gradients, tx.init(trained), trained)
+        # With b1 = 0 the first moments are the gradients that Adam was given.
+        largest[norm] = max(float(x.max()) for x in jax.tree.leaves(state) if x.ndim)
+    entries = sum(x.size for x in jax.tree.leaves(trained))
+    assert largest[0.0] == pytest.approx(1e3, rel=1e-6)
+    assert largest[1.0] == pytest.approx(entries**-0.5, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "groups, message",
     [

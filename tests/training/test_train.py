@@ -22,7 +22,7 @@ from imprint_jax.cli import terminal
 from imprint_jax.data.batch import HEADING
 from imprint_jax.data.preparation import prepare
 from imprint_jax.models import imprint
-from imprint_jax.training import checkpoint, optimizer
+from imprint_jax.training import checkpoint, optimizer, run_directory
 from imprint_jax.training.metrics import Meter
 from imprint_jax.weights import release
 from tests.commands import ROOT, run, run_alone, start
@@ -372,6 +372,41 @@ def test_records_count_by_what_is_in_them_not_by_where_they_are(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     whole, moved = parameters(folder / "stage1"), parameters(workdir)
     assert all(np.array_equal(whole[path], moved[path]) for path in whole)
+
+
+def test_what_is_no_run_is_neither_deleted_nor_written_over(runs, tiny_release, tmp_path):
+    folder, _ = runs
+    shutil.copytree(tiny_release, tmp_path / "model")
+    shutil.copytree(folder / "stage1", tmp_path / "rest")
+    (tmp_path / "rest" / "config.json").unlink()
+    before = contents(tmp_path)
+    for name, more, message in (
+        ("model", (), "holds config.json, but not the config.json of a run"),
+        ("model", ("--overwrite",), "holds files but no run"),
+        ("model", ("--resume",), "holds config.json, but not"),
+        ("rest", (), "holds checkpoints, but not the config.json of a run"),
+        ("rest", ("--overwrite",), "holds files but no run"),
+    ):
+        code, said = run(
+            "train", "--config", folder / "tiny1.py", "--workdir", tmp_path / name, *more
+        )
+        assert code == 2 and message in said
+    code, said = run("export", folder / "stage1", tmp_path / "model")
+    assert code == 2 and "exists already" in said
+    assert contents(tmp_path) == before
+
+
+def test_overwriting_that_is_stopped_leaves_a_run(runs, tmp_path, monkeypatch):
+    folder, _ = runs
+    shutil.copytree(folder / "stage1", tmp_path / "run")
+
+    def stopped(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_directory.shutil, "rmtree", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_directory.begin(tmp_path / "run", tiny_config(1), {}, overwrite=True)
+    assert run_directory.holds_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"stage": '])

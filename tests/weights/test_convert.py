@@ -253,6 +253,31 @@ def test_components_share_a_folder(tmp_path, sd_folder, dinov2_folder):
     assert licences == {"unet": "not stated", "vae": "not stated", "dinov2": "not stated"}
 
 
+def test_a_folder_is_not_made_one_of_two_models(tmp_path, sd_folder, tiny_release):
+    """What is added leaves the rest of config.json as it was, or is refused."""
+    licences = {"unet": "MIT", "vae": "CreativeML OpenRAIL-M"}
+    whole = release.load_config(tiny_release).to_dict() | {"licences": licences}
+    for name, components in (("unet", ("unet",)), ("rest", ("dinov2", "adapter", "vae"))):
+        (tmp_path / name).mkdir()
+        for component in components:
+            shutil.copy(tiny_release / f"{component}.safetensors", tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps(whole))
+    rest = tmp_path / "rest"
+    (rest / "config.json").write_text(json.dumps(whole | {"licences": {"vae": licences["vae"]}}))
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(whole | {"context": 2.0}))
+    reference.clip().save_pretrained(tmp_path / "clip")
+    before = (rest / "config.json").read_bytes()
+    for source, message in ((tmp_path / "unet", "differs in context"), (tmp_path / "clip", "clip")):
+        with pytest.raises(InputError, match=message):
+            convert(source, rest)
+    assert (rest / "config.json").read_bytes() == before
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(whole))
+    convert(tmp_path / "unet", rest)
+    assert release.load_licences(rest) == licences
+    assert_equal(tensors_of(rest), tensors_of(tiny_release))
+    release.load(rest)
+
+
 def test_licences_travel(tmp_path, sd_folder):
     convert(sd_folder, tmp_path / "ours", licence="CreativeML OpenRAIL-M")
     card = (tmp_path / "ours/README.md").read_text()

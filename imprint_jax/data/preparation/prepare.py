@@ -121,6 +121,8 @@ def prepare(
     check_local(src)
     check_local(dst)
     src, dst, options = Path(src).absolute(), Path(dst), options or Options()
+    if dst.name in ("", ".."):
+        raise InputError(f"{dst} cannot be the folder to make: give it a name.")
     check_unused(dst)
     if name not in READERS:
         raise InputError(f"There is no reader {name!r}; known are {', '.join(READERS)}.")

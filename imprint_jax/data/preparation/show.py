@@ -77,7 +77,7 @@ def show(
     folder, out = Path(folder), Path(out)
     check_unused(out)
     records = RecordSource(folder, split)
-    kind = kind or ("pasted" if backgrounds else KINDS.get(records[0]["dataset"]))
+    kind = kind or _meant_for(records, backgrounds)
     if kind is None:
         raise InputError(f"{folder} is of a set of one's own; say how samples are made, --kind.")
     if (kind == "pasted") != bool(backgrounds):
@@ -97,6 +97,30 @@ def show(
             encoding="utf-8",
         )
     return out / "index.html"
+
+
+def recipe_for(
+    folder: str | os.PathLike,
+    *,
+    split: str = "train",
+    kind: str | None = None,
+    backgrounds: str | os.PathLike | None = None,
+) -> str:
+    """The paper's recipe for samples of this kind, "stage1" or "stage2"; as `show` takes them.
+
+    Raises:
+        InputError: The data set is not usable.
+    """
+    kind = kind or _meant_for(RecordSource(folder, split), backgrounds)
+    return f"stage{_stage(kind)}"
+
+
+def _meant_for(records: RecordSource, backgrounds: str | os.PathLike | None) -> str | None:
+    return "pasted" if backgrounds else KINDS.get(records[0]["dataset"])
+
+
+def _stage(kind: str | None) -> int:
+    return 1 if kind == "views" else 2
 
 
 def _spread(count: int, num: int) -> list[int]:
@@ -136,13 +160,12 @@ def _samples(
     num: int,
     building: Path,
 ) -> list[str]:
-    stage = 1 if kind == "views" else 2
     source: Any = dict(
         kind=kind, records=str(folder), weight=1.0, backgrounds=str(backgrounds or "")
     )
     try:
         data = replace(config.data, split=split, sources=(source,))
-        settings = replace(config, stage=stage, data=data)
+        settings = replace(config, stage=_stage(kind), data=data)
         transform = make_transform(settings, *settings.data.sources)
     except InputError as error:
         return ["<h2>Training samples</h2>", f"<p>None: {html.escape(str(error))}</p>"]

@@ -185,7 +185,7 @@ def test_show_refuses_what_it_cannot_do(sets, tmp_path):
         (tmp_path / "own", {}, "of a set of one's own; say how"),
         (sets / "object_records", dict(kind="pasted"), "needs --backgrounds"),
         (sets / "object_records", dict(kind="views", backgrounds=photos), "needs --backgrounds"),
-        (sets / "object_records", dict(split="test"), "no prepared data set with a split 'test'"),
+        (sets / "object_records", dict(split="test"), "has no split 'test', only train"),
     ]:
         with pytest.raises(InputError, match=message):
             show(Config(), folder, tmp_path / "page", **options)
