@@ -159,7 +159,10 @@ def evaluate(
     entries = manifests.read(manifest)
     manifests.check_files(entries)
     described = manifests.describe(manifest, entries)
-    methods = _with_earlier(report.earlier_results(out, described), folders, entries)
+    earlier = report.earlier_results(out, described)
+    if not earlier and (out / "summary.json").is_file():
+        note(f"{out} holds a report of other compositions, which is replaced")
+    methods = _with_earlier(earlier, folders, entries)
     if not methods:
         raise InputError("Give --results, --model or --baseline: something to measure.")
     for name in compare if any(compare) else ():
