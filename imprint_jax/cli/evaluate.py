@@ -160,8 +160,6 @@ def evaluate(
     manifests.check_files(entries)
     described = manifests.describe(manifest, entries)
     earlier = report.earlier_results(out, described)
-    if not earlier and (out / "summary.json").is_file():
-        note(f"{out} holds a report of other compositions, which is replaced")
     methods = _with_earlier(earlier, folders, entries)
     if not methods:
         raise InputError("Give --results, --model or --baseline: something to measure.")
@@ -169,6 +167,7 @@ def evaluate(
         if name not in methods:
             raise InputError(f"--compare: there is no method {name!r}.")
     evaluation.find_shots(entries, dict(result_folders))
+    wrong = manifests.with_other_objects(entries) if wrong_object else []
     segmenter = Segmenter(segment) if segment else None
     use_compilation_cache()
     measures = evaluation.load_measures(
@@ -186,10 +185,11 @@ def evaluate(
     names, worst = evaluation.sortable(entries, measures), worst or f"{Path(encoder).name}_encoder"
     if worst not in names:
         raise InputError(f"--worst is {worst!r}; with these weights use one of {', '.join(names)}.")
-    wrong = manifests.with_other_objects(entries) if wrong_object else []
     if segmenter:
         entries = evaluation.with_cut_outs(entries, segmenter, out / "objects")
         wrong = evaluation.with_cut_outs(wrong, segmenter, out / "objects")
+    if not earlier and (out / "summary.json").is_file():
+        note(f"{out} holds a report of other compositions, which is replaced")
     settings = Settings(num_steps=steps, strength=strength)
     for name in baseline or []:
         evaluation.baseline_results(name, entries, folders[name], track)

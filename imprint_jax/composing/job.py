@@ -228,8 +228,9 @@ def unfinished(
     still_holds = lambda line: _still_holds(line, by_id.get(line["id"]), out)
     for listed in lines.keys() if alone else lines.keys() & {path}:
         kept = {line["id"]: text for line, text in lines[listed] if still_holds(line)}
-        with atomic_file(listed) as file:
-            file.write_text("".join(kept.values()), encoding="utf-8")
+        if listed == path or len(kept) < len(lines[listed]):
+            with atomic_file(listed) as file:
+                file.write_text("".join(kept.values()), encoding="utf-8")
     finished = {line["id"] for line in done if still_holds(line)}
     return [entry for entry in entries if entry.id not in finished]
 

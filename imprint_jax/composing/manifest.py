@@ -24,10 +24,11 @@ DIR/foreground, DIR/foreground_mask (unless the foreground has transparency) and
 DIR/bbox, whose text files hold X0 Y0 X1 Y1; DIR/target, if there are true composites.
 """
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,9 @@ class Entry:
         fields |= {name: value for name, value in options.items() if value is not None}
         return Request(self.background, objects, **fields)
 
-    def digests(self) -> list[str]:
+    def digests(self, hash_of: Callable[[Path], str] = file_hash) -> list[str]:
         """What is in the files that it names; "" for one that is missing."""
-        return [file_hash(path)[:16] if path.is_file() else "" for path in self.files()]
+        return [hash_of(path)[:16] if path.is_file() else "" for path in self.files()]
 
 
 def _placement(one: ObjectEntry, segmenter: Segmenter | None) -> Placement:
@@ -174,7 +175,8 @@ def describe(path: Path, entries: Sequence[Entry]) -> dict:
         The path, the file's SHA-256 (None of a folder), a SHA-256 of what the entries say and of
         the pictures they name, and how many entries and objects; for JSON.
     """
-    content = [[entry.line, entry.digests()] for entry in entries]
+    hash_of = functools.cache(file_hash)  # entries share photos
+    content = [[entry.line, entry.digests(hash_of)] for entry in entries]
     return {
         "path": str(path),
         "sha256": None if path.is_dir() else file_hash(path),

@@ -384,5 +384,5 @@ def _no_split(folder: Path, split: str) -> InputError:
         return InputError(f"{folder} is no prepared data set; `imprint data prepare` makes one.")
     hint = "prepare it with --splits or --fractions, which say what is held out"
     if split == "validation":
-        hint += ", or train with --config.validation.every=0 --config.preview.every=0"
+        hint += "; a training with --config.validation.every=0 --config.preview.every=0 needs none"
     return InputError(f"{folder} has no split {split!r}, only {', '.join(there)}: {hint}.")

@@ -127,10 +127,12 @@ def check_timesteps(
     """
     timesteps = sampling_timesteps(config.num_train_timesteps, num_steps, spacing, strength)
     if config.prediction_type == "epsilon" and not process.noise_schedule(config)[timesteps].all():
+        least = round(1 / (1 - LATEST_START))  # fewer begin at the end, whatever the spacing
+        other = 'the spacing "leading"' if spacing == "trailing" else f"{least} steps or more"
         raise InputError(
             f"With zero_terminal_snr sampling begins in pure noise, timestep {timesteps[0]}, where"
-            ' prediction_type "epsilon" says nothing of the picture: use "v_prediction", or the'
-            ' spacing "leading".'
+            ' prediction_type "epsilon" says nothing of the picture: use "v_prediction", or'
+            f" {other}."
         )
 
 

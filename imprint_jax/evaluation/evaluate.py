@@ -282,7 +282,7 @@ def _with_holes_of(folder: Path, entries: Iterable[Entry]) -> list[Entry]:
     """The entries with the holes into which a folder's pictures were composed."""
     recorded = job.recorded(folder)
     how = recorded | recorded.get("settings", {})
-    shape = {name: how[name] for name in HOLES if how.get(name)}
+    shape = {name: how[name] for name in HOLES if how.get(name) is not None}
     return [replace(entry, read_as=entry.read_as | shape) for entry in entries]
 
 

@@ -100,8 +100,8 @@ class Identity:
                 cosines.append(similar[own].mean())
                 hits.append(float(int(similar.argmax()) in right))
                 guesses.append(len(right) / len(gallery))
-                if (shot.entry.id, index) in targets:
-                    target = targets[shot.entry.id, index]
+                if (shot.method, shot.entry.id, index) in targets:
+                    target = targets[shot.method, shot.entry.id, index]
                     to_truth.append(float(cosine(results[shot, index], target)))
             row = {self.name: self._value(cosines)}
             if to_truth:
@@ -140,7 +140,7 @@ class Identity:
                 if entry.target:
                     truth = Shot("", entry, 0, entry.target)
                     key = key_of(store.key(truth, self.settings), str(index))
-                    targets[entry.id, index] = key
+                    targets[shot.method, entry.id, index] = key
                     items[key] = functools.partial(self._result_item, entry, entry.target, index)
                 for view in range(len(one.views)):
                     name = _view_key(one, view, store)

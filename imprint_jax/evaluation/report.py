@@ -195,7 +195,7 @@ def comparison_table(compared: dict[str, dict], first: str, second: str) -> Tabl
 
 
 def earlier_results(out: Path, manifest: dict) -> dict[str, Path]:
-    """The methods of the report that is in a folder, if it is one of the same manifest.
+    """The methods of the report that is in a folder, if it is one of the same compositions.
 
     Args:
         out: The report's folder.
@@ -208,7 +208,9 @@ def earlier_results(out: Path, manifest: dict) -> dict[str, Path]:
     if not file.is_file():
         return {}
     before = json.loads(file.read_text())
-    if before["manifest"].get("content_sha256") != manifest["content_sha256"]:
+    old = "content_sha256" not in before["manifest"]  # of a time before
+    same = ["sha256", "entries", "objects"] if old else ["content_sha256"]
+    if any(before["manifest"].get(key) != manifest[key] for key in same):
         return {}
     return {method: Path(origin["folder"]) for method, origin in before["made"].items()}
 

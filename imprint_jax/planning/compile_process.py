@@ -33,10 +33,11 @@ def plan(
     """
     order = {"request": dataclasses.asdict(request), "folders": [str(x) for x in folders]}
     answer = None
-    with tempfile.TemporaryFile("w+") as errors:
+    # What the compiler writes beside goes with the folder, however the process ends.
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             [sys.executable, "-m", "imprint_jax.planning.compile_process", json.dumps(order)],
-            env=os.environ | environment(request),
+            env=os.environ | environment(request) | {"TMPDIR": folder},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

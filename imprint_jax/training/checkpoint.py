@@ -89,6 +89,9 @@ class Checkpoints:
         Args:
             state: The state after a step.
             position: Samples taken from the data so far, over all hosts.
+
+        Raises:
+            RuntimeError: The folder holds a later step, of another run.
         """
         step = int(state.step)
         if step in self.manager.all_steps():

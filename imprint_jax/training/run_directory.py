@@ -159,13 +159,15 @@ def _differences(before: Config, after: Config) -> list[str]:
 
 
 def _checksums(config: Config) -> list[dict[str, str]]:
-    """Of the records of each source, by field.
+    """Of the records of each source, by field; nothing of one that is not read.
 
     Raises:
         InputError: There are none, or they have no checksums.
     """
     return [
         {field: content_hash(path) for field in PATHS if (path := getattr(source, field))}
+        if source.weight
+        else {}
         for source in config.data.sources
     ]
 
@@ -218,7 +220,12 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def begin(workdir: Path, config: Config, licences: Mapping[str, str], *, overwrite: bool) -> None:
-    """Writes what a new run is started with; with `overwrite` deletes the run that is there."""
+    """Writes what a new run is started with; with `overwrite` deletes the run that is there.
+
+    Raises:
+        InputError: Records have no checksums; nothing is deleted then.
+    """
+    checksums = json.dumps(_checksums(config), indent=2)
     if overwrite:
         # By config.json the folder is known for a run, should this end on the way.
         for path in sorted(workdir.iterdir(), key=lambda path: path.name == "config.json"):
@@ -226,7 +233,7 @@ def begin(workdir: Path, config: Config, licences: Mapping[str, str], *, overwri
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     _forget_steps(workdir, after=0)  # of a run that ended before its first checkpoint
     _write(workdir / "licences.json", json.dumps(licences, indent=2))
-    _write(workdir / "records.json", json.dumps(_checksums(config), indent=2))
+    _write(workdir / "records.json", checksums)
     _write(workdir / "config.json", json.dumps(config.to_dict(), indent=2))
 
 

@@ -50,7 +50,6 @@ class Trainer:
             config.model, self.dtype, config.remat, Attention(target, config.attention)
         )
         self.labels = optimizer.label_params(self.abstract_params, config.groups)
-        optimizer.check_trained(self.labels, config.groups)
         self.tx = optimizer.make_optimizer(config.optim, self.rates(), self.labels)
         self.abstract_state = jax.eval_shape(self._new_state, self.abstract_params)
         self.state_sharding = sharding.state_sharding(mesh, self.abstract_state)

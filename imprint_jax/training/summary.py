@@ -52,7 +52,7 @@ def _lines(config: Config, trainer: Trainer) -> Iterator[str]:
         f"memory   {held / GIB:.2f} GiB a device for weights, averages and moments ({mesh});"
         " `imprint plan` finds what a step needs besides"
     )
-    for source in config.data.sources:
+    for source in (source for source in config.data.sources if source.weight):
         count = len(pipeline.make_transform(config, source))
         yield f"data     {source.records}: {count:,} pairs of kind {source.kind}"
     for component, source in vars(config.init_from).items():

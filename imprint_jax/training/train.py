@@ -13,7 +13,14 @@ from imprint_jax.data import batch as batches
 from imprint_jax.data import pipeline
 from imprint_jax.diffusion import sampling
 from imprint_jax.runtime import accelerators, distributed, host_memory
-from imprint_jax.training import initialize, run_directory, sharding, start, summary
+from imprint_jax.training import (
+    initialize,
+    optimizer,
+    run_directory,
+    sharding,
+    start,
+    summary,
+)
 from imprint_jax.training.checkpoint import Checkpoints
 from imprint_jax.training.metrics import Meter
 from imprint_jax.training.profiler import Profiler
@@ -63,9 +70,12 @@ def train(
         host_memory.keep_freed()
     sharding.check_batch_size(config.batch_size, config.accumulation, mesh.size)
     pipeline.check_sources(config)
-    sampling.check_timesteps(config.diffusion, config.sampling.num_steps, config.sampling.spacing)
     trainer = Trainer(config, mesh)
-    if not resuming:
+    if not resuming:  # a run that has begun cannot change these
+        optimizer.check_trained(trainer.labels, config.groups)
+        sampling.check_timesteps(
+            config.diffusion, config.sampling.num_steps, config.sampling.spacing
+        )
         initialize.check_sources(config, trainer.abstract_params)
     if dry_run:
         summary.show(config, trainer, console, verbose=verbose)
@@ -153,7 +163,7 @@ def _loop(
                 checkpoints.save(state, position)
             if stopping:
                 break
-        checkpoints.close()  # signals wait until all is on disk
+        checkpoints.close()  # a signal to stop does not end it before all is on disk
         if stopping:
             log.warning("stopped after step %d, which is saved; --resume goes on", step)
             return stop.exit_code

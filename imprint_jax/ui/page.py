@@ -121,7 +121,7 @@ def build(studio: Studio, examples: Path | None = None) -> gr.Blocks:
             layers = (board or {}).get("layers") or []
             shown, paths = [(photo_file, "the photo")], []
             try:
-                # What is yielded is shown; a click on Cancel ends it there.
+                # What is yielded is shown; Cancel ends it when the batch at work is done.
                 for file in studio.compose(
                     Path(object_file),
                     Path(mask_file) if mask_file else None,

@@ -1,5 +1,6 @@
 """What the page does, without the page: uploads and a drawing in, finished pictures out."""
 
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from imprint_jax.weights import release
 
 # The hole is drawn on a picture of this many pixels at most, whatever the photo's size. Ours.
 DRAWING_SIDE = 768
-# Uploads and results are deleted when they are older than this many seconds. Ours.
+# At a click, uploads and results are deleted that are older than this many seconds. Ours.
 KEPT_SECONDS = 6 * 3600
 # Pictures of one click, at most. Ours.
 MOST_PICTURES = 8
@@ -80,7 +81,7 @@ class Studio:
         layers: Sequence[np.ndarray],
         choices: Choices,
     ) -> Iterator[Path]:
-        """Composes one picture after the other; callers wait for each other's.
+        """Composes; callers wait for each other's batches.
 
         Args:
             object_file: The object's picture.
@@ -140,8 +141,9 @@ class Studio:
 
     def _delete_old(self) -> None:
         for folder in Path(self._files.name).iterdir():
-            if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another click deleted it
+                if folder.stat().st_mtime < time.time() - KEPT_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def drawing_board(photo_file: Path) -> np.ndarray:

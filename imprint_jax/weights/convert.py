@@ -13,7 +13,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from imprint_jax.config.fields import Config, ModelConfig
+from imprint_jax.config.fields import Config, ModelConfig, ReleasedConfig
 from imprint_jax.errors import InputError
 from imprint_jax.runtime.files import atomic_folder
 from imprint_jax.weights import clip, detect, dinov2, mapping, peers, release, stable_diffusion
@@ -127,12 +127,13 @@ def _joined(added: dict, components: Iterable[str], dst: Path) -> dict:
     Raises:
         InputError: The two differ in more than the networks themselves.
     """
-    licences = read_json(dst / "config.json").get("licences", {})
-    released, new = release.load_config(dst).to_dict(), added.get("licences", {})
-    own, other = released["model"], added["model"]
-    differ = [key for key in released if key != "model" and released[key] != added.get(key)]
+    licences = read_json(dst / "config.json").get("licences", {}), added.get("licences", {})
+    config = ReleasedConfig.of({key: x for key, x in added.items() if key != "licences"})
+    released, new = release.load_config(dst).to_dict(), config.to_dict()
+    own, other = released["model"], new["model"]
+    differ = [key for key in released if key != "model" and released[key] != new[key]]
     choices = [key for key, value in own.items() if not isinstance(value, dict)]
-    differ += [f"model.{key}" for key in choices if own[key] != other.get(key)]
+    differ += [f"model.{key}" for key in choices if own[key] != other[key]]
     if differ:
         raise InputError(
             f"{dst} is of another model, which differs in {', '.join(differ)}: choose another"
@@ -140,7 +141,8 @@ def _joined(added: dict, components: Iterable[str], dst: Path) -> dict:
         )
     for name in components:
         own[name] = other[name]
-    return released | {"licences": licences | {k: x for k, x in new.items() if k in components}}
+    kept, brought = licences
+    return released | {"licences": kept | {k: x for k, x in brought.items() if k in components}}
 
 
 class Target(NamedTuple):

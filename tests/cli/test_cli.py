@@ -18,6 +18,7 @@ import imprint_jax
 from imprint_jax import cli
 from imprint_jax.cli.data import _beam_options
 from imprint_jax.cli.terminal import Lines, console
+from imprint_jax.data.preparation.show import recipe_for
 from imprint_jax.images import read_image
 from imprint_jax.weights import release
 from tests.commands import run
@@ -274,6 +275,8 @@ def test_data_check_and_show(tmp_path):
         "data", "show", objects, "--out", tmp_path / "page", "--backgrounds", photos, "--num", 2
     )
     assert code == 0 and (tmp_path / "page" / "index.html").exists()
+    assert recipe_for(objects) == "stage1"  # views are made as stage 1 makes them
+    assert recipe_for(objects, backgrounds=photos) == recipe_for(photos) == "stage2"
 
     (shard,) = Path(objects).glob("*array_record-00000-of-*")
     shard.write_bytes(shard.read_bytes()[:-1])

@@ -44,6 +44,9 @@ def test_pure_noise_says_nothing_to_a_network_that_predicts_noise():
     zero = DiffusionConfig(zero_terminal_snr=True, prediction_type="epsilon")
     with pytest.raises(InputError, match="begins in pure noise, timestep 999"):
         sampling.check_timesteps(zero, 50, "trailing")
+    with pytest.raises(InputError, match="or 5 steps or more"):
+        sampling.check_timesteps(zero, 4, "leading")
+    sampling.check_timesteps(zero, 5, "leading")
     sampling.check_timesteps(zero, 50, "leading")
     sampling.check_timesteps(zero, 20, "trailing", strength=0.5)
     sampling.check_timesteps(replace(zero, prediction_type="v_prediction"), 50, "trailing")

@@ -385,20 +385,39 @@ def test_a_method_whose_pictures_are_gone_cannot_be_compared(folder, tmp_path):
     assert code == 2 and "Give --results, --model or --baseline" in said
 
 
-def test_results_are_measured_in_the_holes_they_were_composed_into(folder, tmp_path):
-    line = {"id": "one", "pictures": [], "entry": {}, "model_sha256": "", "dtype": "float32"}
-    settings = {"num_steps": 2, "mask_level": None, "scribble": False, "invert_mask": True}
-    line |= {"settings": settings, "mask_sigmas": [1.0, 2.0]}
-    shutil.copytree(folder / "truth", tmp_path / "inverted")
-    (tmp_path / "inverted" / "results.jsonl").write_text(json.dumps(line) + "\n")
-    entries = manifest.read(folder / "set" / "manifest.jsonl")
-    results = {"inverted": tmp_path / "inverted", "truth": folder / "truth"}
-    shots = {
-        shot.method: shot.entry.request() for shot in evaluate.find_shots(entries[:1], results)
-    }
-    inverted, drawn = shots["inverted"], shots["truth"]
-    np.testing.assert_array_equal(inverted.parts[0].hole, ~drawn.parts[0].hole)
-    assert (inverted.mask_sigmas, inverted.mask_level) == ([1.0, 2.0], drawn.mask_level)
+@pytest.fixture
+def composed(folder, tmp_path):
+    """A function that makes results of `truth`, which say that they were composed in some way."""
+
+    def make(name: str, **settings) -> Path:
+        line = {"id": "one", "pictures": [], "entry": {}, "model_sha256": "", "dtype": "float32"}
+        line |= {"settings": {"num_steps": 2, "mask_level": None} | settings}
+        line |= {"mask_sigmas": [1.0, 2.0]}
+        shutil.copytree(folder / "truth", tmp_path / name)
+        (tmp_path / name / "results.jsonl").write_text(json.dumps(line) + "\n")
+        return tmp_path / name
+
+    return make
+
+
+@pytest.mark.parametrize("how", [{}, {"mask_level": 0}, {"invert_mask": True}])
+def test_results_are_measured_in_the_holes_they_were_composed_into(folder, composed, how):
+    entry = dataclasses.replace(manifest.read(folder / "set" / "manifest.jsonl")[0], mask_level=3)
+    (shot, _) = evaluate.find_shots([entry], {"composed": composed("composed", **how)})
+    request, expected = shot.entry.request(), entry.request(mask_sigmas=(1.0, 2.0), **how)
+    np.testing.assert_array_equal(request.parts[0].hole, expected.parts[0].hole)
+    other = entry.request(mask_sigmas=(1.0, 2.0)).parts[0].hole
+    assert np.array_equal(request.parts[0].hole, other) == (not how)
+
+
+def test_the_truth_is_seen_in_the_hole_of_each_method(folder, composed):
+    """Both methods made the truth, in holes of different shapes."""
+    entries = manifest.read(folder / "set" / "manifest.jsonl")[:2]
+    results = {"drawn": folder / "truth", "boxes": composed("boxes", mask_level=3)}
+    measures = evaluate.load_measures()
+    found = evaluate.evaluate(entries, results, measures, folder / "cache", track=untracked)
+    for row in found.rows:
+        assert row["mini_encoder_truth"] == pytest.approx(100, abs=1e-3)
 
 
 def test_objects_without_masks_are_found(tmp_path):

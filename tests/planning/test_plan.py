@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -292,3 +293,12 @@ def test_chips_are_described_to_their_compilers():
             text = compiling.gpu_description(accelerator)
             assert f"device_memory_size: {int(accelerator.memory)}" in text
             assert compiling.target(name).flash_width >= 128
+
+
+def test_the_text_of_a_program_is_libtpus_own_where_there_is_one(tmp_path):
+    program = SimpleNamespace(as_text=lambda: "by jax")
+    assert compiling._printed(program, tmp_path) == "by jax"
+    for name, text in (("helper.after_codegen", "?"), ("step.after_codegen", "by libtpu"),
+                       ("step.before_optimizations", "not yet compiled")):  # fmt: skip
+        (tmp_path / f"{name}.txt").write_text(text)
+    assert compiling._printed(program, tmp_path) == "by libtpu"

@@ -21,6 +21,7 @@ from imprint_jax import config, images
 from imprint_jax.cli import terminal
 from imprint_jax.data.batch import HEADING
 from imprint_jax.data.preparation import prepare
+from imprint_jax.errors import InputError
 from imprint_jax.models import imprint
 from imprint_jax.training import checkpoint, optimizer, run_directory
 from imprint_jax.training.metrics import Meter
@@ -396,6 +397,22 @@ def test_what_is_no_run_is_neither_deleted_nor_written_over(runs, tiny_release, 
     assert contents(tmp_path) == before
 
 
+def test_a_run_is_not_deleted_for_one_whose_records_are_gone(runs, tmp_path):
+    folder, _ = runs
+    shutil.copytree(folder / "stage1", tmp_path / "run")
+    before = contents(tmp_path)
+    c = tiny_config(1)
+    gone = replace(c.data.sources[0], records=str(tmp_path / "gone"))
+    with_source = lambda source: replace(c, data=replace(c.data, sources=(source,)))
+    with pytest.raises(InputError, match="gone"):
+        run_directory.begin(tmp_path / "run", with_source(gone), {}, overwrite=True)
+    assert contents(tmp_path) == before
+    # What is not read need not be there.
+    idle = with_source(replace(gone, weight=0.0))
+    run_directory.begin(tmp_path / "run", idle, {}, overwrite=True)
+    assert json.loads((tmp_path / "run" / "records.json").read_text()) == [{}]
+
+
 def test_overwriting_that_is_stopped_leaves_a_run(runs, tmp_path, monkeypatch):
     folder, _ = runs
     shutil.copytree(folder / "stage1", tmp_path / "run")
@@ -404,8 +421,9 @@ def test_overwriting_that_is_stopped_leaves_a_run(runs, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_directory.shutil, "rmtree", stopped)
+    config = run_directory.load_config(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        run_directory.begin(tmp_path / "run", tiny_config(1), {}, overwrite=True)
+        run_directory.begin(tmp_path / "run", config, {}, overwrite=True)
     assert run_directory.holds_run(tmp_path / "run")
 
 

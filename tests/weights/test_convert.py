@@ -276,6 +276,11 @@ def test_a_folder_is_not_made_one_of_two_models(tmp_path, sd_folder, tiny_releas
     assert release.load_licences(rest) == licences
     assert_equal(tensors_of(rest), tensors_of(tiny_release))
     release.load(rest)
+    # What went to PyTorch comes back into the same folder.
+    convert(tmp_path / "unet", tmp_path / "torch", to="torch")
+    (rest / "unet.safetensors").unlink()
+    convert(tmp_path / "torch", rest)
+    assert_equal(tensors_of(rest), tensors_of(tiny_release))
 
 
 def test_licences_travel(tmp_path, sd_folder):

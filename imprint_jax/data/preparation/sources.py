@@ -609,9 +609,11 @@ def _jsons(folder: Path) -> list[Path]:
         return []
     if folder.name == "annotations":
         return sorted(folder.glob("instances_*.json"))
-    contents = {path: _read_any_json(path) for path in sorted(folder.glob("*.json"))}
-    parts = {"images", "annotations"}
-    return [path for path, x in contents.items() if isinstance(x, dict) and parts <= x.keys()]
+    return [path for path in sorted(folder.glob("*.json")) if _describes(_read_any_json(path))]
+
+
+def _describes(content: object) -> bool:
+    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
 
 
 def _coco_groups(path: Path, folder: Path) -> Iterator[Group | Reject]:

@@ -563,3 +563,11 @@ def test_without_beam_the_user_is_told_how_to_get_it(tmp_path, renders, monkeypa
     with pytest.raises(InputError, match=r"imprint_jax\[beam\]"):
         prepare("objaverse", renders, tmp_path / "d", beam=[])
     assert not (tmp_path / ".d.building").exists()
+
+
+@pytest.mark.parametrize("dst", [".", ".."])
+def test_the_folder_to_make_needs_a_name(tmp_path, monkeypatch, dst):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="cannot be the folder to make"):
+        prepare("photos", tmp_path, dst)
