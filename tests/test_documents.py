@@ -49,7 +49,7 @@ def test_every_document_with_commands_is_read():
     assert sum(len(commands(document)) for document in DOCUMENTS) > 60
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_readmes_commands_run_one_after_the_other(tmp_path):
     """As a newcomer would, from the first picture to one by a model of their own."""
     (tmp_path / "data").mkdir()

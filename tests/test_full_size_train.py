@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 RECIPE = """
@@ -23,6 +25,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_trains_is_killed_goes_on_exports_and_composes(tiny_release, tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE)

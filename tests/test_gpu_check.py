@@ -214,7 +214,7 @@ def test_the_sampler_takes_what_it_is_measured_with():
     assert sampler.program.out_info[0].shape == (2, 32, 32, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_part_at_small_size(tmp_path):
     command = [sys.executable, SCRIPTS / "gpu_check.py", "--minutes", "30", "--size", "mini"]
     command += ["--eager", "--out", tmp_path]

@@ -59,6 +59,7 @@ def held_out(tmp_path_factory):
     return batch | {"index": np.arange(200, dtype=np.int32)}, groups
 
 
+@pytest.mark.slow
 def test_the_right_objects_tokens_help(mini, held_out):
     settings, graphdef, params = mini
     batch, groups = held_out
@@ -131,7 +132,9 @@ def looks_like(picture, view, photo, hole):
     return nearer.reshape(hole.shape) & (hole | ring_around(hole, 40))
 
 
-@pytest.mark.parametrize("name, view", [("cap", "030"), ("chicken", "004")])
+@pytest.mark.parametrize(
+    "name, view", [("cap", "030"), pytest.param("chicken", "004", marks=pytest.mark.slow)]
+)
 def test_the_hole_decides_the_shape(name, view):
     """One object in a wide and in a tall hole, from pure noise: its colours fill it each time."""
     compositor = Compositor.from_pretrained("mini")

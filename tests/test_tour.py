@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from tests.commands import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tour_runs(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "data/samples", tmp_path / "data/samples")
     (tmp_path / "docs").mkdir()

@@ -32,7 +32,7 @@ def test_a_run_is_done_when_its_last_step_is_saved(tmp_path):
     assert train_against_clock.is_done(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_stages_in_the_time_there_is(tmp_path):
     recipes = write_scale(tmp_path)
     stage2 = (recipes / "stage2.py").read_text()

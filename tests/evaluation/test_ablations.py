@@ -140,6 +140,7 @@ def test_weights_of_one_encoder_are_not_given_to_another():
         ablations.variants("single_stage,clip_encoder", "mini", overrides=start)
 
 
+@pytest.mark.slow
 def test_every_ablation_can_train(tmp_path, monkeypatch):
     """All that `train` does up to the first step, which is traced; compiling takes ten seconds."""
 
@@ -310,6 +311,7 @@ def test_the_command_reads_the_test_split_of_the_scales_records(
     assert set(handed_over["records"].index["group_names"]) == {"object2", "object3"}
 
 
+@pytest.mark.slow
 def test_a_suite_trains_measures_and_tabulates_once(tiny_release, tmp_path, caplog):
     caplog.set_level(logging.INFO, "imprint_jax.evaluation.ablations")
     scale = str(write_scale(tmp_path))

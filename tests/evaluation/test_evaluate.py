@@ -315,6 +315,7 @@ def test_the_command(folder, tmp_path, monkeypatch):
     assert (tmp_path / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_two_runs_write_the_same_bytes(folder, tiny_release, tmp_path, monkeypatch):
     manifest_file = folder / "set" / "manifest.jsonl"
     written = []

@@ -13,7 +13,7 @@ from tests.commands import ROOT
 from tests.planning import small_program
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("accelerator", ["h100", "tpu-v5e"])
 def test_a_small_program_compiles(accelerator):
     if compiling.installed_compiler(accelerator) is None:

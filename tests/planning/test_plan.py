@@ -77,6 +77,7 @@ def test_a_whole_step(tiny_plan):
     assert 0 <= traffic["all-reduce"] - (size(state.trained) - cut) < 1000
 
 
+@pytest.mark.slow
 def test_a_large_mesh_extrapolated_is_as_if_compiled(recipe, monkeypatch):
     arguments = recipe, ["--config.batch_size=16", "--config.accumulation=1"], 8, "data=4,fsdp=2"
     whole = compile_process.plan(plan.training_request(*arguments))
@@ -147,7 +148,7 @@ def test_published_plans_can_be_read():
         assert kept.peak >= kept.resident or kept.out_of_memory
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_published_plans_are_of_the_programs_as_they_are(tmp_path):
     """Whoever changes a full-size program makes its plans anew: docs/planning.md."""
     published = kept_plans.published_folder()

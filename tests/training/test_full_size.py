@@ -49,7 +49,7 @@ CASES = [
     pytest.param(
         c,
         target,
-        marks=() if kind == "H100" or name in ("stage1", "stage2") else pytest.mark.slow,
+        marks=() if kind == "H100" or name in ("stage1", "stage2") else pytest.mark.long,
         id=f"{name}-{kind}",
     )
     for name, c in programs().items()

@@ -16,7 +16,7 @@ MESH = {"data": 2, "fsdp": 4}
 COLLECTIVE = r"= (.*?) (all-gather|all-reduce|reduce-scatter)(?:-start)?\("
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradients_are_summed_in_float32():
     if compiling.installed_compiler("h100") is None:
         pytest.skip("XLA:GPU is not installed")

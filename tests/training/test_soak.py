@@ -70,7 +70,7 @@ def test_the_table_counts_what_happened():
     assert "same losses to 1e-05; something was lost: 1." in table
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_short_soak_loses_nothing(tmp_path):
     recipe = write_scale(tmp_path) / "stage1.py"
     command = [sys.executable, ROOT / "scripts/soak.py", recipe, tmp_path / "soak"]

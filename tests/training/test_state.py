@@ -61,8 +61,8 @@ def alone(stage: int):
     "stage, devices, fsdp, changes",
     [
         (1, 8, 4, dict(accumulation=2)),
-        (2, 2, 1, dict(accumulation=4)),
-        (2, 8, 8, dict()),
+        pytest.param(2, 2, 1, dict(accumulation=4), marks=pytest.mark.slow),
+        pytest.param(2, 8, 8, dict(), marks=pytest.mark.slow),
         (2, 2, 2, dict(remat=dict(dinov2=True, unet=True))),
         (2, 1, 1, dict(attention="chunked")),
     ],
@@ -90,6 +90,7 @@ def losses_of_20_steps(c, params, where: Mesh) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, devices, fsdp, accumulation", [(1, 2, 1, 1), (2, 8, 4, 2)])
 def test_losses_over_20_steps_do_not_depend_on_how_the_work_is_cut(
     stage, devices, fsdp, accumulation, small_parts

@@ -147,6 +147,7 @@ def test_stage_2_starts_from_stage_1_and_trains_what_it_should(runs):
         np.testing.assert_allclose(released[path], value, rtol=1e-3, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_the_run(runs, number, code):
     folder, _ = runs
@@ -168,6 +169,7 @@ def test_a_signal_saves_and_ends_the_run(runs, number, code):
     assert steps == [done]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(runs):
     folder, _ = runs
     workdir = folder / "nonfinite"
@@ -230,6 +232,7 @@ def test_a_dry_run_shows_and_writes_nothing(runs, monkeypatch):
     assert not (folder / "dry").exists()
 
 
+@pytest.mark.slow
 def test_validation_and_previews(runs):
     folder, _ = runs
     held_out = folder / "held_out"
@@ -267,6 +270,7 @@ def start_processes(count: int, port: int, *args):
     return [start(*args, *where, "--process-id", i, devices=1) for i in range(count)]
 
 
+@pytest.mark.slow
 def test_processes_stop_together_and_one_goes_on_alone(runs, unused_port):
     folder, _ = runs
     workdir = folder / "together"
@@ -296,6 +300,7 @@ def test_processes_stop_together_and_one_goes_on_alone(runs, unused_port):
     np.testing.assert_allclose([x["loss"] for x in together[:6]], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere(runs, unused_port):
     """Stopped on 2 devices, resumed by 4 processes with the parameters cut: the same losses."""
     folder, _ = runs
@@ -319,6 +324,7 @@ def test_a_run_goes_on_elsewhere(runs, unused_port):
         assert moved[step] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_leaves_older_checkpoints(runs):
     folder, _ = runs
     workdir = folder / "full"
@@ -351,6 +357,7 @@ def test_a_used_workdir_is_not_touched(runs):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_records_count_by_what_is_in_them_not_by_where_they_are(runs, tmp_path):
     folder, _ = runs
     workdir = tmp_path / "run"
@@ -467,6 +474,7 @@ def test_a_run_is_not_deleted_for_one_that_cannot_start(runs, tmp_path):
         assert contents(workdir) == before
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_what_it_started_from(runs, tmp_path):
     folder, _ = runs
     workdir = tmp_path / "run"

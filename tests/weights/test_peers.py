@@ -294,6 +294,7 @@ def test_they_compose(converted, stitcher):
         assert (first != photo).any(-1)[changed].mean() > 0.9
 
 
+@pytest.mark.slow
 def test_one_report_has_all_models_and_baselines(converted, stitcher, tiny_release, tmp_path):
     rng = np.random.default_rng(0)
     for name in ("object", "background"):
