@@ -32,6 +32,7 @@ from imprint_jax.planning import hlo, kept_plans
 from imprint_jax.planning.attentions import attentions
 from imprint_jax.planning.plan import Mesh, Plan, Request
 from imprint_jax.runtime.accelerators import ACCELERATORS, GPU, MULTIPROCESSORS, TPU, Accelerator
+from imprint_jax.runtime.files import atomic_file
 from imprint_jax.training import flops, sharding
 from imprint_jax.training.state import Trainer, TrainState
 
@@ -289,7 +290,7 @@ def make_plan(request: Request, folders: list[Path], say: Callable[[str], None])
             " such plan was kept; --estimate plans with the compiler for CPU."
         )
     say("compiling")
-    plan = _compile(request, traced, compiler, key)
+    plan = _compile(request, traced, compiler, key, folders[0] if folders else None)
     if folders:
         kept_plans.save(folders[0], plan)
     return plan
@@ -331,7 +332,10 @@ def _total_steps(request: Request, traced: Traced) -> int:
     return traced.config.total_steps if request.sampling_batch is None else 1
 
 
-def _compile(request: Request, traced: Traced, compiler: str, key: str) -> Plan:
+def _compile(
+    request: Request, traced: Traced, compiler: str, key: str, folder: Path | None
+) -> Plan:
+    """Compiles and reads; a program that cannot be read is left in `folder`, as text."""
     start = time.perf_counter()
     out_of_memory = ""
     resident = sum(traced.state.values()) + traced.inputs
@@ -349,7 +353,16 @@ def _compile(request: Request, traced: Traced, compiler: str, key: str) -> Plan:
         seconds = time.perf_counter() - start
         if not out_of_memory:
             printed = _printed(program, Path(dump))
-            facts = _read(printed, program.memory_analysis(), request, traced, resident)
+            try:
+                facts = _read(printed, program.memory_analysis(), request, traced, resident)
+            except ValueError as error:
+                if folder is None:
+                    raise
+                kept = folder / f"{key[:12]}.hlo.txt"  # it may have taken an hour
+                folder.mkdir(parents=True, exist_ok=True)
+                with atomic_file(kept) as file:
+                    file.write_text(printed)
+                raise ValueError(f"{error}; the compiled program is in {kept}") from error
     devices, compiled = math.prod(request.mesh.values()), math.prod(request.compiled.values())
     return Plan(
         request=request,
