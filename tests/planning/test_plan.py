@@ -94,7 +94,7 @@ def compiled(monkeypatch) -> list[str]:
     """Nothing is compiled: the example plan takes its place. Keys of what would have been."""
     keys = []
 
-    def compile_example(request, traced, compiler, key):
+    def compile_example(request, traced, compiler, key, folder):
         keys.append(key)
         return dataclasses.replace(PLAN, request=request, compiler=compiler, key=key)
 
