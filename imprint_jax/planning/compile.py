@@ -324,10 +324,6 @@ def _key(request: Request, traced: Traced) -> str:
     )
 
 
-def _is_tpu(accelerator: str | None) -> bool:
-    return accelerator is not None and isinstance(ACCELERATORS[accelerator].chip, TPU)
-
-
 def _total_steps(request: Request, traced: Traced) -> int:
     return traced.config.total_steps if request.sampling_batch is None else 1
 
@@ -341,11 +337,12 @@ def _compile(
     resident = sum(traced.state.values()) + traced.inputs
     facts: dict[str, Any]
     facts = {"temporary": 0, "peak": 0, "traffic": 0, "library_calls": {}, "collectives": ()}
-    with tracing_for(target(request.accelerator)), tempfile.TemporaryDirectory() as dump:
+    chip = target(request.accelerator)
+    with tracing_for(chip), tempfile.TemporaryDirectory() as dump:
         lowered = traced.program.lower()
         options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True}
         try:
-            program = lowered.compile(options if _is_tpu(request.accelerator) else None)
+            program = lowered.compile(options if chip.platform == "tpu" else None)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -127,7 +127,7 @@ def _joined(added: dict, components: Iterable[str], dst: Path) -> dict:
     Raises:
         InputError: The two differ in more than the networks themselves.
     """
-    licences = read_json(dst / "config.json").get("licences", {}), added.get("licences", {})
+    kept, brought = release.load_licences(dst), added.get("licences", {})
     config = ReleasedConfig.of({key: x for key, x in added.items() if key != "licences"})
     released, new = release.load_config(dst).to_dict(), config.to_dict()
     own, other = released["model"], new["model"]
@@ -141,7 +141,6 @@ def _joined(added: dict, components: Iterable[str], dst: Path) -> dict:
         )
     for name in components:
         own[name] = other[name]
-    kept, brought = licences
     return released | {"licences": kept | {k: x for k, x in brought.items() if k in components}}
 
 
